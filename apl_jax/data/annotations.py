@@ -1,0 +1,340 @@
+"""Annotation files: the ActivityNet JSON layout in, checked records out, and files written without ever damaging one.
+
+Layout: ``database[id] = {subset, duration, fps, subject, annotations: [{segment: [start, end], label, label_id}]}``,
+times in seconds. ``fps``, ``subject``, ``label_id`` may be absent. Pseudo labels come back through this same door: each
+annotation may also carry ``weight`` (in [0, 1]) and ``ignore`` (bool); any other key is tolerated. BMN's ActivityNet
+layout (no ``database``, ``duration_second``, subsets in ``*_video_info.csv`` beside the file) is read too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+_TOLERANCE_S = 0.5  # players and annotators disagree this much about where a recording ends ...
+_TOLERANCE_SHARE = 0.01  # ... or by 1 % of it (ActivityNet v_m--b-Ltjm_Y: 0.85 s of 143 s)
+_LENIENT = "correct the file, or read it as published with --config.data.strict_annotations=False"
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names file, video and field, what was found, expected, and what to try."""
+
+
+def refusal(where: str, found: str, expected: str, remedy: str) -> DataError:
+    """The package's one form of complaint, as an exception to raise."""
+    return DataError(f"{where}: found {found}; expected {expected}. Try: {remedy}.")
+
+
+@dataclass(frozen=True, eq=False)
+class VideoRecord:
+    """One recording and its N annotated instances."""
+
+    id: str
+    subset: str  # lower case, "" when the file states none
+    duration_s: float
+    fps: float  # samples or frames per second; 0 when the file states none
+    subject: int | None
+    segments_s: np.ndarray  # [N, 2] float64, start < end
+    labels: np.ndarray  # [N] int32, index into Annotations.classes
+    weight: np.ndarray  # [N] float32 in [0, 1]; 1 for annotations made by people
+    ignore: np.ndarray  # [N] bool, the instance teaches nothing and silences the background loss under it
+
+    def without_annotations(self) -> VideoRecord:
+        """The same recording with N = 0."""
+        return dataclasses.replace(
+            self,
+            segments_s=np.zeros((0, 2)),
+            labels=np.zeros(0, np.int32),
+            weight=np.zeros(0, np.float32),
+            ignore=np.zeros(0, bool),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """An annotation file as records; ``notes`` says in words what a lenient or tolerant reading changed."""
+
+    version: str
+    classes: tuple[str, ...]  # by label_id where every class has one, else by name
+    videos: dict[str, VideoRecord]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Reading:
+    """What one pass over a file collects."""
+
+    path: Path
+    strict: bool
+    label_ids: dict[str, int | None] = field(default_factory=dict)
+    clipped: list[str] = field(default_factory=list)  # videos, one entry per segment
+    outside: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+    def notes(self) -> tuple[str, ...]:
+        """One sentence per kind of deviation met."""
+        kinds = (
+            (self.clipped, "cut to the end of their video"),
+            (self.outside, "kept although they leave their video"),
+            (self.empty, "left out because they have no length"),
+        )
+        return tuple(
+            f"{self.path}: {len(hits)} segments {what}, in {len(set(hits))} videos such as {hits[0]}"
+            for hits, what in kinds
+            if hits
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    segment_s: tuple[float, float]
+    label: str
+    weight: float
+    ignore: bool
+
+
+def read_annotations(path: str | Path, classes: tuple[str, ...] | None = None, *, strict: bool = True) -> Annotations:
+    """Reads an annotation file.
+
+    ``classes`` fixes the label order; a label that is not among them is then an error. ``strict`` refuses segments
+    without length and those that leave their video by more than 0.5 s or 1 % of its duration (smaller overshoots are
+    cut). ``strict=False`` keeps segments as they stand and drops those without length: THUMOS14 as published has 30
+    instances outside their video and scores them, ActivityNet 1.3 has 12 empty ones (systems.md 1.2 and 8, row 18).
+
+    Raises :class:`DataError`, which names file, video and key.
+    """
+    path = Path(path).expanduser()
+    document = load_json(path)
+    database = _database(path, document)
+    reading = _Reading(path, strict)
+    drafts = {video: _read_video(reading, video, entry) for video, entry in database.items()}
+    names = tuple(classes) if classes is not None else _vocabulary(reading)
+    index = {name: i for i, name in enumerate(names)}
+    for name in reading.label_ids:
+        if name not in index:
+            video = next(v for v, (_, rows) in drafts.items() if any(r.label == name for r in rows))
+            raise refusal(
+                f"{path}: video {video!r}, label",
+                f"unknown class {name!r}",
+                f"one of {', '.join(names)}",
+                "correct the label, or use a file of the same data set",
+            )
+    videos = {video: _with_rows(record, rows, index) for video, (record, rows) in drafts.items()}
+    return Annotations(str(document.get("version", "")), names, videos, reading.notes())
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; :class:`DataError` with line and column where it is not one, or names a key twice."""
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            seen: set[str] = set()
+            key = next(k for k, _ in pairs if k in seen or seen.add(k))
+            raise refusal(str(path), f"the key {key!r} twice in one object", "each key once", "remove or rename one")
+        return result
+
+    try:
+        document = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=without_duplicates)
+    except FileNotFoundError:
+        raise refusal(str(path), "no such file", "a JSON file", "check the path, e.g. --config.data.root") from None
+    except json.JSONDecodeError as error:
+        where = f"{path}: line {error.lineno}, column {error.colno}"
+        raise refusal(where, f"broken JSON ({error.msg})", "valid JSON", "copy the file again, or repair it") from None
+    except UnicodeDecodeError as error:
+        raise refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", "a JSON text", "check the path") from None
+    except RecursionError:
+        raise refusal(str(path), "JSON nested too deeply", "an annotation file", "check the path") from None
+    except OSError as error:
+        raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
+    if not isinstance(document, dict):
+        raise refusal(str(path), f"a JSON {type(document).__name__}", "a JSON object", "check the path")
+    return document
+
+
+def write_annotations(path: str | Path, document: dict[str, Any]) -> None:
+    """Writes a JSON document beside ``path`` and renames it: readers see the old file or the new one, never a part.
+
+    Raises ``OSError`` (same ``errno``) with a message for people when the disk is full or the folder not writable; the
+    old file is then untouched and nothing is left behind. Raises :class:`DataError` for NaN or infinite numbers.
+    """
+    path = Path(path)
+    try:
+        content = (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except ValueError as error:
+        found = f"a value that JSON cannot hold ({error})"
+        raise refusal(str(path), found, "finite numbers and text", "correct the value") from None
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # a delayed "disk full" must surface before the rename
+        os.replace(beside, path)
+    except OSError as error:
+        remedy = "the former file, if any, is untouched. Try: free some space, or another folder"
+        raise OSError(error.errno, f"could not save ({error.strerror}); {remedy}", str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):  # after the rename, or in a folder that could not be made, there is none
+            beside.unlink()
+
+
+def _database(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The videos of either layout, in the ActivityNet layout's keys."""
+    database = document.get("database")
+    if database is None:
+        bmn = {k: v for k, v in document.items() if isinstance(v, dict) and "duration_second" in v}
+        if not bmn:
+            raise refusal(
+                str(path),
+                f"no key 'database' (keys: {', '.join(list(document)[:8]) or 'none'})",
+                "the ActivityNet layout, database[video] = {subset, duration, annotations}",
+                "check that this is the annotation file",
+            )
+        database = _from_bmn(path, bmn)
+    if not isinstance(database, dict) or not database:
+        found = "no videos" if not database else f"a {type(database).__name__}"
+        raise refusal(f"{path}: database", found, "an object with at least one video", "check the annotation file")
+    return database
+
+
+def _from_bmn(path: Path, entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """BMN's ActivityNet entries under ActivityNet's keys; subsets come from the table of videos beside the file."""
+    table = path.with_name(path.stem.removesuffix("_anno") + "_video_info.csv")
+    if not table.is_file():
+        raise refusal(f"{path}", "BMN's layout without its table of videos", f"{table}", "put the csv beside the json")
+    with table.open(encoding="utf-8", newline="") as file:
+        subsets = {row.get("video"): row.get("subset") for row in csv.DictReader(file)}
+    result = {}
+    for video, entry in entries.items():
+        seconds, frames = entry["duration_second"], entry.get("duration_frame")
+        rate: dict[str, Any] = {}
+        if _is_number(seconds) and _is_number(frames) and seconds > 0 and frames > 0:
+            rate = {"fps": frames / seconds}
+        rest = {k: v for k, v in entry.items() if k not in ("duration_second", "duration_frame")}
+        result[video] = {**rest, **rate, "duration": seconds, "subset": subsets.get(video) or ""}
+    return result
+
+
+def _read_video(reading: _Reading, video: str, entry: Any) -> tuple[VideoRecord, list[_Row]]:
+    """One entry of ``database``, checked; its labels are still names."""
+    where = f"{reading.path}: video {video!r}"
+    if not isinstance(entry, dict):
+        raise refusal(where, repr(entry), "an object {subset, duration, annotations}", "correct the entry")
+    duration, fps, subject = entry.get("duration"), entry.get("fps", 0), entry.get("subject")
+    if not _is_number(duration) or duration <= 0:
+        found = "no value" if "duration" not in entry else repr(duration)
+        raise refusal(f"{where}, duration", found, "a positive number of seconds", "add the length of the recording")
+    if not _is_number(fps) or fps < 0 or ("fps" in entry and fps == 0):
+        raise refusal(f"{where}, fps", repr(fps), "a positive number of samples per second", "correct the entry")
+    if subject is not None and (isinstance(subject, bool) or not isinstance(subject, int)):
+        raise refusal(f"{where}, subject", repr(subject), "a whole number", "number the subjects, or leave it out")
+    subset, listed = entry.get("subset", ""), entry.get("annotations", [])
+    if not isinstance(subset, str):
+        raise refusal(f"{where}, subset", repr(subset), 'a word such as "training"', "correct the entry")
+    if not isinstance(listed, list):
+        raise refusal(f"{where}, annotations", repr(listed), "a list", "correct the entry")
+    rows = [_read_row(reading, video, f"{where}, annotations[{i}]", float(duration), a) for i, a in enumerate(listed)]
+    blank = np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool)
+    record = VideoRecord(video, subset.lower(), float(duration), float(fps), subject, *blank)
+    return record, [row for row in rows if row is not None]
+
+
+def _read_row(reading: _Reading, video: str, where: str, duration_s: float, entry: Any) -> _Row | None:
+    """One annotation, or None where a lenient reading drops it."""
+    if not isinstance(entry, dict):
+        raise refusal(where, repr(entry), "an object {segment, label}", "correct the entry")
+    label = entry.get("label")
+    if not isinstance(label, str) or not label:
+        found = "no value" if label is None else repr(label)
+        raise refusal(f"{where}.label", found, "the name of a class", "add the name")
+    weight, ignore = entry.get("weight", 1.0), entry.get("ignore", False)
+    if not _is_number(weight) or not 0 <= weight <= 1:
+        raise refusal(f"{where}.weight", repr(weight), "a number in [0, 1]", "correct it, or leave it out")
+    if not isinstance(ignore, bool):
+        raise refusal(f"{where}.ignore", repr(ignore), "true or false", "correct it, or leave it out")
+    _note_label(reading, where, label, entry.get("label_id"))
+    segment_s = _read_segment(reading, video, where, duration_s, entry.get("segment"))
+    return None if segment_s is None else _Row(segment_s, label, float(weight), ignore)
+
+
+def _read_segment(
+    reading: _Reading, video: str, where: str, duration_s: float, segment: Any
+) -> tuple[float, float] | None:
+    """Start and end in seconds, cut to the video within the tolerance; None: dropped by a lenient reading."""
+    where = f"{where}.segment"
+    if not isinstance(segment, list) or len(segment) != 2 or not all(_is_number(x) for x in segment):
+        found = "no value" if segment is None else repr(segment)
+        raise refusal(where, found, "two finite numbers, start and end in seconds", "correct the entry")
+    start, end = float(segment[0]), float(segment[1])
+    if end <= start:
+        if reading.strict or end < start:
+            raise refusal(where, f"[{start:g}, {end:g}]", "an end after the start", _LENIENT)
+        reading.empty.append(video)
+        return None
+    if start >= 0 and end <= duration_s:
+        return start, end
+    if not reading.strict:
+        reading.outside.append(video)
+        return start, end
+    tolerance = max(_TOLERANCE_S, _TOLERANCE_SHARE * duration_s)
+    if start < -tolerance or end > duration_s + tolerance or start >= duration_s or end <= 0:
+        found = f"[{start:g}, {end:g}], outside its video"
+        raise refusal(where, found, f"times within [0, {duration_s:g}] seconds", _LENIENT)
+    reading.clipped.append(video)
+    return max(start, 0.0), min(end, duration_s)
+
+
+def _note_label(reading: _Reading, where: str, label: str, label_id: Any) -> None:
+    """Remembers the number of a class; the same class under two numbers is an error."""
+    if label_id is not None and (isinstance(label_id, bool) or not isinstance(label_id, int)):
+        raise refusal(f"{where}.label_id", repr(label_id), "a whole number", "correct it, or leave it out")
+    known = reading.label_ids.get(label)
+    if known is not None and label_id is not None and known != label_id:
+        found = f"{label_id} for {label!r}, which was {known} before"
+        raise refusal(f"{where}.label_id", found, "one number per class", "correct the label or its number")
+    reading.label_ids[label] = known if label_id is None else label_id
+
+
+def _vocabulary(reading: _Reading) -> tuple[str, ...]:
+    """Class names, by number where all have one."""
+    ids = reading.label_ids
+    owner: dict[int, str] = {}
+    for name, number in ids.items():
+        if number is not None and owner.setdefault(number, name) != name:
+            found = f"label_id {number} for both {owner[number]!r} and {name!r}"
+            raise refusal(f"{reading.path}: label_id", found, "one class per number", "correct the labels")
+    if len(owner) == len(ids):
+        return tuple(owner[number] for number in sorted(owner))
+    return tuple(sorted(ids))
+
+
+def _with_rows(record: VideoRecord, rows: list[_Row], index: dict[str, int]) -> VideoRecord:
+    """The record with its instances."""
+    return dataclasses.replace(
+        record,
+        segments_s=np.array([r.segment_s for r in rows], np.float64).reshape(-1, 2),
+        labels=np.array([index[r.label] for r in rows], np.int32),
+        weight=np.array([r.weight for r in rows], np.float32),
+        ignore=np.array([r.ignore for r in rows], bool),
+    )
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """A finite JSON number (JSON's whole numbers may be too large for a float)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -1,0 +1,184 @@
+"""Linen building blocks of one-stage temporal detectors: masked convolution, normalisation, attention (systems 1.3).
+
+All of them take ``x [B, T, C]`` and ``mask [B, T]``. ``strict`` chooses between the two maskings: the reference leaves
+LayerNorm's bias at padded steps, from where kernel-3 convolutions carry it into the last valid step; the strict form
+silences padded steps again after every normalisation, so that padding changes nothing (law 1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from apl_jax.ops import sequence
+from apl_jax.ops.masking import silence
+from apl_jax.structs import Array
+
+LAYER_NORM_EPSILON = 1e-5
+# PyTorch's default for convolutions: uniform in +-1/sqrt(fan_in).
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _depthwise_init(key: Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
+    bound = 1 / math.sqrt(shape[0])  # fan_in of a depthwise kernel is its width
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over channels in float32, biased variance, returned in the dtype of the input."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return sequence.layer_norm(x, scale, bias, LAYER_NORM_EPSILON)
+
+
+class Linear(nn.Module):
+    """Pointwise convolution with bias."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", uniform_fan_in, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return sequence.linear(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+
+
+class MaskedConv(nn.Module):
+    """Zero-padded convolution over time, silenced at invalid steps of the (sub-sampled) mask."""
+
+    features: int
+    kernel_size: int = 3
+    bias_init: float | None = None  # None: no bias, as wherever a LayerNorm follows
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array) -> Array:
+        kernel = self.param("kernel", uniform_fan_in, (self.kernel_size, x.shape[-1], self.features))
+        y = sequence.conv1d(x.astype(self.dtype), kernel)
+        if self.bias_init is not None:
+            bias = self.param("bias", nn.initializers.constant(self.bias_init), (self.features,))
+            y = y + bias.astype(self.dtype)
+        return silence(y, mask)
+
+
+class DepthwiseConv(nn.Module):
+    """Kernel-3 depthwise convolution with stride, no bias, silenced at invalid output steps."""
+
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, out_mask: Array) -> Array:
+        kernel = self.param("kernel", _depthwise_init, (3, x.shape[-1]))
+        return silence(sequence.depthwise_conv1d(x, kernel, self.stride), out_mask)
+
+
+class ConvNormRelu(nn.Module):
+    """Masked convolution, LayerNorm, ReLU: a layer of the embedding and of the heads."""
+
+    features: int
+    strict: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array) -> Array:
+        y = nn.relu(LayerNorm(name="norm")(MaskedConv(self.features, dtype=self.dtype, name="conv")(x, mask)))
+        return silence(y, mask) if self.strict else y
+
+
+class ConvAttention(nn.Module):
+    """Multi-head attention whose queries, keys and values pass a strided depthwise convolution first.
+
+    ``window`` <= 1 is global attention, otherwise step t sees t - window // 2 .. t + window // 2 of its own level.
+    """
+
+    heads: int
+    window: int
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, out_mask: Array) -> Array:
+        width = x.shape[-1]
+
+        def project(name: str) -> Array:
+            y = DepthwiseConv(self.stride, name=f"{name}_conv")(x, out_mask)
+            y = Linear(width, self.dtype, name=name)(LayerNorm(name=f"{name}_norm")(y))
+            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
+
+        query, key, value = project("query"), project("key"), project("value")
+        query = query * jnp.asarray(1 / math.sqrt(width // self.heads), query.dtype)
+        if self.window > 1:
+            y = sequence.local_attention(query, key, value, out_mask, self.window)
+        else:
+            y = sequence.global_attention(query, key, value, out_mask)
+        return silence(Linear(width, self.dtype, name="projection")(y.reshape(*y.shape[:-2], width)), out_mask)
+
+
+class ScaledResidual(nn.Module):
+    """Layer scale, then stochastic depth drawn per sample, on a residual branch."""
+
+    drop_path: float
+    layer_scale: bool
+    init: float
+
+    @nn.compact
+    def __call__(self, branch: Array, deterministic: bool) -> Array:
+        if self.layer_scale:
+            branch = branch * self.param("scale", nn.initializers.constant(self.init), (branch.shape[-1],))
+        if deterministic or self.drop_path == 0:
+            return branch
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.drop_path, (branch.shape[0], 1, 1))
+        return jnp.where(keep, branch / (1 - self.drop_path), 0.0)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block; with stride 2 it halves the sequence, its skip path being a max-pool."""
+
+    heads: int
+    window: int
+    stride: int
+    expansion: int
+    dropout: float
+    drop_path: float
+    layer_scale: bool
+    layer_scale_init: float
+    strict: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array, deterministic: bool) -> tuple[Array, Array]:
+        out_mask = mask[:, :: self.stride]
+        residual = lambda name: ScaledResidual(self.drop_path, self.layer_scale, self.layer_scale_init, name=name)  # noqa: E731
+
+        normed = LayerNorm(name="norm_attention")(x)
+        normed = silence(normed, mask) if self.strict else normed
+        attended = ConvAttention(self.heads, self.window, self.stride, self.dtype, name="attention")(normed, out_mask)
+        y = self._skip(x, mask, out_mask) + residual("scale_attention")(attended, deterministic)
+
+        hidden = Linear(self.expansion * x.shape[-1], self.dtype, name="expand")(LayerNorm(name="norm_mlp")(y))
+        hidden = nn.Dropout(self.dropout, deterministic=deterministic)(sequence.gelu(hidden))
+        branch = Linear(x.shape[-1], self.dtype, name="contract")(hidden)
+        branch = silence(nn.Dropout(self.dropout, deterministic=deterministic)(branch), out_mask)
+        return y + residual("scale_mlp")(branch, deterministic), out_mask
+
+    def _skip(self, x: Array, mask: Array, out_mask: Array) -> Array:
+        if self.stride == 1:
+            return silence(x, mask)
+        # In the reference a zero from the first padded step can win the maximum at the last valid output.
+        x = jnp.where(mask[..., None], x, jnp.asarray(-jnp.inf, x.dtype)) if self.strict else x
+        return silence(sequence.max_pool1d(x, self.stride), out_mask)
+
+
+def sinusoid_positions(length: int, width: int) -> Array:
+    """Position table ``[length, width]``: sine on even, cosine on odd channels, divided by sqrt(width)."""
+    channel = jnp.arange(width)
+    angle = jnp.arange(length)[:, None] / 10000 ** (2 * (channel // 2) / width)
+    return jnp.where(channel % 2 == 0, jnp.sin(angle), jnp.cos(angle)) / math.sqrt(width)

@@ -1,0 +1,61 @@
+"""Masked k-means on the device, in the space of inner products."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+
+class Clusters(NamedTuple):
+    """Result of k-means."""
+
+    labels: Int[Array, " n"]  # in [0, k); rows outside the mask carry the label of their nearest centre too
+    inertia: Float[Array, ""]  # sum over masked rows of the squared distance to their centre
+
+
+def kmeans(
+    key: PRNGKeyArray, points: Float[Array, "n d"], mask: Bool[Array, " n"], *, clusters: int, iterations: int
+) -> Clusters:
+    """Lloyd's algorithm from a k-means++ start, unbatched (APL 3.3; systems B3).
+
+    A centre is a convex combination of the points, ``weights @ points``, so every distance follows from the Gram matrix
+    ``G = points @ points.T``: ``|x_i - c|^2 = G_ii - 2 (w G)_i + w G w``. Frames are far fewer than feature dimensions
+    here, so an iteration costs ``n^2 k`` instead of ``n d k`` and touches the features once.
+
+    A cluster that loses all its points keeps its centre. With fewer valid points than clusters, centres coincide.
+
+    Args:
+        key: seeds the k-means++ start.
+        points: n rows; the caller normalises them if it wants cosine geometry.
+        mask: rows that count.
+    """
+    counts = mask.astype(points.dtype)
+    gram = jnp.matmul(points, points.T, precision=jax.lax.Precision.HIGHEST)
+    norms = jnp.diagonal(gram)
+
+    def distances(weights: jax.Array) -> jax.Array:  # [k, n] -> [n, k]
+        cross = weights @ gram
+        return norms[:, None] - 2 * cross.T + (cross * weights).sum(-1)
+
+    def seed(j: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        weights, nearest = state
+        # Sampling in proportion to the squared distance is an argmax of Gumbel-perturbed logarithms.
+        logits = jnp.where(mask, jnp.log(jnp.maximum(nearest, 1e-30)), -jnp.inf)
+        chosen = jax.random.categorical(jax.random.fold_in(key, j), logits)
+        weights = weights.at[j].set(jax.nn.one_hot(chosen, points.shape[0], dtype=points.dtype))
+        distance = norms - 2 * gram[chosen] + norms[chosen]
+        return weights, jnp.minimum(nearest, jnp.maximum(distance, 0))
+
+    def lloyd(_: int, weights: jax.Array) -> jax.Array:
+        members = jax.nn.one_hot(jnp.argmin(distances(weights), -1), clusters, dtype=points.dtype) * counts[:, None]
+        sizes = members.sum(0)
+        return jnp.where((sizes > 0)[:, None], members.T / jnp.maximum(sizes, 1)[:, None], weights)
+
+    start = jnp.zeros((clusters, points.shape[0]), points.dtype), jnp.ones_like(norms)
+    weights = jax.lax.fori_loop(0, clusters, seed, start)[0]
+    weights = jax.lax.fori_loop(0, iterations, lloyd, weights)
+    final = distances(weights)
+    return Clusters(jnp.argmin(final, -1), (jnp.maximum(final.min(-1), 0) * counts).sum())

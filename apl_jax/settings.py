@@ -1,0 +1,282 @@
+"""Every hyper-parameter of the project: its name, unit, default and source. Nothing else holds one.
+
+Frozen dataclasses are hashable, hence legal static arguments of ``jax.jit``, and their JSON has a stable hash, hence
+stage fingerprints. Defaults are those of ActionFormer and APL on THUMOS14; ``configs/*.py`` state differences only.
+"systems" in the comments is the behavioural specification, by section or by item (A4, B2 ...).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where recordings come from, how they become grids, and which of them may show their labels."""
+
+    name: str = "spsw"  # embedded data set, or the name printed for `root`
+    root: str = ""  # folder with annotations.json and features; empty = the data set embedded in the package
+    window: int = 20  # samples of raw signal per feature row
+    stride: int = 10  # samples between rows
+    training_subset: str = "training"  # compared in lower case
+    test_subset: str = "test"
+    label_ratio: float = 0.1  # fraction of training videos whose annotations training may see, in (0, 1]
+    split_seed: int = 0
+    validation_subjects: tuple[int, ...] = ()  # training subjects held out, and evaluated instead of the test set
+    length_multiple: int = 16  # grids are padded to a multiple of this; the coarsest pyramid stride must divide it
+    max_length_t: int = 2304  # longer videos are cropped in training; prediction sees them whole
+    std_floor: float = 1e-3  # in feature units; a feature that deviates less in training is centred, not scaled
+    strict_annotations: bool = True  # False: keep segments outside their video, drop empty ones (THUMOS14, ActivityNet)
+    allow_uncovered: bool = False  # go on when the labelled videos leave a class without an instance
+    split_file: str = ""  # JSON with the ids under "labelled" (a published split); replaces label_ratio and split_seed
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """ALQA: the localisation-reliability heads and the joint score (APL 3.1, Eq. 1 to 5)."""
+
+    branches: str = "tiou_tnd"  # tiou_tnd (two branches) | diou | tiou (one, Table 3) | none (plain ActionFormer)
+    loss: str = "bce"  # bce | kl (Table S1)
+    soft_focal: str = "qfl"  # af (ActionFormer's focal form on the joint probability) | qfl (systems A4)
+    weight: float = 0.1  # lambda_locq
+    epsilon: float = 1e-4  # floor of tIoU - tND (A3)
+    tiou_bias: float = 0.0  # logit bias at initialisation (A3)
+    tnd_bias: float = -3.0  # a neutral bias would zero the joint score (A3)
+    background_gradient: bool = True  # let the classification loss at background points reach the quality heads (A6b)
+    rank_by_quality: bool = True  # the joint score, not the class score, ranks detections (A24)
+
+
+@dataclass(frozen=True)
+class NmsSettings:
+    """Turning dense predictions into detections (systems 1.9)."""
+
+    score_threshold: float = 0.001  # before NMS
+    top_k_per_level: int = 2000
+    duration_threshold_t: float = 0.05  # grid steps; shorter predictions are discarded
+    method: str = "gaussian"  # gaussian (soft-NMS) | hard
+    sigma: float = 0.5
+    iou_threshold: float = 0.1  # hard NMS only
+    min_score: float = 0.001
+    max_detections: int = 200  # K
+    class_wise: bool = True  # False: one pass over all classes, then voting
+    voting_threshold: float = 0.7  # class-agnostic only; 0 = no voting
+
+
+@dataclass(frozen=True)
+class ActionFormerSettings:
+    """ActionFormer on THUMOS14 (systems 1.1, 1.3)."""
+
+    width: int = 512
+    heads: int = 4
+    embedding_convs: int = 2
+    stem_blocks: int = 2
+    branch_blocks: int = 5  # pyramid levels = branch_blocks + 1
+    windows: tuple[int, ...] = (19, 19, 19, 19, 19, 19)  # per level, 0 or 1 = global
+    neck: str = "identity"  # identity | fpn
+    absolute_position: bool = False
+    position_length_t: int = 2304  # length that the position table is built for
+    head_layers: int = 3  # hidden layers + predictor
+    expansion: int = 4  # MLP width / width
+    dropout: float = 0.0
+    drop_path: float = 0.1  # stochastic depth probability
+    layer_scale: bool = True  # the reference drops it when drop_path is 0; here it is its own switch
+    layer_scale_init: float = 1e-4
+    regression_ranges: tuple[tuple[float, float], ...] = (
+        (0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000),
+    )  # fmt: skip
+    center_radius: float = 1.5  # in strides
+    prior_probability: float = 0.01  # of a class at initialisation
+    label_smoothing: float = 0.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    regression_weight: float = 1.0  # lambda_reg; <= 0: balanced against the class loss (systems 1.7)
+    normalizer_init: float = 100.0
+    normalizer_momentum: float = 0.9
+    masking: str = "strict"  # strict (law 1) | reference (ActionFormer's leaky masking, for parity)
+    dtype: str = "float32"  # of convolutions, projections and attention products: float32 | bfloat16
+    quality: QualitySettings = field(default_factory=QualitySettings)
+    nms: NmsSettings = field(default_factory=NmsSettings)
+
+
+@dataclass(frozen=True)
+class PerturbSettings:
+    """Random truncation (systems 1.2) and feature noise during training."""
+
+    crop_ratio: float = 0.9  # shortest crop as a fraction of the video; 1 = no cropping
+    keep_ratio: float = 0.5  # an instance survives a crop if at least this fraction of it is inside
+    crop_attempts: int = 16  # starts drawn at once; the first that keeps an instance is used (reference: up to 200)
+    noise: float = 0.0  # standard deviation of Gaussian noise added to features (TriDet: 5e-4)
+    channel_drop: float = 0.0  # probability that a feature channel is zeroed over the whole video (OpenTAD: 0.2)
+    scale: float = 0.0  # standard deviation of a per-video log-normal gain
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with role-based decay, global-norm clipping, warm-up + cosine, EMA (systems 1.8)."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05  # APL: 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    warmup_fraction: float = 0.1  # of the stage's steps
+    final_learning_rate: float = 1e-8
+    ema_decay: float = 0.999
+    ema_ramp: bool = True  # decay min(ema_decay, (1 + i) / (10 + i)); False = the reference's constant
+
+
+@dataclass(frozen=True)
+class ContrastiveSettings:
+    """ACP: coarse and fine contrast of pyramid frames (APL 3.3, Eq. 11)."""
+
+    partitions: int = 64  # N segments per video, one random valid frame each (B1)
+    temperature: float = 0.1  # B2
+    coarse_clusters: int = 2
+    fine_clusters: int = 4  # B (B8)
+    fine_group: int = 0  # videos clustered together; 0 = the whole batch
+    kmeans_iterations: int = 10
+    coarse: bool = True
+    fine: bool = True  # Table 5
+    exclude_self: bool = True  # B4
+    weight: float = 0.1  # lambda_acp in the later stages; 1 in pre-training
+    later: str = "labelled_unlabelled"  # none | labelled | labelled_unlabelled (Table S4's three cases)
+
+
+@dataclass(frozen=True)
+class DiscriminatorSettings:
+    """ICD: similarity of two instances from their max-pooled raw features (APL 3.2, Eq. 7 to 10)."""
+
+    enabled: bool = True
+    hidden: int = 128  # A16
+    pairs: int = 10  # positive pairs per step, and as many negative ones (A17)
+    symmetric: bool = True  # average D(a,b) and D(b,a) (A18)
+    learning_rate: float = 1e-4  # own AdamW (A17)
+    weight_decay: float = 1e-4
+    unknown_similarity: float = 0.5  # class without labelled instance (A19)
+    eliminate: bool = True  # EAP
+    promote: bool = True  # MPP
+    eliminate_below: float = 0.3  # tau_icd
+    promote_above: float = 0.7  # varsigma_icd
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """Which detections become pseudo labels (APL Eq. 6)."""
+
+    rule: str = "dynamic"  # dynamic (mean + std) | fixed; names of learning.selection.SELECTORS
+    fixed_threshold: float = 0.3
+    tau_neg: float = 0.15
+    scope: str = "pooled"  # pooled | class | video (A1)
+    deviations: float = 1.0  # tau_pos = mean + deviations * std; 0 = mean only
+    tau_min: float = 0.2
+    tau_max: float = 0.9
+    candidates: str = "ignore"  # background | ignore: what unselected candidates are in training (A14)
+    discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """Length and batch of one training stage."""
+
+    steps: int = 2000
+    labelled_batch: int = 2
+    unlabelled_batch: int = 0
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    perturb: PerturbSettings = field(default_factory=PerturbSettings)
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """The semi-supervised method and its three kinds of stage."""
+
+    method: str = "apl"  # name in learning.methods.METHODS
+    rounds: int = 1  # (pseudo_label -> self_train) repetitions
+    unlabelled_weight: float = 2.0  # beta, Eq. 12
+    pretrain: StageSettings = field(default_factory=lambda: StageSettings(labelled_batch=0, unlabelled_batch=2))
+    supervised: StageSettings = field(default_factory=StageSettings)
+    self_train: StageSettings = field(default_factory=lambda: StageSettings(unlabelled_batch=2))
+    contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """tIoU thresholds and recall ranks of the final table."""
+
+    tiou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    recall_at: tuple[int, ...] = (1, 5)
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """Machine matters; nothing here may change a result beyond float rounding."""
+
+    steps_per_dispatch: int = 25  # optimiser steps inside one jitted call
+    checkpoint_every: int = 250  # steps, a multiple of steps_per_dispatch
+    log_every: int = 25
+    progress: bool = True
+    distributed: str = "off"  # off | auto: jax.distributed.initialize()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run, whole."""
+
+    seed: int = 0  # initialisation, data order, perturbation
+    arms: tuple[str, ...] = ("supervised", "supervised_matched", "semi_supervised")  # rows of the final table
+    detector: str = "actionformer"  # name in detectors.DETECTORS
+    data: DataSettings = field(default_factory=DataSettings)
+    actionformer: ActionFormerSettings = field(default_factory=ActionFormerSettings)
+    learning: LearningSettings = field(default_factory=LearningSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as nested dicts of JSON types (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
+    """Builds settings of class ``cls`` from nested dicts; unknown names and mistyped values are errors.
+
+    Raises ``ValueError`` naming the dotted path, what was found and what was expected.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"{where}.{unknown[0]}: no such setting; {where} has {', '.join(fields)}")
+    default = cls()
+    changes = {name: _coerce(getattr(default, name), value, f"{where}.{name}") for name, value in values.items()}
+    return dataclasses.replace(default, **changes)
+
+
+def _coerce(default: Any, value: Any, where: str) -> Any:
+    """``value`` in the type of ``default``: dataclass from dict, tuple from list, float from int."""
+    if dataclasses.is_dataclass(default):
+        return from_dict(type(default), dict(value), where)
+    if isinstance(default, tuple):
+        if isinstance(value, (str, int, float)):
+            raise ValueError(f"{where}: found {value!r}, expected a list like {list(default)}")
+        return tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{where}: found {value!r} ({type(value).__name__}), expected {type(default).__name__}")
+    return value
+
+
+def fingerprint(*parts: Any) -> str:
+    """A 16-digit hash of settings, digests, names: equal exactly when every part is equal."""
+
+    def plain(part: Any) -> Any:
+        return to_dict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else part
+
+    text = json.dumps([plain(p) for p in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,258 @@
+"""Annotation files: counts of the real ones, order of classes, the keys of pseudo labels, and atomic writing."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apl_jax.data.annotations import DataError, read_annotations, write_annotations
+from apl_jax.data.features import embedded_root
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder {SHARED} is absent")
+
+
+def document(*annotations, duration=10.0, **entry):
+    """One video called v with the given annotations."""
+    return {"database": {"v": {"subset": "Training", "duration": duration, "annotations": list(annotations), **entry}}}
+
+
+def read(tmp_path, content, **options):
+    """What read_annotations makes of a document."""
+    path = tmp_path / "annotations.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_annotations(path, **options)
+
+
+def test_embedded_counts():
+    annotations = read_annotations(embedded_root() / "annotations.json")
+    assert annotations.classes == ("standing_up", "walking", "turning", "sitting_down")
+    assert Counter(r.subset for r in annotations.videos.values()) == {"training": 153, "test": 70}
+    assert sum(len(r.labels) for r in annotations.videos.values()) == 1362
+    assert {r.subject % 3 == 0 for r in annotations.videos.values() if r.subset == "test"} == {True}
+    first = annotations.videos["s01_01_sp"]
+    np.testing.assert_array_equal(first.segments_s[:2], [[0.761, 2.059], [2.059, 4.323]])
+    assert (first.duration_s, first.fps, first.subject, first.labels[:2].tolist()) == (13.185, 102.467, 1, [0, 1])
+    assert first.weight.tolist() == [1.0] * len(first.labels) and not first.ignore.any()
+    assert annotations.notes == ()
+
+
+@needs_shared
+def test_hapt_counts():
+    annotations = read_annotations(SHARED / "hapt" / "annotations.json")
+    assert Counter(r.subset for r in annotations.videos.values()) == {"training": 42, "test": 19}
+    assert sum(len(r.labels) for r in annotations.videos.values()) == 1214
+    assert len(annotations.classes) == 12 and annotations.classes[0] == "walking"
+
+
+@needs_shared
+def test_thumos14_as_published():
+    path = SHARED / "annotations" / "thumos14.json"
+    annotations = read_annotations(path, strict=False)
+    videos, instances = Counter(), Counter()
+    for record in annotations.videos.values():
+        videos[record.subset] += 1
+        instances[record.subset] += len(record.labels)
+    assert videos == {"validation": 200, "test": 212}
+    assert instances == {"validation": 3007, "test": 3358}
+    assert len(annotations.classes) == 20 and annotations.classes[4] == "CliffDiving"
+    assert len(annotations.notes) == 1 and "30 segments" in annotations.notes[0]
+    with pytest.raises(
+        DataError, match=r"thumos14.json: video 'video_test_0000270', annotations\[7\].segment: .*outside"
+    ):
+        read_annotations(path)
+
+
+@needs_shared
+def test_activitynet_as_published():
+    annotations = read_annotations(SHARED / "annotations" / "activitynet13_anno.json", strict=False)
+    counts = Counter(record.subset for record in annotations.videos.values())
+    assert counts == {"training": 9649, "validation": 4728, "testing": 4851}
+    assert len(annotations.classes) == 200 and list(annotations.classes) == sorted(annotations.classes)
+    assert sum(len(record.labels) for record in annotations.videos.values()) == 22152 - 12  # 12 have no length
+    record = annotations.videos["v_QOlSCBRmfWY"]
+    assert record.duration_s == 82.73 and record.fps == pytest.approx(2067 / 82.73)
+    assert annotations.classes[record.labels[0]] == "Ballet"
+
+
+def test_classes_follow_label_id_else_name(tmp_path):
+    rows = [
+        {"segment": [0, 1], "label": "zebra", "label_id": 2},
+        {"segment": [1, 2], "label": "ant", "label_id": 7},
+        {"segment": [2, 3], "label": "zebra"},  # its number is known from the other row
+    ]
+    annotations = read(tmp_path, document(*rows))
+    assert annotations.classes == ("zebra", "ant")
+    assert annotations.videos["v"].labels.tolist() == [0, 1, 0]
+    without = [{"segment": r["segment"], "label": r["label"]} for r in rows]
+    annotations = read(tmp_path, document(*without))
+    assert annotations.classes == ("ant", "zebra")
+    assert annotations.videos["v"].labels.tolist() == [1, 0, 1]
+    annotations = read(tmp_path, document(*rows), classes=("ant", "bee", "zebra"))
+    assert annotations.videos["v"].labels.tolist() == [2, 0, 2]
+
+
+def test_pseudo_label_keys_come_back(tmp_path):
+    rows = [
+        {"segment": [0, 1], "label": "a", "weight": 0.25, "ignore": False, "score": 0.9, "reason": "KEPT"},
+        {"segment": [1, 2], "label": "a", "ignore": True},
+    ]
+    record = read(tmp_path, document(*rows)).videos["v"]
+    assert record.weight.tolist() == [0.25, 1.0] and record.ignore.tolist() == [False, True]
+    assert (record.subset, record.fps, record.subject) == ("training", 0.0, None)
+
+
+def test_video_without_annotations(tmp_path):
+    content = document(duration=3)
+    del content["database"]["v"]["annotations"]
+    record = read(tmp_path, content).videos["v"]
+    assert record.segments_s.shape == (0, 2) and record.labels.shape == (0,)
+
+
+def test_without_annotations_strips_every_array(tmp_path):
+    record = read(tmp_path, document({"segment": [0, 1], "label": "a"}, fps=25)).videos["v"].without_annotations()
+    assert record.segments_s.shape == (0, 2)
+    assert [len(x) for x in (record.labels, record.weight, record.ignore)] == [0, 0, 0]
+    assert (record.id, record.duration_s, record.fps) == ("v", 10.0, 25.0)
+
+
+@pytest.mark.parametrize(
+    ("segment", "duration", "expected"),
+    [
+        ([8, 10.5], 10.0, [8, 10]),  # half a second over the end
+        ([-0.5, 2], 10.0, [0, 2]),
+        ([90, 201.9], 200.0, [90, 200]),  # 1 % of a long video
+        ([8, 10.51], 10.0, None),
+        ([-0.51, 2], 10.0, None),
+        ([10.1, 10.4], 10.0, None),  # nothing of it is inside
+        ([90, 202.1], 200.0, None),
+    ],
+)
+def test_tolerance(tmp_path, segment, duration, expected):
+    content = document({"segment": segment, "label": "a"}, duration=duration)
+    if expected is None:
+        with pytest.raises(DataError, match="outside its video"):
+            read(tmp_path, content)
+    else:
+        annotations = read(tmp_path, content)
+        np.testing.assert_array_equal(annotations.videos["v"].segments_s, [expected])
+        assert "1 segments cut" in annotations.notes[0]
+    lenient = read(tmp_path, content, strict=False).videos["v"]
+    np.testing.assert_array_equal(lenient.segments_s, [segment])
+
+
+ROW = {"segment": [1, 2], "label": "a", "label_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"database": {', r"line 1, column 15: found broken JSON"),
+        ("[1, 2]", "a JSON list"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"database": {"v": {"duration": 1}, "v": {"duration": 2}}}', "the key 'v' twice"),
+        ({"results": {}}, r"no key 'database' \(keys: results\)"),
+        ({"database": {}}, "database: found no videos"),
+        ({"database": [1]}, "found a list"),
+        ({"database": {"v": 3}}, "video 'v': found 3"),
+        ({"database": {"v": {"annotations": []}}}, "video 'v', duration: found no value"),
+        (document(duration=0), "video 'v', duration: found 0"),
+        (document(duration="9"), "video 'v', duration: found '9'"),
+        ('{"database": {"v": {"duration": NaN}}}', "video 'v', duration: found nan"),
+        ('{"database": {"v": {"duration": 1' + "0" * 400 + "}}}", "video 'v', duration"),
+        (document(fps=-1), "video 'v', fps: found -1"),
+        (document(subject="anna"), "video 'v', subject: found 'anna'"),
+        (document(subset=3), "video 'v', subset: found 3"),
+        (document(annotations={}), "video 'v', annotations: found {}"),
+        (document(7), r"annotations\[0\]: found 7"),
+        (document({"label": "a"}), r"annotations\[0\]\.segment: found no value"),
+        (document(ROW, {**ROW, "segment": [1, 2, 3]}), r"annotations\[1\]\.segment: found \[1, 2, 3\]"),
+        (document({**ROW, "segment": ["1", 2]}), r"segment: found \['1', 2\]; expected two finite numbers"),
+        (document({**ROW, "segment": [2, 2]}), r"segment: found \[2, 2\]; expected an end after the start"),
+        (document({**ROW, "segment": [3, 1]}), "an end after the start"),
+        (document({**ROW, "segment": [5, 15]}), r"found \[5, 15\], outside its video; expected times within \[0, 10\]"),
+        (document({"segment": [1, 2]}), "label: found no value"),
+        (document({**ROW, "label": 4}), "label: found 4"),
+        (document({**ROW, "label_id": "0"}), "label_id: found '0'"),
+        (document(ROW, {**ROW, "label_id": 1}), "found 1 for 'a', which was 0 before"),
+        (document(ROW, {**ROW, "label": "b"}), "label_id 0 for both 'a' and 'b'"),
+        (document({**ROW, "weight": 1.5}), "weight: found 1.5"),
+        (document({**ROW, "ignore": 1}), "ignore: found 1"),
+    ],
+)
+def test_refusals_name_file_video_and_key(tmp_path, content, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, content)
+    assert str(tmp_path / "annotations.json") in str(caught.value) and "Try: " in str(caught.value)
+
+
+def test_unknown_class(tmp_path):
+    with pytest.raises(DataError, match="video 'v', label: found unknown class 'a'; expected one of b, c"):
+        read(tmp_path, document(ROW), classes=("b", "c"))
+
+
+def test_missing_file_and_foreign_bytes(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_annotations(tmp_path / "none.json")
+    with pytest.raises(DataError, match="Is a directory"):
+        read_annotations(tmp_path)
+    (tmp_path / "binary.json").write_bytes(b"\x80\x04\xff")
+    with pytest.raises(DataError, match="no UTF-8"):
+        read_annotations(tmp_path / "binary.json")
+
+
+def test_bmn_layout_needs_its_table(tmp_path):
+    with pytest.raises(DataError, match=r"annotations_video_info\.csv"):
+        read(tmp_path, {"v": {"duration_second": 3.0, "duration_frame": 90, "annotations": []}})
+
+
+def test_write_round_trip_and_no_leftovers(tmp_path):
+    path = tmp_path / "deep" / "labels.json"
+    content = document({**ROW, "label": "marche à pied", "weight": 0.5}, fps=30.0, subject=4)
+    write_annotations(path, content)
+    write_annotations(path, content)
+    record = read_annotations(path).videos["v"]
+    assert (record.fps, record.subject, record.weight.tolist()) == (30.0, 4, [0.5])
+    assert read_annotations(path).classes == ("marche à pied",)
+    assert [p.name for p in path.parent.iterdir()] == ["labels.json"]
+
+
+def test_write_refuses_nan_and_keeps_the_former_file(tmp_path):
+    path = tmp_path / "labels.json"
+    write_annotations(path, document(ROW))
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="JSON cannot hold"):
+        write_annotations(path, document({**ROW, "score": float("nan")}))
+    assert path.read_bytes() == before
+
+
+def test_full_disk_leaves_the_former_file(tmp_path):
+    """A limit on file size makes the write fail midway, as a full disk does."""
+    path = tmp_path / "labels.json"
+    write_annotations(path, document(ROW))
+    before = path.read_bytes()
+    program = """
+import resource, sys
+from apl_jax.data.annotations import write_annotations
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_annotations(sys.argv[1], {"database": {str(i): {"duration": 1.0} for i in range(5000)}})
+except OSError as error:
+    print(error.errno, error)
+    sys.exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert "could not save (File too large)" in done.stdout and str(path) in done.stdout
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["labels.json"]
+
+
+def test_unwritable_folder_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="could not save"):
+        write_annotations(tmp_path / "file" / "labels.json", document(ROW))

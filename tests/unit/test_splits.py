@@ -1,0 +1,179 @@
+"""Splits by ratio and seed: determined, nested, covering, stratified, and refused when they cannot be."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from apl_jax.data.annotations import Annotations, DataError, VideoRecord
+from apl_jax.data.dataset import open_truth
+from apl_jax.data.splits import build_split, write_split
+from apl_jax.settings import DataSettings
+
+
+def record(name, classes, subset="training", subject=None):
+    """A video with one instance of each given class."""
+    n = len(classes)
+    segments_s = np.stack([np.arange(n), np.arange(n) + 0.5], -1).astype(float).reshape(n, 2)
+    return VideoRecord(
+        name, subset, 100.0, 10.0, subject, segments_s, np.array(classes, np.int32), np.ones(n, np.float32),
+        np.zeros(n, bool),
+    )  # fmt: skip
+
+
+def annotations(videos, classes):
+    """Annotations of the given records, one test video added."""
+    records = [*videos, record("test", [0], "test")]
+    return Annotations("", tuple(f"c{i}" for i in range(classes)), {r.id: r for r in records})
+
+
+@pytest.fixture(scope="module")
+def long_tail():
+    """200 single-class videos: class 0 has 100, class 1 has 50, ..., classes 6 and 7 have 3 and 2."""
+    counts = [100, 50, 25, 12, 5, 3, 3, 2]
+    videos = [record(f"v{c}_{i:03d}", [c]) for c, count in enumerate(counts) for i in range(count)]
+    return annotations(videos, 8)
+
+
+def split_of(data, **changes):
+    return build_split(data, dataclasses.replace(DataSettings(), **changes))
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return open_truth(DataSettings())
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.001, 1), (0.1, 15), (0.2, 31), (0.4, 61), (0.6, 92), (1.0, 153)])
+def test_embedded_counts(embedded, ratio, count):
+    split = split_of(embedded, label_ratio=ratio)
+    assert (len(split.labelled), len(split.unlabelled), len(split.evaluation)) == (count, 153 - count, 70)
+    training = {video for video, r in embedded.videos.items() if r.subset == "training"}
+    assert set(split.labelled) | set(split.unlabelled) == training and not set(split.labelled) & set(split.unlabelled)
+    assert {embedded.videos[video].subset for video in split.evaluation} == {"test"}
+    assert split.uncovered_classes == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_smaller_ratio_is_a_prefix_of_a_larger_one(long_tail, seed):
+    lists = [split_of(long_tail, label_ratio=r, split_seed=seed).labelled for r in (0.04, 0.1, 0.2, 0.4, 0.6, 1.0)]
+    assert [len(x) for x in lists] == [8, 20, 40, 80, 120, 200]
+    for smaller, larger in zip(lists, lists[1:], strict=False):
+        assert larger[: len(smaller)] == smaller
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_class_is_covered_and_in_proportion(long_tail, seed):
+    covered = split_of(long_tail, label_ratio=0.04, split_seed=seed).labelled
+    assert {int(video[1]) for video in covered} == set(range(8))
+    half = Counter(int(video[1]) for video in split_of(long_tail, label_ratio=0.5, split_seed=seed).labelled)
+    for c, count in enumerate([100, 50, 25, 12, 5, 3, 3, 2]):
+        assert abs(half[c] - count / 2) <= 3
+
+
+def test_pure_function_of_seed_and_ratio_not_of_file_order(long_tail):
+    backwards = Annotations("", long_tail.classes, dict(reversed(list(long_tail.videos.items()))))
+    assert split_of(long_tail, split_seed=3) == split_of(backwards, split_seed=3)
+    assert split_of(long_tail, split_seed=3).digest == split_of(backwards, split_seed=3).digest
+    splits = {split_of(long_tail, split_seed=seed).labelled for seed in range(10)}
+    assert len(splits) == 10
+    assert split_of(long_tail, split_seed=3).digest != split_of(long_tail, split_seed=4).digest
+
+
+def test_times_and_weights_do_not_move_the_split(long_tail):
+    moved = {
+        video: dataclasses.replace(r, segments_s=r.segments_s + 7, weight=r.weight / 2)
+        for video, r in long_tail.videos.items()
+    }
+    assert split_of(Annotations("", long_tail.classes, moved, ())) == split_of(long_tail)
+
+
+def test_cover_uses_videos_that_show_several_rare_classes():
+    videos = [record(f"v{i}", [0]) for i in range(9)] + [record("rich", [1, 2, 3])]
+    for seed in range(5):
+        labelled = split_of(annotations(videos, 4), label_ratio=0.2, split_seed=seed).labelled
+        assert labelled[0] == "rich" and labelled[1] != "rich"
+
+
+def test_uncovered_class_is_refused_with_the_ratio_that_would_do(long_tail):
+    with pytest.raises(DataError, match="leave uncovered") as caught:
+        split_of(long_tail, label_ratio=0.02)
+    message = str(caught.value)
+    assert "4 labelled of 200" in message and "label_ratio=0.04 (the smallest" in message and "c0" in message
+    split = split_of(long_tail, label_ratio=0.02, allow_uncovered=True)
+    assert len(split.labelled) == 4 and len(split.uncovered_classes) == 4
+    assert {int(video[1]) for video in split.labelled}.isdisjoint(int(c[1]) for c in split.uncovered_classes)
+    assert split_of(long_tail, label_ratio=0.04).uncovered_classes == ()
+
+
+def test_class_without_training_video_is_recorded_not_refused():
+    split = split_of(annotations([record("a", [0]), record("b", [0])], 3), label_ratio=1.0)
+    assert split.uncovered_classes == ("c1", "c2")
+
+
+def test_background_only_videos_take_part():
+    videos = [record(f"v{i}", [0]) for i in range(5)] + [record(f"empty{i}", []) for i in range(5)]
+    split = split_of(annotations(videos, 1), label_ratio=1.0)
+    assert len(split.labelled) == 10
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan")])
+def test_ratio_out_of_range(long_tail, ratio):
+    with pytest.raises(DataError, match=r"label_ratio: found .* expected a number in \(0, 1\]"):
+        split_of(long_tail, label_ratio=ratio)
+
+
+def test_no_video_to_train_or_evaluate_on(long_tail):
+    with pytest.raises(DataError, match=r"found subsets 'test', 'training'; expected videos of subset 'validation'"):
+        split_of(long_tail, training_subset="validation")
+    with pytest.raises(DataError, match="to evaluate on"):
+        split_of(long_tail, test_subset="testing")
+
+
+def test_subsets_are_compared_in_lower_case(long_tail):
+    assert split_of(long_tail, training_subset="Training", test_subset="TEST") == split_of(long_tail)
+
+
+def test_validation_subjects_leave_training_and_keep_the_test_set_out(embedded):
+    split = split_of(embedded, validation_subjects=(1, 4))
+    assert {embedded.videos[video].subject for video in split.evaluation} == {1, 4}
+    assert {embedded.videos[video].subset for video in split.evaluation} == {"training"}
+    rest = {embedded.videos[video].subject for video in split.labelled + split.unlabelled}
+    assert not rest & {1, 4} and len(split.labelled + split.unlabelled) + len(split.evaluation) == 153
+    assert len(split.labelled) == round(0.1 * (153 - len(split.evaluation)))
+
+
+def test_unknown_or_all_subjects(embedded):
+    with pytest.raises(DataError, match=r"validation_subjects: found \[3\]"):  # 3 is a test subject
+        split_of(embedded, validation_subjects=(1, 3))
+    subjects = {r.subject for r in embedded.videos.values() if r.subset == "training"}
+    with pytest.raises(DataError, match="all training subjects"):
+        split_of(embedded, validation_subjects=tuple(sorted(subjects)))
+
+
+def test_written_split_can_be_used_again(tmp_path, embedded):
+    split = split_of(embedded, label_ratio=0.2, split_seed=7)
+    path = tmp_path / "split.json"
+    write_split(path, split)
+    document = json.loads(path.read_text())
+    assert document["labelled"] == list(split.labelled) and document["unlabelled"] == list(split.unlabelled)
+    assert (document["seed"], document["ratio"], document["digest"]) == (7, 0.2, split.digest)
+    again = split_of(embedded, split_file=str(path))
+    assert (again.labelled, again.unlabelled, again.evaluation) == (split.labelled, split.unlabelled, split.evaluation)
+
+
+def test_split_file_of_another_data_set(tmp_path, embedded, long_tail):
+    write_split(tmp_path / "split.json", split_of(long_tail))
+    with pytest.raises(DataError, match="expected ids of training videos"):
+        split_of(embedded, split_file=str(tmp_path / "split.json"))
+    (tmp_path / "split.json").write_text('{"labelled": []}')
+    with pytest.raises(DataError, match="expected a list of video ids"):
+        split_of(embedded, split_file=str(tmp_path / "split.json"))
+
+
+def test_split_file_that_leaves_a_class_uncovered(tmp_path, long_tail):
+    (tmp_path / "split.json").write_text('{"labelled": ["v0_000"]}')
+    with pytest.raises(DataError, match=r"split.json: found 1 labelled .* c1, c2"):
+        split_of(long_tail, split_file=str(tmp_path / "split.json"))
