@@ -15,7 +15,7 @@ import numpy as np
 
 from apl_jax.detectors.base import Detector, Losses
 from apl_jax.nn.pyramid import Backbone, Levels, Neck
-from apl_jax.nn.quality import QUALITY_BRANCHES, ClassHead, RegressionHead
+from apl_jax.nn.quality import QUALITY_BRANCHES, ClassHead, RegressionHead, join_levels
 from apl_jax.ops import losses, nms
 from apl_jax.ops.masking import upsample_linear
 from apl_jax.ops.segments import offset_quality
@@ -53,14 +53,12 @@ class ActionFormer(nn.Module):
     def __call__(self, features: Array, mask: Array, deterministic: bool) -> tuple[Levels, PyramidOutputs]:
         levels = Backbone(self.settings, name="backbone")(features, mask, deterministic)
         levels = Neck(self.settings, name="neck")(levels)
-        class_logits = ClassHead(self.settings, self.num_classes, name="class_head")(levels)
-        offsets, quality_logits = RegressionHead(self.settings, name="regression_head")(levels)
-        upsampled = [upsample_linear(x, m, mask.shape[1]) for x, m in levels]
-        join = lambda parts: jnp.concatenate(parts, axis=1)  # noqa: E731
-        return levels, PyramidOutputs(
-            join(class_logits), join(offsets), join(quality_logits),
-            join([m for _, m in levels]), jnp.concatenate(upsampled, axis=-1),
-        )  # fmt: skip
+        joined = join_levels(levels)
+        class_logits = ClassHead(self.settings, self.num_classes, name="class_head")(joined)
+        offsets, quality_logits = RegressionHead(self.settings, name="regression_head")(joined)
+        representation = jnp.concatenate([upsample_linear(x, m, mask.shape[1]) for x, m in levels], axis=-1)
+        point_mask = jnp.concatenate([m for _, m in levels], axis=1)
+        return levels, PyramidOutputs(class_logits, offsets, quality_logits, point_mask, representation)
 
 
 def pyramid_points(settings: ActionFormerSettings, steps: int) -> np.ndarray:

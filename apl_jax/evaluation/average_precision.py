@@ -137,7 +137,11 @@ def write_submission(path: str | Path, predictions: Instances, videos: Sequence[
     """
     results: dict[str, list[dict[str, Any]]] = {video: [] for video in videos}
     for i, (start, end) in enumerate(predictions.segments_s.tolist()):
-        entry = {"label": classes[int(predictions.label[i])], "score": float(predictions.score[i]), "segment": [start, end]}
+        entry = {
+            "label": classes[int(predictions.label[i])],
+            "score": float(predictions.score[i]),
+            "segment": [start, end],
+        }
         results[videos[int(predictions.video[i])]].append(entry)
     write_annotations(path, {"version": "VERSION 1.3", "results": results, "external_data": {}})
 

@@ -1,10 +1,12 @@
 """Annotation files: counts of the real ones, order of classes, the keys of pseudo labels, and atomic writing."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder {SHARED} is absent")
 
 
-def document(*annotations, duration=10.0, **entry):
+def document(*annotations: Any, duration: Any = 10.0, **entry: Any) -> dict[str, Any]:
     """One video called v with the given annotations."""
     return {"database": {"v": {"subset": "Training", "duration": duration, "annotations": list(annotations), **entry}}}
 
@@ -33,7 +35,8 @@ def test_embedded_counts():
     assert annotations.classes == ("standing_up", "walking", "turning", "sitting_down")
     assert Counter(r.subset for r in annotations.videos.values()) == {"training": 153, "test": 70}
     assert sum(len(r.labels) for r in annotations.videos.values()) == 1362
-    assert {r.subject % 3 == 0 for r in annotations.videos.values() if r.subset == "test"} == {True}
+    subjects = {r.subject for r in annotations.videos.values() if r.subset == "test"}
+    assert subjects == {3, 6, 9, 12, 15, 18, 21}
     first = annotations.videos["s01_01_sp"]
     np.testing.assert_array_equal(first.segments_s[:2], [[0.761, 2.059], [2.059, 4.323]])
     assert (first.duration_s, first.fps, first.subject, first.labels[:2].tolist()) == (13.185, 102.467, 1, [0, 1])
@@ -213,8 +216,12 @@ def test_bmn_layout_needs_its_table(tmp_path):
 def test_write_round_trip_and_no_leftovers(tmp_path):
     path = tmp_path / "deep" / "labels.json"
     content = document({**ROW, "label": "marche à pied", "weight": 0.5}, fps=30.0, subject=4)
+    write_annotations(path, document(ROW))
+    os.link(
+        path, tmp_path / "former"
+    )  # a second name of the first file: renaming leaves it alone, overwriting does not
     write_annotations(path, content)
-    write_annotations(path, content)
+    assert json.loads((tmp_path / "former").read_text()) == document(ROW)
     record = read_annotations(path).videos["v"]
     assert (record.fps, record.subject, record.weight.tolist()) == (30.0, 4, [0.5])
     assert read_annotations(path).classes == ("marche à pied",)

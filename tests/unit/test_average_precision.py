@@ -90,7 +90,9 @@ def twin_recall(truth: Instances, predictions: Instances, k: int, threshold: flo
         covered = 0
         for video in {v for v, c, _ in kept if c == label}:
             wanted = [s for v, c, s in kept if v == video and c == label]
-            mine = [i for i in range(len(predictions)) if (predictions.video[i], predictions.label[i]) == (video, label)]
+            mine = [
+                i for i in range(len(predictions)) if (predictions.video[i], predictions.label[i]) == (video, label)
+            ]
             top = twin_ranking(predictions, mine)[: k * len(wanted)]
             covered += sum(any(twin_tiou(predictions.segments_s[i], s) >= threshold for i in top) for s in wanted)
         per_class.append(covered / sum(c == label for _, c, _ in kept))
@@ -123,7 +125,7 @@ def test_ties_decide_and_the_last_given_wins() -> None:
 
 
 def test_a_chain_of_second_choices() -> None:
-    """Prediction k prefers the instance that k - 1 took: every one must fall back on the next, however long the chain."""
+    """Prediction k prefers the instance that k - 1 took: each must fall back on the next, however long the chain."""
     count = 60
     start = np.arange(count) * 10.0
     truth = instances_from_videos([np.stack([start, start + 12], axis=-1)], [np.zeros(count, int)])
@@ -185,7 +187,8 @@ def test_no_predictions_at_all() -> None:
     truth = instances_from_videos([[(0, 1)]], [[0]])
     nothing = instances_from_videos([np.zeros((0, 2))], [[]], [[]])
     result = average_precision(truth, nothing, TIOU, num_classes=1, recall_ks=(1,))
-    assert result.average == 0.0 and result.recall[1].tolist() == [0.0] * len(TIOU)
+    assert result.average == 0.0
+    assert result.recall[1].tolist() == [0.0] * len(TIOU)
 
 
 @pytest.mark.parametrize(

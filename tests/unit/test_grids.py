@@ -29,14 +29,14 @@ def test_seconds_to_grid_and_back(name):
         np.testing.assert_allclose(grid.to_s(grid.to_t(times_s)), times_s, rtol=0, atol=1e-6)
         steps_t = np.arange(grid.length)
         np.testing.assert_allclose(grid.to_t(grid.to_s(steps_t)), steps_t, rtol=0, atol=1e-6)
-        assert 0 < grid.to_s(0) and grid.to_s(grid.length - 1) < record.duration_s
+        assert grid.to_s(0) > 0 and grid.to_s(grid.length - 1) < record.duration_s
 
 
 def test_known_times():
     """THUMOS14: window 16, stride 4 at 30 fps has an offset of 2 steps (systems.md 1.2)."""
     grid = build_grid(30.0, 1000, 16, 4)
     assert grid.offset == 2.0 and grid.length == 247
-    np.testing.assert_allclose(grid.to_t([0.0, 16 / 60, 10.0]), [-2.0, 0.0, 73.0])
+    np.testing.assert_allclose(grid.to_t(np.array([0.0, 16 / 60, 10.0])), [-2.0, 0.0, 73.0])
 
 
 @pytest.mark.parametrize(("samples", "length"), [(20, 1), (29, 1), (30, 2), (1351, 134)])
@@ -72,7 +72,7 @@ def test_refusals():
         DataError, match=r"video 'short': found 19 samples \(0.19 s\); expected at least one window of 20"
     ):
         build_grid(100.0, 19, 20, 10, video="short")
-    with pytest.raises(DataError, match="'v': found 1000 samples at 100 per second = 10.00 s .* 10.60 s, within 5 %"):
+    with pytest.raises(DataError, match=r"'v': found 1000 samples at 100 per second = 10.00 s .* 10.60 s, within 5 %"):
         build_grid(100.0, 1000, 20, 10, video="v", duration_s=10.6)
     assert build_grid(100.0, 1000, 20, 10, video="v", duration_s=10.5).length == 99
     with pytest.raises(DataError, match="video 'v', fps: found 0"):

@@ -1,6 +1,7 @@
 """Splits by ratio and seed: determined, nested, covering, stratified, and refused when they cannot be."""
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 
@@ -60,7 +61,7 @@ def test_embedded_counts(embedded, ratio, count):
 def test_smaller_ratio_is_a_prefix_of_a_larger_one(long_tail, seed):
     lists = [split_of(long_tail, label_ratio=r, split_seed=seed).labelled for r in (0.04, 0.1, 0.2, 0.4, 0.6, 1.0)]
     assert [len(x) for x in lists] == [8, 20, 40, 80, 120, 200]
-    for smaller, larger in zip(lists, lists[1:], strict=False):
+    for smaller, larger in itertools.pairwise(lists):
         assert larger[: len(smaller)] == smaller
 
 
@@ -95,6 +96,12 @@ def test_cover_uses_videos_that_show_several_rare_classes():
     for seed in range(5):
         labelled = split_of(annotations(videos, 4), label_ratio=0.2, split_seed=seed).labelled
         assert labelled[0] == "rich" and labelled[1] != "rich"
+
+
+def test_cover_prefers_the_video_that_shows_more():
+    videos = [record("both", [0, 1]), record("only0", [0]), record("x1", [1]), record("y1", [1])]
+    for seed in range(10):
+        assert split_of(annotations(videos, 2), label_ratio=0.25, split_seed=seed).labelled == ("both",)
 
 
 def test_uncovered_class_is_refused_with_the_ratio_that_would_do(long_tail):
