@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from apl_jax.nn.blocks import uniform_fan_in
-from apl_jax.structs import Array
+from apl_jax.settings import DiscriminatorSettings
+from apl_jax.structs import Array, PyTree
 
 
 class Discriminator(nn.Module):
     """MLP ``[a; b] -> hidden -> 1`` on max-pooled raw features; returns logits.
 
-    The first layer of a concatenation is a sum of two projections, so that comparing every detection with every
-    labelled instance projects each of them once: ``project`` then ``compare``.
+    The first layer of a concatenation is a sum of two projections: when every detection meets every labelled instance
+    by broadcasting, each of them is projected once and no pair is ever concatenated.
     """
 
     hidden: int
@@ -31,20 +35,32 @@ class Discriminator(nn.Module):
         return (hidden @ out_kernel)[..., 0] + out_bias
 
 
-def build_discriminator(hidden: int, symmetric: bool):
-    """The pair ``init(key, width) -> params`` and ``similarity(params, left, right) -> probability in (0, 1)``.
+class InstanceDiscriminator(NamedTuple):
+    """The discriminator as pure functions; pairs ``left``, ``right`` ``[..., D]`` broadcast against each other.
 
-    ``symmetric`` averages D(a, b) and D(b, a), since an MLP on a concatenation is not symmetric (systems A18).
+    ``init(key, feature_width) -> params`` · ``logits(params, left, right)`` of the pair in this order ·
+    ``similarity(params, left, right)`` in (0, 1), the mean of both orders if symmetric (systems A18).
     """
-    module = Discriminator(hidden)
 
-    def init(key: Array, width: int) -> dict:
-        return dict(module.init(key, jnp.zeros((1, width)), jnp.zeros((1, width)))["params"])
+    init: Callable[[Array, int], PyTree]
+    logits: Callable[[PyTree, Array, Array], Array]
+    similarity: Callable[[PyTree, Array, Array], Array]
 
-    def similarity(params: dict, left: Array, right: Array) -> Array:
-        one = jax.nn.sigmoid(module.apply({"params": params}, left, right))
-        if not symmetric:
-            return one
-        return 0.5 * (one + jax.nn.sigmoid(module.apply({"params": params}, right, left)))
 
-    return init, similarity
+def build_discriminator(settings: DiscriminatorSettings) -> InstanceDiscriminator:
+    """ICD's discriminator for any feature width."""
+    module = Discriminator(settings.hidden)
+
+    def init(key: Array, feature_width: int) -> PyTree:
+        row = jnp.zeros((1, feature_width))
+        return module.init(key, row, row)["params"]
+
+    def logits(params: PyTree, left: Array, right: Array) -> Array:
+        return cast(Array, module.apply({"params": params}, left, right))
+
+    def similarity(params: PyTree, left: Array, right: Array) -> Array:
+        forward = jax.nn.sigmoid(logits(params, left, right))
+        # An MLP on a concatenation is not symmetric, so the two orders may disagree.
+        return 0.5 * (forward + jax.nn.sigmoid(logits(params, right, left))) if settings.symmetric else forward
+
+    return InstanceDiscriminator(init, logits, similarity)

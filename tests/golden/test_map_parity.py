@@ -14,9 +14,9 @@ from apl_jax.evaluation.average_precision import Instances, average_precision, w
 HERE = Path(__file__).parent
 
 
-# Predictions of map.json that share class and score (the floor of .01), in the order in which the reference ranked them.
-# It calls numpy's default argsort, which is not stable: a processor with AVX-512 gives this order, another one does not,
-# and the AP of classes 0 to 2 depends on it, by up to .05. So the order is part of the recorded result.
+# Predictions of map.json that share class and score (the cap of .999), as the reference ranked them.
+# It calls numpy's default argsort, which is not stable: processors with AVX-512 give this order, others do not, and the
+# AP of classes 0 to 2 depends on it, by up to .05. So the order is part of the recorded result.
 TIES = (
     (408, 472, 365, 111, 62, 91, 135, 170, 210, 279),
     (317, 315, 381, 438, 121, 196, 264, 50, 290),

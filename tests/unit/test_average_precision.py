@@ -163,13 +163,17 @@ def test_perfect_predictions_score_one(seed: int) -> None:
 
 def test_duplicates_are_twins_of_one_video_class_and_place() -> None:
     truth = Instances(
-        video=np.array([0, 0, 0, 0, 1, 0]),
-        label=np.array([2, 2, 1, 2, 2, 2]),
-        segments_s=np.array([(1, 2), (1.0009, 1.9991), (1, 2), (1, 2.0011), (1, 2), (1.0018, 2)]),
-        score=np.zeros(6),
+        video=np.array([0, 0, 0, 0, 1, 0, 0, 1]),
+        label=np.array([2, 2, 1, 2, 2, 2, 1, 2]),
+        segments_s=np.array(
+            [(1, 2), (1.0009, 1.9991), (1, 2), (1, 2.0011), (1, 2), (1.0018, 2), (1.0001, 2), (1, 2.0001)]
+        ),
+        score=np.zeros(8),
     )
-    # The last is near the second only, which is itself removed: it stays.
-    np.testing.assert_array_equal(without_duplicates(truth).segments_s, truth.segments_s[[0, 2, 3, 4, 5]])
+    kept = without_duplicates(truth)
+    # Row 5 is near row 1 only, which is itself removed: it stays.
+    np.testing.assert_array_equal(kept.segments_s, truth.segments_s[[0, 2, 3, 4, 5]])
+    assert (kept.video.tolist(), kept.label.tolist()) == ([0, 0, 0, 1, 0], [2, 1, 2, 2, 2])
 
 
 def test_classes_without_truth_or_predictions() -> None:

@@ -87,6 +87,14 @@ def test_order_of_the_labels_does_not_matter() -> None:
     assert label_quality(LABELS.select(order), REASON[order], TRUTH) == label_quality(LABELS, REASON, TRUTH)
 
 
+def test_the_best_score_chooses_first() -> None:
+    """The better label takes the instance that both want, although the weaker one could use no other."""
+    truth = instances_from_videos([[(0, 10), (2, 12)]], [[WALK, WALK]])
+    weak_first = instances_from_videos([[(0, 5.5), (0.5, 10.5)]], [[WALK, WALK]], [[0.1, 0.9]])
+    quality = set_quality(weak_first, truth)
+    assert (quality["positive_accuracy"], quality["precision"], quality["recall"]) == (1.0, 0.5, 0.5)
+
+
 def test_duplicate_truth_counts_once() -> None:
     twice = TRUTH.select(np.array([0, 0, 1, 2, 2]))
     assert label_quality(LABELS, REASON, twice) == label_quality(LABELS, REASON, TRUTH)

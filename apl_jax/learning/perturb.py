@@ -1,0 +1,82 @@
+"""Random views of a batch for training: truncation of the video, and noise on its features."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from apl_jax.settings import PerturbSettings
+from apl_jax.structs import Array, Batch, Targets
+
+
+def perturb(key: Array, batch: Batch, settings: PerturbSettings, steps: int) -> Batch:
+    """A random view of every video of ``batch``, cut to at most ``steps`` grid steps."""
+    crop_key, noise_key = jax.random.split(key)
+    return add_noise(noise_key, random_truncation(crop_key, batch, settings, steps), settings)
+
+
+def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps: int) -> Batch:
+    """Random truncation (systems 1.2), for labelled, pseudo-labelled and unlabelled videos alike (A15).
+
+    A video that fits is cut to a uniform length in [crop_ratio, 1] of itself, a longer one to ``steps``. Several starts
+    are drawn at once and the first one that keeps an instance is used; if none does, or the video has no instance, the
+    first start stands. An instance is clipped to the crop (half a grid step of tolerance is left to the assignment) and
+    survives if at least ``keep_ratio`` of it is inside.
+
+    Returns a batch of ``[B, min(steps, T)]`` grid steps.
+    """
+    steps = min(steps, batch.features.shape[1])
+    if settings.crop_ratio >= 1 and steps == batch.features.shape[1]:
+        return batch
+
+    def one_video(key: Array, video: Batch) -> Batch:
+        length_key, start_key = jax.random.split(key)
+        length = video.mask.sum()
+        shortest = jnp.maximum(jnp.round(settings.crop_ratio * length).astype(jnp.int32), 1)
+        drawn = jax.random.randint(length_key, (), shortest, jnp.maximum(length, shortest) + 1)
+        crop = jnp.where(length <= steps, drawn, steps)
+        starts = jax.random.randint(
+            start_key, (settings.crop_attempts,), 0, jnp.maximum(length - crop, 0) + 1
+        )
+        crops = jax.vmap(lambda start: clip_targets(video.targets, start, crop, settings.keep_ratio))(starts)
+        usable = (crops.mask & ~crops.ignore_mask).any(-1)
+        chosen = jnp.argmax(usable)
+        rows = starts[chosen] + jnp.arange(steps)
+        valid = jnp.arange(steps) < jnp.minimum(crop, length)
+        features = video.features[jnp.minimum(rows, video.features.shape[0] - 1)]
+        return Batch(
+            jnp.where(valid[:, None], features, 0),
+            valid,
+            jax.tree.map(lambda x: x[chosen], crops),
+            video.video,
+        )
+
+    return jax.vmap(one_video)(jax.random.split(key, batch.features.shape[0]), batch)
+
+
+def clip_targets(targets: Targets, start: Array, length: Array, keep_ratio: float) -> Targets:
+    """Instances ``[N, ...]`` of one video as seen from the crop [start, start + length)."""
+    low, high = start.astype(jnp.float32), (start + length).astype(jnp.float32)
+    clipped = jnp.clip(targets.segments_t, low, high)
+    inside = clipped[:, 1] - clipped[:, 0]
+    whole = jnp.maximum(targets.segments_t[:, 1] - targets.segments_t[:, 0], 1e-6)
+    # At the video's own ends nothing is cut off, so an instance that overshoots them keeps its true boundary.
+    kept = targets.mask & (inside / whole >= keep_ratio)
+    return dataclasses.replace(targets, segments_t=clipped - low, mask=kept)
+
+
+def add_noise(key: Array, batch: Batch, settings: PerturbSettings) -> Batch:
+    """Gaussian noise, channel dropout over the whole video, and a log-normal gain, each where its setting is > 0."""
+    noise_key, channel_key, gain_key = jax.random.split(key, 3)
+    features = batch.features
+    videos, _, width = features.shape
+    if settings.scale > 0:
+        features = features * jnp.exp(settings.scale * jax.random.normal(gain_key, (videos, 1, 1)))
+    if settings.noise > 0:
+        features = features + settings.noise * jax.random.normal(noise_key, features.shape)
+    if settings.channel_drop > 0:
+        keep = jax.random.bernoulli(channel_key, 1 - settings.channel_drop, (videos, 1, width))
+        features = jnp.where(keep, features / (1 - settings.channel_drop), 0)
+    return dataclasses.replace(batch, features=jnp.where(batch.mask[..., None], features, 0))
