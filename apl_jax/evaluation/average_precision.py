@@ -136,13 +136,10 @@ def write_submission(path: str | Path, predictions: Instances, videos: Sequence[
     Raises ``OSError`` when the disk refuses; a file that was there before then stays as it was.
     """
     results: dict[str, list[dict[str, Any]]] = {video: [] for video in videos}
-    for i, (start, end) in enumerate(predictions.segments_s.tolist()):
-        entry = {
-            "label": classes[int(predictions.label[i])],
-            "score": float(predictions.score[i]),
-            "segment": [start, end],
-        }
-        results[videos[int(predictions.video[i])]].append(entry)
+    names = "video", "label", "score", "segments_s"
+    columns: list[list[Any]] = [getattr(predictions, name).tolist() for name in names]
+    for video, label, score, segment in zip(*columns, strict=True):
+        results[videos[int(video)]].append({"label": classes[label], "score": score, "segment": segment})
     write_annotations(path, {"version": "VERSION 1.3", "results": results, "external_data": {}})
 
 

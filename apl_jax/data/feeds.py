@@ -1,0 +1,67 @@
+"""Where training batches come from: a pure function of (seed, step), so that resuming needs no iterator state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apl_jax.data.batching import VideoTable, build_targets
+from apl_jax.structs import Array, Batch, PyTree
+
+
+class Feed(NamedTuple):
+    """A source of batches for one stage.
+
+    ``arrays`` live on the devices; ``batches(arrays, step) -> {role: Batch}`` is traced into the training step;
+    ``batch_sizes`` says which roles are batches of how many videos (anything else in ``arrays`` is passed on whole).
+    """
+
+    arrays: PyTree
+    batches: Callable[[PyTree, Array], dict]
+    batch_sizes: Mapping[str, int]
+
+
+def whole_table(table: VideoTable, max_instances: int | None = None) -> Batch:
+    """All V videos of a table as one host-side :class:`Batch`; row v is video v."""
+    targets = build_targets(table.records, table.grids, max_instances)
+    return Batch(
+        table.features, table.mask, targets, np.arange(len(table.records), dtype=np.int32)
+    )  # pyright: ignore[reportArgumentType]  # numpy leaves, until they are placed
+
+
+def draw_rows(key: Array, step: Array, rows: int, batch: int) -> Array:
+    """Rows of the step's batch: each epoch a fresh permutation of all rows, its remainder dropped.
+
+    A table smaller than the batch repeats its rows.
+    """
+    per_epoch = max(rows // batch, 1)
+    order = jax.random.permutation(jax.random.fold_in(key, step // per_epoch), rows)
+    return order[((step % per_epoch) * batch + jnp.arange(batch)) % rows]
+
+
+def device_feed(
+    key: Array, tables: Mapping[str, Batch], batch_sizes: Mapping[str, int], constants: Mapping[str, PyTree]
+) -> Feed:
+    """Keeps whole tables on the devices and gathers every batch inside the training step.
+
+    Args:
+        key: seeds the order of the videos; each role has its own.
+        tables: per role a :class:`Batch` of V videos, already on the devices.
+        batch_sizes: videos per step and role.
+        constants: further arrays that every step sees whole.
+    """
+    roles = sorted(tables)
+
+    def batches(arrays: PyTree, step: Array) -> dict:
+        drawn = {}
+        for i, role in enumerate(roles):
+            table = arrays["tables"][role]
+            rows = draw_rows(jax.random.fold_in(key, i), step, table.video.shape[0], batch_sizes[role])
+            drawn[role] = jax.tree.map(lambda x, rows=rows: x[rows], table)
+        return drawn | arrays["constants"]
+
+    return Feed({"tables": dict(tables), "constants": dict(constants)}, batches, dict(batch_sizes))

@@ -1,0 +1,56 @@
+"""A detector over a whole table of videos, on the device, and its detections as rows of seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apl_jax.data.annotations import VideoRecord
+from apl_jax.detectors.base import Detector
+from apl_jax.structs import Batch, Detections, PyTree, TimeGrid
+
+
+def predict_table(detector: Detector, params: PyTree, table: Batch, batch: int) -> Detections:
+    """Detections ``[V, K]`` of all V videos, ``batch`` at a time; traceable."""
+    videos = table.video.shape[0]
+    batch = min(batch, videos)
+    chunks = -(-videos // batch)
+    padded = chunks * batch - videos
+    fold = lambda x: jnp.pad(x, [(0, padded)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, batch, *x.shape[1:])  # noqa: E731
+    detections = jax.lax.map(
+        lambda chunk: detector.decode(detector.apply(params, chunk, None)), jax.tree.map(fold, table)
+    )
+    return jax.tree.map(lambda x: x.reshape(chunks * batch, *x.shape[2:])[:videos], detections)
+
+
+def to_rows(
+    detections: Detections,
+    records: Sequence[VideoRecord],
+    grids: Sequence[TimeGrid],
+    classes: Sequence[str],
+    extra: dict[str, np.ndarray] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Valid detections (numpy leaves) per video id: label, segment in seconds clamped to the video, and scores.
+
+    ``extra`` adds further columns ``[V, K]``. Rows keep the falling order of confidence.
+    """
+    result: dict[str, list[dict[str, Any]]] = {}
+    for v, (record, grid) in enumerate(zip(records, grids, strict=True)):
+        segments_s = np.clip(grid.to_s(detections.segments_t[v]), 0.0, record.duration_s)
+        rows = []
+        for k in np.flatnonzero(detections.mask[v]):
+            row = {
+                "label": classes[detections.labels[v, k]],
+                "segment": [float(x) for x in segments_s[k]],
+                "confidence": float(detections.confidence[v, k]),
+                "score": float(detections.score[v, k]),
+                "tiou": float(detections.tiou[v, k]),
+                "tnd": float(detections.tnd[v, k]),
+            }
+            rows.append(row | {name: column[v, k].item() for name, column in (extra or {}).items()})
+        result[record.id] = rows
+    return result

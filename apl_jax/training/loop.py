@@ -1,0 +1,78 @@
+"""The one training loop. It names no model, no loss and no data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from apl_jax.settings import RuntimeSettings
+from apl_jax.structs import PyTree
+from apl_jax.training.checkpoint import Checkpoints
+from apl_jax.training.mesh import to_host
+from apl_jax.training.state import TrainState
+from apl_jax.training.step import Dispatch
+from apl_jax.training.writers import MetricWriter
+
+
+class NotFiniteError(RuntimeError):
+    """A loss that became NaN or infinite."""
+
+
+class Preempted(RuntimeError):
+    """Training was asked to stop and has saved its state; the same command goes on from there."""
+
+
+class Plan(NamedTuple):
+    """How long, and in which portions, ``fit`` runs."""
+
+    name: str
+    steps: int
+    runtime: RuntimeSettings
+
+
+def fit(
+    state: TrainState, dispatch: Callable[[int], Dispatch], arrays: PyTree, plan: Plan, store: Checkpoints,
+    writer: MetricWriter,
+) -> TrainState:  # fmt: skip
+    """Trains from ``state.step`` to ``plan.steps``, checkpointing on the way; returns the final state.
+
+    Args:
+        state: fresh, or restored; the portions begin at multiples of ``steps_per_dispatch``, so that a resumed run
+            executes the very programs that an uninterrupted one does.
+        dispatch: compiled step by number of steps.
+        arrays: the feed's arrays.
+
+    Raises:
+        NotFiniteError: naming the steps and the terms that are not finite.
+        Preempted: after a termination signal, once the state is saved.
+    """
+    portion = plan.runtime.steps_per_dispatch
+    done = int(to_host(state.step))
+    progress = tqdm(total=plan.steps, initial=done, desc=plan.name, unit="step", disable=not plan.runtime.progress)
+    while done < plan.steps:
+        count = min(portion - done % portion, plan.steps - done)
+        with jax.transfer_guard("disallow"):
+            state, metrics = dispatch(count)(state, arrays)
+        values = {name: float(value) for name, value in to_host(metrics).items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise NotFiniteError(
+                f"{plan.name}: {', '.join(bad)} not finite in steps {done} to {done + count}. The last checkpoint is "
+                "intact. Try a lower learning_rate, or look at the features of the videos in these steps."
+            )
+        done += count
+        progress.update(count)
+        progress.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        if done % plan.runtime.log_every == 0 or done == plan.steps:
+            writer.scalars(done, values)
+        store.save(state, done, force=done == plan.steps)
+        if done < plan.steps and store.preempted(done):
+            store.finish()
+            raise Preempted(f"{plan.name}: stopped at step {done} of {plan.steps}, state saved")
+    progress.close()
+    store.finish()
+    return state

@@ -1,0 +1,59 @@
+"""Devices: one mesh with a ``data`` axis, where arrays live on it, and the compile cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from apl_jax.structs import PyTree
+
+DATA_AXIS = "data"
+
+
+def build_mesh(devices: int | None = None) -> Mesh:
+    """All devices of all processes (or the first ``devices``) along one ``data`` axis.
+
+    Auto axes: on the Explicit axes that ``jax.make_mesh`` now makes by default, dropout and ``x[indices]`` fail.
+    """
+    chosen = jax.devices()[:devices]
+    return jax.make_mesh((len(chosen),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """On every device, whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
+    """Leading axis over the devices where they divide it; otherwise whole on each, which computes the same numbers."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS)) if batch % mesh.size == 0 else replicated(mesh)
+
+
+def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Host arrays, equal on every process, as global arrays of this sharding."""
+    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i: np.asarray(x)[i]), tree)
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Global arrays as numpy, whole, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(
+        lambda x: np.asarray(x.addressable_data(0)) if x.is_fully_replicated
+        else multihost_utils.process_allgather(x, tiled=True),
+        tree,
+    )  # fmt: skip
+
+
+def enable_compile_cache() -> None:
+    """Keeps compiled programs in ``$JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    jax.config.update("jax_compilation_cache_dir", str(home / "apl_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,56 @@
+"""The optimiser step: a pure function, scanned several times per dispatch, jitted over the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from apl_jax.data.feeds import Feed
+from apl_jax.learning.methods import Method
+from apl_jax.structs import Array, PyTree
+from apl_jax.training.mesh import batch_sharding, replicated
+from apl_jax.training.state import TrainState
+
+Dispatch = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]
+
+
+def build_step(method: Method, optimizer: optax.GradientTransformation, key: Array) -> Callable:
+    """``step(state, batches) -> (state, metrics)``; all randomness is a function of ``key`` and the step number."""
+
+    def step(state: TrainState, batches: dict) -> tuple[TrainState, dict[str, Array]]:
+        step_key = jax.random.fold_in(key, state.step)
+        gradient = jax.value_and_grad(method.loss, has_aux=True)
+        (loss, (method_state, metrics)), grads = gradient(state.params, state.method, batches, step_key)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averaged = method.after_step(state.averaged, params, state.step)
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), **metrics}
+        return TrainState(state.step + 1, params, averaged, optimizer_state, method_state), metrics
+
+    return step
+
+
+def build_dispatch(
+    method: Method, optimizer: optax.GradientTransformation, feed: Feed, key: Array, mesh: Mesh, steps: int
+) -> Dispatch:
+    """``dispatch(state, feed.arrays) -> (state, metrics)`` runs ``steps`` steps and returns their mean metrics.
+
+    Batches are gathered inside the jitted program, so the host sends nothing per step. The state is donated.
+    """
+    step = build_step(method, optimizer, key)
+
+    def dispatch(state: TrainState, arrays: PyTree) -> tuple[TrainState, dict[str, Array]]:
+        def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
+            batches = feed.batches(arrays, state.step)
+            for role, size in feed.batch_sizes.items():
+                batches[role] = jax.lax.with_sharding_constraint(batches[role], batch_sharding(mesh, size))
+            return step(state, batches)
+
+        state, metrics = jax.lax.scan(body, state, length=steps)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    return jax.jit(dispatch, donate_argnums=0, out_shardings=replicated(mesh))
