@@ -244,7 +244,13 @@ def _read_video(reading: _Reading, video: str, entry: Any) -> tuple[VideoRecord,
         raise refusal(f"{where}, subset", repr(subset), 'a word such as "training"', "correct the entry")
     if not isinstance(listed, list):
         raise refusal(f"{where}, annotations", repr(listed), "a list", "correct the entry")
+    ignored = entry.get("ignored", [])
+    if not isinstance(ignored, list):
+        raise refusal(f"{where}, ignored", repr(ignored), "a list", "correct the entry")
     rows = [_read_row(reading, video, f"{where}, annotations[{i}]", float(duration), a) for i, a in enumerate(listed)]
+    for i, a in enumerate(ignored):  # what pseudo-labelling considered and did not select
+        row = _read_row(reading, video, f"{where}, ignored[{i}]", float(duration), a)
+        rows.append(row and dataclasses.replace(row, ignore=True))
     blank = np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool)
     record = VideoRecord(video, subset.lower(), float(duration), float(fps), subject, *blank)
     return record, [row for row in rows if row is not None]

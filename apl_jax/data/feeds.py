@@ -16,12 +16,12 @@ from apl_jax.structs import Array, Batch, PyTree
 class Feed(NamedTuple):
     """A source of batches for one stage.
 
-    ``arrays`` live on the devices; ``batches(arrays, step) -> {role: Batch}`` is traced into the training step;
+    ``arrays`` live on the devices; ``batches(arrays, key, step) -> {role: Batch}`` is traced into the training step;
     ``batch_sizes`` says which roles are batches of how many videos (anything else in ``arrays`` is passed on whole).
     """
 
     arrays: PyTree
-    batches: Callable[[PyTree, Array], dict]
+    batches: Callable[[PyTree, Array, Array], dict]
     batch_sizes: Mapping[str, int]
 
 
@@ -44,19 +44,20 @@ def draw_rows(key: Array, step: Array, rows: int, batch: int) -> Array:
 
 
 def device_feed(
-    key: Array, tables: Mapping[str, Batch], batch_sizes: Mapping[str, int], constants: Mapping[str, PyTree]
+    tables: Mapping[str, Batch], batch_sizes: Mapping[str, int], constants: Mapping[str, PyTree]
 ) -> Feed:
     """Keeps whole tables on the devices and gathers every batch inside the training step.
 
+    The key of ``batches`` seeds the order of the videos; each role has an order of its own.
+
     Args:
-        key: seeds the order of the videos; each role has its own.
         tables: per role a :class:`Batch` of V videos, already on the devices.
         batch_sizes: videos per step and role.
         constants: further arrays that every step sees whole.
     """
     roles = sorted(tables)
 
-    def batches(arrays: PyTree, step: Array) -> dict:
+    def batches(arrays: PyTree, key: Array, step: Array) -> dict:
         drawn = {}
         for i, role in enumerate(roles):
             table = arrays["tables"][role]

@@ -11,6 +11,7 @@ import numpy as np
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.detectors.base import Detector
+from apl_jax.evaluation.average_precision import Instances
 from apl_jax.structs import Batch, Detections, PyTree, TimeGrid
 
 
@@ -54,3 +55,22 @@ def to_rows(
             rows.append(row | {name: column[v, k].item() for name, column in (extra or {}).items()})
         result[record.id] = rows
     return result
+
+
+def to_instances(
+    detections: Detections,
+    grids: Sequence[TimeGrid],
+    column: np.ndarray | None = None,
+    durations_s: Sequence[float] | None = None,
+) -> tuple[Instances, np.ndarray]:
+    """Valid detections (numpy leaves) as one flat table, and the values of ``column [V, K]`` beside them.
+
+    Segments are in seconds, clamped to [0, duration] where durations are given.
+    """
+    mask = np.asarray(detections.mask)
+    segments_s = np.stack([grid.to_s(s) for grid, s in zip(grids, detections.segments_t, strict=True)])
+    if durations_s is not None:
+        segments_s = np.clip(segments_s, 0.0, np.asarray(durations_s)[:, None, None])
+    video = np.broadcast_to(np.arange(len(mask))[:, None], mask.shape)
+    instances = Instances(video[mask], detections.labels[mask], segments_s[mask], detections.confidence[mask])
+    return instances, np.asarray(column)[mask] if column is not None else np.zeros(len(instances))

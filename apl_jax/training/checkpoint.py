@@ -25,6 +25,7 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(
             self.folder,
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=policies.AnySavePolicy(
                     [policies.FixedIntervalPolicy(every), policies.PreemptionCheckpointingPolicy()]

@@ -10,7 +10,7 @@ import jax
 from tqdm import tqdm
 
 from apl_jax.settings import RuntimeSettings
-from apl_jax.structs import PyTree
+from apl_jax.structs import Array, PyTree
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.mesh import to_host
 from apl_jax.training.state import TrainState
@@ -35,8 +35,8 @@ class Plan(NamedTuple):
 
 
 def fit(
-    state: TrainState, dispatch: Callable[[int], Dispatch], arrays: PyTree, plan: Plan, store: Checkpoints,
-    writer: MetricWriter,
+    state: TrainState, dispatch: Callable[[int], Dispatch], inputs: tuple[Array, PyTree], plan: Plan,
+    store: Checkpoints, writer: MetricWriter,
 ) -> TrainState:  # fmt: skip
     """Trains from ``state.step`` to ``plan.steps``, checkpointing on the way; returns the final state.
 
@@ -44,7 +44,7 @@ def fit(
         state: fresh, or restored; the portions begin at multiples of ``steps_per_dispatch``, so that a resumed run
             executes the very programs that an uninterrupted one does.
         dispatch: compiled step by number of steps.
-        arrays: the feed's arrays.
+        inputs: the key and the feed's arrays, on the devices.
 
     Raises:
         NotFiniteError: naming the steps and the terms that are not finite.
@@ -56,7 +56,7 @@ def fit(
     while done < plan.steps:
         count = min(portion - done % portion, plan.steps - done)
         with jax.transfer_guard("disallow"):
-            state, metrics = dispatch(count)(state, arrays)
+            state, metrics = dispatch(count)(state, *inputs)
         values = {name: float(value) for name, value in to_host(metrics).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:

@@ -15,13 +15,13 @@ from apl_jax.structs import Array, PyTree
 from apl_jax.training.mesh import batch_sharding, replicated
 from apl_jax.training.state import TrainState
 
-Dispatch = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]
+Dispatch = Callable[[TrainState, Array, PyTree], tuple[TrainState, dict[str, Array]]]
 
 
-def build_step(method: Method, optimizer: optax.GradientTransformation, key: Array) -> Callable:
-    """``step(state, batches) -> (state, metrics)``; all randomness is a function of ``key`` and the step number."""
+def build_step(method: Method, optimizer: optax.GradientTransformation) -> Callable:
+    """``step(state, key, batches) -> (state, metrics)``; all randomness is a function of key and step number."""
 
-    def step(state: TrainState, batches: dict) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, key: Array, batches: dict) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(method.loss, has_aux=True)
         (loss, (method_state, metrics)), grads = gradient(state.params, state.method, batches, step_key)
@@ -35,20 +35,23 @@ def build_step(method: Method, optimizer: optax.GradientTransformation, key: Arr
 
 
 def build_dispatch(
-    method: Method, optimizer: optax.GradientTransformation, feed: Feed, key: Array, mesh: Mesh, steps: int
+    method: Method, optimizer: optax.GradientTransformation, feed: Feed, mesh: Mesh, steps: int
 ) -> Dispatch:
-    """``dispatch(state, feed.arrays) -> (state, metrics)`` runs ``steps`` steps and returns their mean metrics.
+    """``dispatch(state, key, feed.arrays) -> (state, metrics)`` runs ``steps`` steps and returns their mean metrics.
 
     Batches are gathered inside the jitted program, so the host sends nothing per step. The state is donated.
+    The key is an argument, not a constant: runs that differ in their seed share one compiled program.
     """
-    step = build_step(method, optimizer, key)
+    step = build_step(method, optimizer)
 
-    def dispatch(state: TrainState, arrays: PyTree) -> tuple[TrainState, dict[str, Array]]:
+    def dispatch(state: TrainState, key: Array, arrays: PyTree) -> tuple[TrainState, dict[str, Array]]:
+        order_key, step_key = jax.random.split(key)
+
         def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
-            batches = feed.batches(arrays, state.step)
+            batches = feed.batches(arrays, order_key, state.step)
             for role, size in feed.batch_sizes.items():
                 batches[role] = jax.lax.with_sharding_constraint(batches[role], batch_sharding(mesh, size))
-            return step(state, batches)
+            return step(state, step_key, batches)
 
         state, metrics = jax.lax.scan(body, state, length=steps)
         return state, jax.tree.map(jnp.mean, metrics)

@@ -1,0 +1,131 @@
+"""The door: ``apl-jax run | evaluate | report``. ConfigDict becomes settings here, once; nothing below knows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from apl_jax.settings import Settings, from_dict
+
+FLAGS = flags.FLAGS
+USAGE = """usage:
+  apl-jax run --config=configs/spsw.py:apl --workdir=runs/spsw [--config.NAME=VALUE ...]
+      trains, labels, trains again, evaluates; the same command resumes. Ends with a table, results.json, report.html
+  apl-jax evaluate --annotations=FILE --predictions=FILE [--subset=test] [--tiou=0.3,0.5]
+      scores any prediction JSON (ActivityNet's submission layout) against any annotation JSON, without a model
+  apl-jax report --workdir=runs/spsw
+      writes report.html of a finished run again
+"""
+
+
+def to_settings(config: ConfigDict) -> Settings:
+    """A config file's ConfigDict as settings. Raises ``ValueError`` naming an unknown or mistyped entry."""
+    return from_dict(Settings, config.to_dict())
+
+
+def _run() -> None:
+    from apl_jax.pipeline.run import run
+    from apl_jax.report import print_table, write_report
+
+    if FLAGS.config is None or not FLAGS.workdir:
+        raise ValueError("apl-jax run: needs --config=configs/<file>.py[:variant] and --workdir=<folder>")
+    settings = to_settings(FLAGS.config)
+    if settings.runtime.distributed == "auto":
+        import jax
+
+        jax.distributed.initialize()
+    workdir = Path(FLAGS.workdir).expanduser()
+    results = run(settings, workdir)
+    print_table(results)
+    page = write_report(workdir)
+    print(f"\nresults   {workdir / 'results.json'}\nreport    {page}")
+
+
+def _evaluate() -> None:
+    from apl_jax.data.annotations import read_annotations
+    from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations, read_submission
+    from apl_jax.report import print_average_precision
+
+    if not FLAGS.annotations or not FLAGS.predictions:
+        raise ValueError("apl-jax evaluate: needs --annotations=<json> and --predictions=<json>")
+    # Published annotation files have instances that overshoot their videos; scoring keeps them as they stand.
+    annotations = read_annotations(FLAGS.annotations, strict=False)
+    records = [r for r in annotations.videos.values() if not FLAGS.subset or r.subset == FLAGS.subset.lower()]
+    if not records:
+        subsets = sorted({r.subset for r in annotations.videos.values()})
+        raise ValueError(f"--subset: found {FLAGS.subset!r}, expected one of {', '.join(subsets)}")
+    submission = read_submission(FLAGS.predictions, [r.id for r in records], annotations.classes)
+    for note in (
+        *annotations.notes,
+        *(f"predictions name an unknown class {label!r}: left out" for label in submission.unknown_labels),
+        *(f"predictions name a video outside the truth, {video!r}: left out" for video in submission.unknown_videos),
+    ):
+        print(f"note: {note}", file=sys.stderr)
+    tiou = tuple(float(x) for x in FLAGS.tiou)
+    result = average_precision(
+        instances_from_annotations(records), submission.instances, tiou, len(annotations.classes), (1, 5)
+    )
+    print_average_precision(result.as_dict(annotations.classes))
+
+
+def _report() -> None:
+    from apl_jax.report import write_report
+
+    if not FLAGS.workdir:
+        raise ValueError("apl-jax report: needs --workdir=<folder of a finished run>")
+    print(write_report(Path(FLAGS.workdir).expanduser()))
+
+
+COMMANDS: dict[str, Callable[[], None]] = {"run": _run, "evaluate": _evaluate, "report": _report}
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "config file, with :variant", lock_config=True)
+    flags.DEFINE_string("workdir", "", "folder of the run")
+    flags.DEFINE_string("annotations", "", "annotation JSON")
+    flags.DEFINE_string("predictions", "", "prediction JSON")
+    flags.DEFINE_string("subset", "", "score only the videos of this subset; empty = all")
+    flags.DEFINE_list("tiou", ["0.3", "0.4", "0.5", "0.6", "0.7"], "tIoU thresholds")
+
+
+def _main(arguments: list[str]) -> int:
+    from apl_jax.data.annotations import DataError
+    from apl_jax.training.loop import Preempted
+
+    command, rest = arguments[1], arguments[2:]
+    if rest:
+        print(f"apl-jax {command}: found the stray argument {rest[0]!r}; flags begin with --\n\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        COMMANDS[command]()
+    except Preempted as stop:
+        print(f"apl-jax: {stop}", file=sys.stderr)
+        return 0
+    except (DataError, ValueError, OSError, RuntimeError) as error:
+        if logging.level_debug():
+            raise
+        print(f"apl-jax: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Entry point of the ``apl-jax`` command."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        known = len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help")
+        print("" if known else f"apl-jax: no command {sys.argv[1]!r}\n", USAGE, sep="", file=sys.stderr)
+        sys.exit(0 if known and len(sys.argv) > 1 else 2)
+    _define_flags()
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    app.run(_main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""A whole run: stages in order, each skipped, resumed or begun, then the results file and the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from apl_jax import __version__
+from apl_jax.data.dataset import open_dataset
+from apl_jax.data.splits import write_split
+from apl_jax.pipeline.ledger import Ledger
+from apl_jax.pipeline.room import Room
+from apl_jax.pipeline.stages import Stage, matched_steps, plan_stages
+from apl_jax.settings import Settings, fingerprint, to_dict
+from apl_jax.training.mesh import build_mesh, enable_compile_cache
+
+
+def open_room(settings: Settings, workdir: Path) -> Room:
+    """Opens the data set and the devices for a run in ``workdir``; writes nothing."""
+    enable_compile_cache()
+    dataset = open_dataset(settings.data)
+    if not dataset.split.unlabelled and "semi_supervised" in settings.arms:
+        raise ValueError(
+            f"config.data.label_ratio: found {settings.data.label_ratio:g}, which leaves no video unlabelled; expected "
+            "less than 1 for the arm 'semi_supervised'. Try --config.arms=\"('supervised',)\"."
+        )
+    return Room(settings, dataset, Ledger(workdir), build_mesh())
+
+
+def run(settings: Settings, workdir: Path) -> dict[str, Any]:
+    """Carries out every stage that is not done yet and returns the results, which ``results.json`` holds too.
+
+    Running the same command again after any interruption ends in the same final state; after a change of settings,
+    only the stages that depend on it are done again.
+    """
+    room = open_room(settings, workdir)
+    ledger = room.ledger
+    with ledger.locked():
+        ledger.write(workdir / "settings.json", to_dict(settings))
+        if ledger.first_process:
+            write_split(workdir / "split.json", room.dataset.split)
+        fingerprints: dict[str, str] = {}
+        results: dict[str, Any] = {}
+        stages = plan_stages(settings)
+        for number, stage in enumerate(stages, 1):
+            mark = _fingerprint(stage, room, fingerprints)
+            fingerprints[stage.name] = mark
+            results[stage.name] = _carry_out(stage, mark, room, f"{number}/{len(stages)}")
+        summary = summarise(room, results)
+        ledger.write(workdir / "results.json", summary)
+    return summary
+
+
+def _fingerprint(stage: Stage, room: Room, earlier: dict[str, str]) -> str:
+    """Hash of all that the stage's result depends on, the data and the earlier stages included."""
+    # Held-back truth is no input of training, but it is one of the scores.
+    return fingerprint(
+        stage.name, to_dict(_Plain(stage.depends_on))["value"], room.dataset.digest,
+        [earlier[name] for name in stage.needs], __version__,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    value: Any
+
+
+def _carry_out(stage: Stage, mark: str, room: Room, position: str) -> dict[str, Any]:
+    done = room.ledger.result(stage.name, mark)
+    if done is not None:
+        logging.info("%s %s: done before", position, stage.name)
+        return done
+    folder = room.ledger.begin(stage.name, mark)
+    started = time.perf_counter()
+    result = stage.run(room, folder)
+    result["seconds"] = round(time.perf_counter() - started, 2)
+    room.ledger.finish(stage.name, mark, result)
+    headline = f", average mAP {100 * result['average_map']:.2f}" if "average_map" in result else ""
+    logging.info("%s %s: %.1f s%s", position, stage.name, result["seconds"], headline)
+    return result
+
+
+def summarise(room: Room, results: dict[str, Any]) -> dict[str, Any]:
+    """What ``results.json`` holds: arms with their mAP, pseudo-label quality per round, and where they come from."""
+    suffix = "_evaluation"
+    arms = {name.removesuffix(suffix): value for name, value in results.items() if name.endswith(suffix)}
+    settings = room.settings
+    final = f"self_train_{settings.learning.rounds}"
+    return {
+        "version": __version__,
+        "settings_fingerprint": fingerprint(settings),
+        "data": {
+            "name": room.dataset.name, "digest": room.dataset.digest, "classes": list(room.dataset.classes),
+            "label_ratio": settings.data.label_ratio, "split_seed": settings.data.split_seed,
+            "split_digest": room.dataset.split.digest, "labelled": len(room.dataset.split.labelled),
+            "unlabelled": len(room.dataset.split.unlabelled), "evaluated": len(room.dataset.split.evaluation),
+            "evaluated_on": "validation subjects" if settings.data.validation_subjects else "test subset",
+        },
+        "protocol": "strict",
+        "seed": settings.seed,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "steps": {name: value["steps"] for name, value in results.items() if "steps" in value},
+        "matched_steps": matched_steps(settings),
+        "arms": arms,
+        "final_arm": final if final in arms else next(reversed(arms), None),
+        "pseudo_labels": {name: value for name, value in results.items() if "tau_pos" in value},
+    }  # fmt: skip

@@ -1,0 +1,55 @@
+"""The embedded smartphone data set: 223 recordings, 4 actions.
+
+    apl-jax run --config=configs/spsw.py:apl --workdir=runs/spsw
+
+`apl` is the whole method at 10 % labels; `fixed`, `alqa`, `icd` are the lower rungs of APL's Table 2; `full` is the
+supervised detector with every label.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from apl_jax.settings import Settings
+
+
+def get_config(variant: str = "apl") -> ConfigDict:
+    config = ConfigDict(dataclasses.asdict(Settings()))
+
+    detector = config.actionformer
+    detector.width = 64
+    detector.stem_blocks = 2
+    detector.branch_blocks = 4
+    detector.windows = (9, 9, 9, 9, 9)
+    detector.regression_ranges = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 10000))
+
+    learning = config.learning
+    learning.pretrain.steps = 500
+    learning.supervised.steps = 500
+    learning.self_train.steps = 500
+    learning.pretrain.unlabelled_batch = 8
+    learning.supervised.labelled_batch = 4
+    learning.self_train.labelled_batch = 4
+    learning.self_train.unlabelled_batch = 4
+    for stage in (learning.pretrain, learning.supervised, learning.self_train):
+        stage.optimizer.learning_rate = 1e-3
+    learning.contrastive.partitions = 32
+
+    rungs = ("fixed", "alqa", "icd", "apl")
+    if variant == "full":
+        config.data.label_ratio = 1.0
+        config.arms = ("supervised",)
+        return config
+    if variant not in rungs:
+        raise ValueError(f"configs/spsw.py:{variant}: expected one of full, {', '.join(rungs)}")
+    rung = rungs.index(variant)
+    if rung < 3:
+        learning.pretrain.steps = 0
+        learning.contrastive.later = "none"
+    if rung < 2:
+        learning.selection.discriminator.enabled = False
+    if rung < 1:
+        config.actionformer.quality.branches = "none"
+        learning.selection.rule = "fixed"
+        learning.selection.candidates = "background"
+    return config
