@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from apl_jax.settings import Settings, from_dict
@@ -100,7 +100,9 @@ def _main(arguments: list[str]) -> int:
 
     command, rest = arguments[1], arguments[2:]
     if rest:
-        print(f"apl-jax {command}: found the stray argument {rest[0]!r}; flags begin with --\n\n{USAGE}", file=sys.stderr)
+        print(
+            f"apl-jax {command}: found the stray argument {rest[0]!r}; flags begin with --\n\n{USAGE}", file=sys.stderr
+        )
         return 2
     try:
         COMMANDS[command]()
@@ -108,8 +110,6 @@ def _main(arguments: list[str]) -> int:
         print(f"apl-jax: {stop}", file=sys.stderr)
         return 0
     except (DataError, ValueError, OSError, RuntimeError) as error:
-        if logging.level_debug():
-            raise
         print(f"apl-jax: {error}", file=sys.stderr)
         return 1
     return 0
@@ -122,8 +122,9 @@ def main() -> None:
         print("" if known else f"apl-jax: no command {sys.argv[1]!r}\n", USAGE, sep="", file=sys.stderr)
         sys.exit(0 if known and len(sys.argv) > 1 else 2)
     _define_flags()
-    logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
+    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells its life story at INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("apl_jax").setLevel(logging.INFO)
     app.run(_main)
 
 

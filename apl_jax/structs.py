@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -27,6 +27,8 @@ PyTree = Any
 _Class = TypeVar("_Class", bound=type)
 
 
+@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True)
 def pytree(cls: _Class) -> _Class:
     """Makes ``cls`` a frozen dataclass whose fields are all pytree leaves or subtrees."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))

@@ -28,9 +28,7 @@ class Feed(NamedTuple):
 def whole_table(table: VideoTable, max_instances: int | None = None) -> Batch:
     """All V videos of a table as one host-side :class:`Batch`; row v is video v."""
     targets = build_targets(table.records, table.grids, max_instances)
-    return Batch(
-        table.features, table.mask, targets, np.arange(len(table.records), dtype=np.int32)
-    )  # pyright: ignore[reportArgumentType]  # numpy leaves, until they are placed
+    return Batch(table.features, table.mask, targets, np.arange(len(table.records), dtype=np.int32))  # pyright: ignore[reportArgumentType]  # numpy leaves, until they are placed
 
 
 def draw_rows(key: Array, step: Array, rows: int, batch: int) -> Array:
@@ -43,9 +41,7 @@ def draw_rows(key: Array, step: Array, rows: int, batch: int) -> Array:
     return order[((step % per_epoch) * batch + jnp.arange(batch)) % rows]
 
 
-def device_feed(
-    tables: Mapping[str, Batch], batch_sizes: Mapping[str, int], constants: Mapping[str, PyTree]
-) -> Feed:
+def device_feed(tables: Mapping[str, Batch], batch_sizes: Mapping[str, int], constants: Mapping[str, PyTree]) -> Feed:
     """Keeps whole tables on the devices and gathers every batch inside the training step.
 
     The key of ``batches`` seeds the order of the videos; each role has an order of its own.

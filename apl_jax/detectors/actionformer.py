@@ -71,9 +71,7 @@ def pyramid_points(settings: ActionFormerSettings, steps: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def assign(
-    points: Array, targets: Targets, *, num_classes: int, center_radius: float
-) -> Assignment:
+def assign(points: Array, targets: Targets, *, num_classes: int, center_radius: float) -> Assignment:
     """Label assignment of one video (systems 1.5): the shortest instance around whose centre, and in whose range, a
     point lies. ``targets`` holds unbatched fields ``[N, ...]``."""
     time, low, high, stride = (points[:, i, None] for i in range(4))
@@ -89,7 +87,7 @@ def assign(
     shortest = fits & (cost <= least[:, None] + 1e-3)
     one_hot = jax.nn.one_hot(targets.labels, num_classes)
     classes = (shortest.astype(jnp.float32) @ one_hot > 0).astype(jnp.float32)
-    pick = lambda x: jnp.take_along_axis(x, chosen[:, None], axis=1)  # noqa: E731
+    pick = lambda x: jnp.take_along_axis(x, chosen[:, None], axis=1)
     under_ignored = ((left >= 0) & (right >= 0) & targets.mask & targets.ignore_mask).any(-1)
     weight = jnp.where(positive, targets.weight[chosen], jnp.where(under_ignored, 0.0, 1.0))
     return Assignment(positive, classes, jnp.concatenate([pick(left), pick(right)], -1) / points[:, 3:], weight)
@@ -196,12 +194,12 @@ def decode_detections(outputs: PyramidOutputs, settings: ActionFormerSettings) -
             method=n.method, sigma=n.sigma, iou_threshold=n.iou_threshold, min_score=n.min_score,
             max_detections=n.max_detections, class_wise=n.class_wise,
         )  # fmt: skip
-        kept = segments[picks.index]
+        kept = segments[picks.row]
         if not n.class_wise and n.voting_threshold > 0:
             kept = nms.vote(kept, segments, flat[index], valid, n.voting_threshold)
-        origin = point[picks.index]
+        origin = point[picks.row]
         return Detections(
-            kept, label[picks.index], picks.score, score.reshape(-1)[index[picks.index]],
+            kept, label[picks.row], picks.score, score.reshape(-1)[index[picks.row]],
             tiou[origin], tnd[origin], picks.mask,
         )  # fmt: skip
 
@@ -250,7 +248,7 @@ def _check(s: ActionFormerSettings) -> None:
         (len(s.regression_ranges) != levels,
          f"regression_ranges: found {len(s.regression_ranges)} pairs, expected one per level ({levels})"),
         (s.width % s.heads != 0, f"width: found {s.width}, expected a multiple of heads ({s.heads})"),
-        (any(w > 1 and w % 2 == 0 for w in s.windows), f"windows: found {s.windows}, expected odd values, or 0 = global"),
+        (any(w > 1 and w % 2 == 0 for w in s.windows), f"windows: found {s.windows}, expected odd, or 0 = global"),
         (s.quality.branches not in QUALITY_BRANCHES,
          f"quality.branches: found {s.quality.branches!r}, expected one of {', '.join(QUALITY_BRANCHES)}"),
         (s.neck not in ("identity", "fpn"), f"neck: found {s.neck!r}, expected identity or fpn"),

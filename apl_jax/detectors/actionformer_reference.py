@@ -48,7 +48,7 @@ def to_path(name: str) -> str:
 
 
 def to_layout(path: str, value: np.ndarray) -> np.ndarray:
-    """A torch array in our layout: conv ``[O, I, K]`` to ``[K, I, O]``, pointwise to ``[I, O]``, depthwise to ``[K, C]``."""
+    """A torch array in our layout: conv ``[O, I, K]`` to ``[K, I, O]``, pointwise ``[I, O]``, depthwise ``[K, C]``."""
     if value.ndim != 3:
         return value
     if not path.endswith("kernel"):

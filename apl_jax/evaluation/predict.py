@@ -21,7 +21,7 @@ def predict_table(detector: Detector, params: PyTree, table: Batch, batch: int) 
     batch = min(batch, videos)
     chunks = -(-videos // batch)
     padded = chunks * batch - videos
-    fold = lambda x: jnp.pad(x, [(0, padded)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, batch, *x.shape[1:])  # noqa: E731
+    fold = lambda x: jnp.pad(x, [(0, padded)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, batch, *x.shape[1:])
     detections = jax.lax.map(
         lambda chunk: detector.decode(detector.apply(params, chunk, None)), jax.tree.map(fold, table)
     )

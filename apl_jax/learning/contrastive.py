@@ -47,18 +47,18 @@ def contrastive_loss(
     """
     frame_key, coarse_key, fine_key = jax.random.split(key, 3)
     rows, mask = sample_frames(frame_key, batch.mask, settings.partitions)
-    take = lambda x: jnp.take_along_axis(x, rows.reshape(*rows.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
+    take = lambda x: jnp.take_along_axis(x, rows.reshape(*rows.shape, *[1] * (x.ndim - 2)), axis=1)
     frames = take(representation)
     videos, count = rows.shape
     group = settings.fine_group if 0 < settings.fine_group < videos else videos
     if videos % group:
         raise ValueError(f"contrastive.fine_group: found {group}, expected a divisor of the batch ({videos} videos)")
-    regroup = lambda x: x.reshape(videos // group, group * count, *x.shape[2:])  # noqa: E731
+    regroup = lambda x: x.reshape(videos // group, group * count, *x.shape[2:])
 
     if num_classes is None:
         inputs = take(batch.features)
         inputs = inputs / jnp.sqrt(jnp.maximum((inputs**2).sum(-1, keepdims=True), 1e-12))
-        cluster = lambda key, x, m, k: jax.vmap(  # noqa: E731
+        cluster = lambda key, x, m, k: jax.vmap(
             lambda key, x, m: kmeans(key, x, m, clusters=k, iterations=settings.kmeans_iterations).labels
         )(jax.random.split(key, len(x)), x, m)
         coarse_labels = cluster(coarse_key, inputs, mask, settings.coarse_clusters)

@@ -26,12 +26,16 @@ def build_bank(labelled: Batch) -> InstanceBank:
     pooled = jax.lax.map(
         lambda row: pool_max(row[0], row[1], row[2]), (labelled.features, targets.segments_t, labelled.mask.sum(-1))
     )
-    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
     return InstanceBank(flat(pooled), flat(targets.labels), flat(targets.mask & ~targets.ignore_mask))
 
 
 def discriminator_loss(
-    key: Array, params: PyTree, bank: InstanceBank, discriminator: InstanceDiscriminator, settings: DiscriminatorSettings
+    key: Array,
+    params: PyTree,
+    bank: InstanceBank,
+    discriminator: InstanceDiscriminator,
+    settings: DiscriminatorSettings,
 ) -> tuple[Array, Array]:
     """L_icd on as many positive as negative pairs (APL Eq. 8), drawn from the memory of all labelled instances (A17).
 

@@ -8,6 +8,7 @@ possibly ``discriminator``, so that each can have its own optimiser. ``batches``
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -77,21 +78,27 @@ def _detect(parts: Ingredients, params: PyTree, batch: Batch, key: Array) -> tup
     return view, parts.detector.apply(params["detector"], view, dropout_key)
 
 
+def join_batches(first: Batch, second: Batch) -> Batch:
+    """Two batches of equal T as one; instances are padded to the larger N."""
+    most = max(first.targets.mask.shape[1], second.targets.mask.shape[1])
+    pad = lambda x: jnp.pad(x, [(0, 0), (0, most - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    batches = [dataclasses.replace(b, targets=jax.tree.map(pad, b.targets)) for b in (first, second)]
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *batches)
+
+
 def _average(parts: Ingredients) -> Callable[[PyTree, PyTree, Array], PyTree]:
     return lambda averaged, params, step: exponential_average(averaged, params, step, parts.stage.optimizer)
 
 
-def _taught(parts: Ingredients, params: PyTree, state: PyTree, batch: Batch, role: str, key: Array):
-    """Detection loss and class-guided contrast on one role's batch, with that role's running normaliser."""
-    detect_key, contrast_key = jax.random.split(key)
-    view, outputs = _detect(parts, params, batch, detect_key)
+def _taught(parts: Ingredients, view: Batch, outputs: PyTree, state: PyTree, role: str, key: Array):
+    """Detection loss and class-guided contrast on one role's view, with that role's running normaliser."""
     result = parts.detector.loss(outputs, view.targets, state[role])
     total = result.total
     metrics = {f"{role}/{name}": value for name, value in result.terms.items()}
     acp = parts.settings.contrastive
     roles = {"none": (), "labelled": ("labelled",), "labelled_unlabelled": ("labelled", "unlabelled")}[acp.later]
     if role in roles and acp.weight > 0:
-        contrast, terms = contrastive_loss(contrast_key, outputs.representation, view, acp, parts.num_classes)
+        contrast, terms = contrastive_loss(key, outputs.representation, view, acp, parts.num_classes)
         total = total + acp.weight * contrast
         metrics |= {f"{role}/{name}": value for name, value in terms.items()}
     return total, {**state, role: result.state}, metrics
@@ -109,33 +116,45 @@ def build_contrastive(parts: Ingredients) -> Method:
     return Method(_initialise(parts), loss, _average(parts))
 
 
+def _consistency(parts: Ingredients, params: PyTree, batches: dict, key: Array) -> tuple[Array, Metrics]:
+    """L_icd, or 0 where ICD is off."""
+    icd = parts.settings.selection.discriminator
+    if not icd.enabled:
+        return jnp.zeros(()), {}
+    loss, accuracy = discriminator_loss(key, params["discriminator"], batches["bank"], parts.discriminator, icd)
+    return loss, {"icd/loss": loss, "icd/accuracy": accuracy}
+
+
 def build_supervised(parts: Ingredients) -> Method:
     """The detector on labelled videos, and ICD on their instances beside it (APL supplement A)."""
 
     def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
-        detect_key, pair_key = jax.random.split(key)
-        total, state, metrics = _taught(parts, params, state, batches["labelled"], "labelled", detect_key)
-        icd = parts.settings.selection.discriminator
-        if icd.enabled:
-            pair_loss, accuracy = discriminator_loss(
-                pair_key, params["discriminator"], batches["bank"], parts.discriminator, icd
-            )
-            total = total + pair_loss
-            metrics |= {"icd/loss": pair_loss, "icd/accuracy": accuracy}
-        return total, (state, metrics)
+        detect_key, contrast_key, pair_key = jax.random.split(key, 3)
+        view, outputs = _detect(parts, params, batches["labelled"], detect_key)
+        total, state, metrics = _taught(parts, view, outputs, state, "labelled", contrast_key)
+        pair_loss, more = _consistency(parts, params, batches, pair_key)
+        return total + pair_loss, (state, metrics | more)
 
     return Method(_initialise(parts), loss, _average(parts))
 
 
 def build_apl(parts: Ingredients) -> Method:
-    """Self-training: L = L_s + beta L_u on labelled and pseudo-labelled videos together (APL Eq. 12)."""
-    supervised = build_supervised(parts)
+    """Self-training: L = L_s + beta L_u on labelled and pseudo-labelled videos together (APL Eq. 12).
+
+    Both batches pass the network as one, each then meets its own loss.
+    """
 
     def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
-        labelled_key, unlabelled_key = jax.random.split(key)
-        total, (state, metrics) = supervised.loss(params, state, batches, labelled_key)
-        extra, state, more = _taught(parts, params, state, batches["unlabelled"], "unlabelled", unlabelled_key)
-        return total + parts.settings.unlabelled_weight * extra, (state, metrics | more)
+        detect_key, labelled_key, unlabelled_key, pair_key = jax.random.split(key, 4)
+        count = batches["labelled"].video.shape[0]
+        view, outputs = _detect(parts, params, join_batches(batches["labelled"], batches["unlabelled"]), detect_key)
+        first = lambda tree: jax.tree.map(lambda x: x[:count], tree)
+        rest = lambda tree: jax.tree.map(lambda x: x[count:], tree)
+        total, state, metrics = _taught(parts, first(view), first(outputs), state, "labelled", labelled_key)
+        extra, state, more = _taught(parts, rest(view), rest(outputs), state, "unlabelled", unlabelled_key)
+        pair_loss, pair_metrics = _consistency(parts, params, batches, pair_key)
+        total = total + parts.settings.unlabelled_weight * extra + pair_loss
+        return total, (state, metrics | more | pair_metrics)
 
     return Method(_initialise(parts), loss, _average(parts))
 

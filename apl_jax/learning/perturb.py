@@ -37,9 +37,7 @@ def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps
         shortest = jnp.maximum(jnp.round(settings.crop_ratio * length).astype(jnp.int32), 1)
         drawn = jax.random.randint(length_key, (), shortest, jnp.maximum(length, shortest) + 1)
         crop = jnp.where(length <= steps, drawn, steps)
-        starts = jax.random.randint(
-            start_key, (settings.crop_attempts,), 0, jnp.maximum(length - crop, 0) + 1
-        )
+        starts = jax.random.randint(start_key, (settings.crop_attempts,), 0, jnp.maximum(length - crop, 0) + 1)
         crops = jax.vmap(lambda start: clip_targets(video.targets, start, crop, settings.keep_ratio))(starts)
         usable = (crops.mask & ~crops.ignore_mask).any(-1)
         chosen = jnp.argmax(usable)

@@ -127,12 +127,12 @@ class ScaledResidual(nn.Module):
 
     drop_path: float
     layer_scale: bool
-    init: float
+    initial: float
 
     @nn.compact
     def __call__(self, branch: Array, deterministic: bool) -> Array:
         if self.layer_scale:
-            branch = branch * self.param("scale", nn.initializers.constant(self.init), (branch.shape[-1],))
+            branch = branch * self.param("scale", nn.initializers.constant(self.initial), (branch.shape[-1],))
         if deterministic or self.drop_path == 0:
             return branch
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.drop_path, (branch.shape[0], 1, 1))
@@ -156,7 +156,7 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array, deterministic: bool) -> tuple[Array, Array]:
         out_mask = mask[:, :: self.stride]
-        residual = lambda name: ScaledResidual(self.drop_path, self.layer_scale, self.layer_scale_init, name=name)  # noqa: E731
+        residual = lambda name: ScaledResidual(self.drop_path, self.layer_scale, self.layer_scale_init, name=name)
 
         normed = LayerNorm(name="norm_attention")(x)
         normed = silence(normed, mask) if self.strict else normed

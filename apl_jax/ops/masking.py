@@ -22,5 +22,5 @@ def upsample_linear(x: Float[Array, "B S C"], mask: Bool[Array, "B S"], steps: i
     left = jnp.minimum(jnp.floor(position).astype(jnp.int32), last)
     right = jnp.minimum(left + 1, last)
     fraction = (position - jnp.floor(position))[None, :, None].astype(x.dtype)
-    take = lambda rows: jnp.take_along_axis(x, rows[..., None], axis=1)  # noqa: E731
+    take = lambda rows: jnp.take_along_axis(x, rows[..., None], axis=1)
     return take(left) * (1 - fraction) + take(right) * fraction

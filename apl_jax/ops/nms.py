@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 class Picks(NamedTuple):
     """What NMS kept, in the order of picking, which is also the order of falling score."""
 
-    index: Int[Array, " K"]  # row of the candidate
+    row: Int[Array, " K"]  # row of the candidate
     score: Float[Array, " K"]  # its score when picked, decayed by what was picked before it
     mask: Bool[Array, " K"]
 

@@ -24,6 +24,7 @@ from apl_jax.settings import Settings, StageSettings
 from apl_jax.structs import Batch
 from apl_jax.training.mesh import place, replicated
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Room:
     """One run's surroundings. Tables are placed on the devices when first asked for, and stay there."""
@@ -91,6 +92,7 @@ class Room:
 
     def _place(self, table: VideoTable) -> Batch:
         return place(whole_table(table), replicated(self.mesh))
+
 
 def join_tables(first: VideoTable, second: VideoTable) -> VideoTable:
     """Two tables of equal T as one, without annotations."""

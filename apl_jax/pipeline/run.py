@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 
 from apl_jax import __version__
 from apl_jax.data.dataset import open_dataset
@@ -18,6 +18,9 @@ from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.stages import Stage, matched_steps, plan_stages
 from apl_jax.settings import Settings, fingerprint, to_dict
 from apl_jax.training.mesh import build_mesh, enable_compile_cache
+from apl_jax.training.state import describe_parameters
+
+log = logging.getLogger(__name__)
 
 
 def open_room(settings: Settings, workdir: Path) -> Room:
@@ -41,6 +44,8 @@ def run(settings: Settings, workdir: Path) -> dict[str, Any]:
     room = open_room(settings, workdir)
     ledger = room.ledger
     with ledger.locked():
+        if ledger.first_process:
+            log.info("%s", start_page(room, workdir))
         ledger.write(workdir / "settings.json", to_dict(settings))
         if ledger.first_process:
             write_split(workdir / "split.json", room.dataset.split)
@@ -54,6 +59,36 @@ def run(settings: Settings, workdir: Path) -> dict[str, Any]:
         summary = summarise(room, results)
         ledger.write(workdir / "results.json", summary)
     return summary
+
+
+def start_page(room: Room, workdir: Path) -> str:
+    """Who runs, on what, with which settings unlike the defaults, which model, which shapes, and where to."""
+    settings, dataset = room.settings, room.dataset
+    tables = {"labelled": dataset.labelled, "unlabelled": dataset.unlabelled, "evaluation": dataset.evaluation}
+    shapes = "  ".join(f"{name} {list(t.features.shape)}" for name, t in tables.items())
+    changed = "\n".join(f"    {name} = {value!r}" for name, value in differences(Settings(), settings).items())
+    params = jax.eval_shape(lambda: room.detector(settings).init(jax.random.key(0))[0])
+    notes = "".join(f"\n  note      {note}" for note in dataset.notes)
+    return (
+        f"apl_jax {__version__}, jax {jax.__version__}, process {jax.process_index() + 1} of {jax.process_count()}, "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}\n"
+        f"  data      {dataset.name}: {len(dataset.classes)} classes; {shapes}{notes}\n"
+        f"  split     {settings.data.label_ratio:.0%} labelled, seed {settings.data.split_seed}\n"
+        f"  writes    {workdir.absolute()}\n"
+        f"  settings  unlike the defaults:\n{changed}\n{describe_parameters(params)}"
+    )
+
+
+def differences(default: Any, settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names and values of the settings that differ from another instance of their class."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        here, there = getattr(settings, field.name), getattr(default, field.name)
+        if dataclasses.is_dataclass(here):
+            found |= differences(there, here, f"{prefix}{field.name}.")
+        elif here != there:
+            found[prefix + field.name] = here
+    return found
 
 
 def _fingerprint(stage: Stage, room: Room, earlier: dict[str, str]) -> str:
@@ -73,7 +108,7 @@ class _Plain:
 def _carry_out(stage: Stage, mark: str, room: Room, position: str) -> dict[str, Any]:
     done = room.ledger.result(stage.name, mark)
     if done is not None:
-        logging.info("%s %s: done before", position, stage.name)
+        log.info("%s %s: done before", position, stage.name)
         return done
     folder = room.ledger.begin(stage.name, mark)
     started = time.perf_counter()
@@ -81,7 +116,7 @@ def _carry_out(stage: Stage, mark: str, room: Room, position: str) -> dict[str, 
     result["seconds"] = round(time.perf_counter() - started, 2)
     room.ledger.finish(stage.name, mark, result)
     headline = f", average mAP {100 * result['average_map']:.2f}" if "average_map" in result else ""
-    logging.info("%s %s: %.1f s%s", position, stage.name, result["seconds"], headline)
+    log.info("%s %s: %.1f s%s", position, stage.name, result["seconds"], headline)
     return result
 
 

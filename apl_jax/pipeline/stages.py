@@ -216,7 +216,7 @@ def labelling_stage(name: str, settings: Settings, teacher: str) -> Stage:
         labels, tau = _label(room, settings, params)
         ids = [record.id for record in room.dataset.unlabelled.records]
         room.ledger.write(folder / "pseudo_labels.json", _document(room, labels, name))
-        instances, reason = to_instances(labels.detections, room.dataset.unlabelled.grids, labels.reason)
+        instances, reason = to_instances(labels.detections, room.dataset.unlabelled.grids, np.asarray(labels.reason))
         truth = instances_from_annotations([room.truth.videos[video] for video in ids])
         counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW}
         return {"tau_pos": tau, "counts": counts, "quality": label_quality(instances, reason, truth)}
@@ -264,7 +264,7 @@ def _label(room: Room, settings: Settings, params: PyTree) -> tuple[PseudoLabels
 def _document(room: Room, labels: PseudoLabels, name: str) -> dict[str, Any]:
     """Annotation JSON: selected instances as ``annotations``, the others as ``ignored``, each with its scores."""
     table, classes = room.dataset.unlabelled, room.dataset.classes
-    columns = {"similarity": labels.similarity, "reason": labels.reason, "weight": labels.weight}
+    columns = {name: np.asarray(getattr(labels, name)) for name in ("similarity", "reason", "weight")}
     rows = to_rows(labels.detections, table.records, table.grids, classes, columns)
     database = {}
     for record in table.records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -77,10 +78,12 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: found no checkpoint. Run the stage that writes it first.")
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         self._refuse_mismatch(target, step)
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+        restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        return restored.state
 
     def _refuse_mismatch(self, target: TrainState, step: int) -> None:
-        saved = self._manager.item_metadata(step).state
+        saved: Any = self._manager.item_metadata(step)
+        saved = saved.state
         saved = getattr(saved, "tree", saved)
         found, expected = _shapes(saved), _shapes(target)
         wrong = [

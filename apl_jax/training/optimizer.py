@@ -12,24 +12,39 @@ from apl_jax.settings import DiscriminatorSettings, OptimizerSettings
 from apl_jax.structs import Array, PyTree
 
 
-def warmup_cosine(settings: OptimizerSettings, steps: int) -> optax.Schedule:
-    """Learning rate of step i: base * i / (w - 1) in the warm-up of w steps, so that the first step is exactly 0, then
-    half a cosine down to ``final_learning_rate`` over the remaining steps."""
-    warmup = round(settings.warmup_fraction * steps)
+def warmup_cosine(step: Array, steps: Array, settings: OptimizerSettings) -> Array:
+    """Learning rate of step i of ``steps``: base * i / (w - 1) in the warm-up of w steps, so that the first step is
+    exactly 0, then half a cosine down to ``final_learning_rate`` over the remaining steps."""
     base, final = settings.learning_rate, settings.final_learning_rate
+    warmup = jnp.round(settings.warmup_fraction * steps)
+    rising = base * step / jnp.maximum(warmup - 1, 1)
+    phase = jnp.pi * (step - warmup) / jnp.maximum(steps - warmup, 1)
+    return jnp.where(step < warmup, rising, final + 0.5 * (base - final) * (1 + jnp.cos(phase)))
 
-    def schedule(step: Array) -> Array:
-        rising = base * step / max(warmup - 1, 1)
-        phase = jnp.pi * (step - warmup) / max(steps - warmup, 1)
-        return jnp.where(step < warmup, rising, final + 0.5 * (base - final) * (1 + jnp.cos(phase)))
 
-    return schedule
+class ScheduleState(NamedTuple):
+    """Steps done, and steps altogether: data rather than a constant, so that stages that differ in their length only
+    share one compiled program."""
+
+    done: Array
+    steps: Array
+
+
+def scale_by_warmup_cosine(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
+    """Multiplies updates by minus the learning rate of :func:`warmup_cosine`."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
+        del params
+        rate = warmup_cosine(state.done, state.steps, settings)
+        return jax.tree.map(lambda u: -rate * u, updates), ScheduleState(state.done + 1, state.steps)
+
+    return optax.GradientTransformation(lambda params: ScheduleState(jnp.int32(0), jnp.int32(steps)), update)
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformation:
     """Scales gradients by min(1, limit / (norm + 1e-6)); optax's own clip has no 1e-6, which parity needs."""
 
-    def update(updates: PyTree, state: optax.EmptyState, params: PyTree | None = None):
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
         del params
         factor = jnp.minimum(1.0, limit / (optax.global_norm(updates) + 1e-6))
         return jax.tree.map(lambda g: g * factor, updates), state
@@ -46,21 +61,15 @@ def decay_mask(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-class AdamwNumbers(NamedTuple):
-    """What distinguishes one AdamW from another."""
-
-    schedule: optax.Schedule | float
-    weight_decay: float
-    settings: OptimizerSettings
-
-
-def _adamw(numbers: AdamwNumbers) -> optax.GradientTransformation:
-    s = numbers.settings
+def adamw(
+    settings: OptimizerSettings, weight_decay: float, rate: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Clipped AdamW with decay by role; ``rate`` turns the direction into a step."""
     return optax.chain(
-        clip_by_norm(s.clip_norm),
-        optax.adamw(
-            numbers.schedule, s.beta1, s.beta2, s.epsilon, weight_decay=numbers.weight_decay, mask=decay_mask
-        ),
+        clip_by_norm(settings.clip_norm),
+        optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon),
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        rate,
     )
 
 
@@ -68,12 +77,11 @@ def build_optimizer(
     settings: OptimizerSettings, discriminator: DiscriminatorSettings, steps: int
 ) -> optax.GradientTransformation:
     """One AdamW for the detector; the discriminator's own, so that neither's gradients clip the other's (A17)."""
+    constant = optax.scale_by_learning_rate(discriminator.learning_rate)
     return optax.partition(
         {
-            "detector": _adamw(AdamwNumbers(warmup_cosine(settings, steps), settings.weight_decay, settings)),
-            "discriminator": _adamw(
-                AdamwNumbers(discriminator.learning_rate, discriminator.weight_decay, settings)
-            ),
+            "detector": adamw(settings, settings.weight_decay, scale_by_warmup_cosine(settings, steps)),
+            "discriminator": adamw(settings, discriminator.weight_decay, constant),
         },
         lambda params: {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()},
     )

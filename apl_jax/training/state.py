@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
+from clu import parameter_overview
 
 from apl_jax.learning.methods import Method
 from apl_jax.structs import Array, PyTree, pytree
@@ -30,3 +31,10 @@ def initial_state(
     # The average starts as a copy: donated buffers must not be shared.
     averaged = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.int32(0), params, averaged, optimizer.init(params), method_state)
+
+
+def describe_parameters(params: PyTree) -> str:
+    """Number of parameters of each top-level part and altogether, from arrays or from their shapes."""
+    rows = [f"    {name:<16}{parameter_overview.count_parameters(part):>12,}" for name, part in sorted(params.items())]
+    total = parameter_overview.count_parameters(params)
+    return "  parameters\n" + "\n".join([*rows, f"    {'all':<16}{total:>12,}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -88,8 +89,6 @@ def open_writers(folder: Path, resume_step: int, first_process: bool) -> Writers
     if not first_process:
         return Writers([])
     writers: list[MetricWriter] = [JsonLines(folder / "metrics.jsonl", resume_step)]
-    try:
+    with contextlib.suppress(ImportError):
         writers.append(TensorBoard(folder / "tensorboard"))
-    except ImportError:
-        pass
     return Writers(writers)

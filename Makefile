@@ -1,0 +1,57 @@
+# make demo    the environment, then the whole method on the embedded data (about 5 minutes on 2 cores)
+# make test    the environment, then the tests
+# make lint    ruff, pyright, import-linter
+# make bench   speed, as ratios taken in one process
+# make floor / latest   the tests on the oldest and the newest supported stack
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+WORKDIR ?= runs/demo
+
+.PHONY: demo test lint format bench floor latest clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.made:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'apl_jax needs Python >= 3.11, found ' + sys.version)"
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.made pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.made pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[lint]'
+	touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/apl-jax run --config=configs/spsw.py:apl --workdir=$(WORKDIR)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff format --check apl_jax configs tests
+	$(BIN)/ruff check apl_jax configs tests
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.lint
+	$(BIN)/ruff format apl_jax configs tests
+	$(BIN)/ruff check --fix apl_jax configs tests
+
+bench: $(VENV)/.test
+	$(BIN)/python tests/bench/speed.py
+
+floor:
+	$(MAKE) test VENV=.venv-floor PYTHON=python3.11
+
+latest:
+	$(MAKE) test VENV=.venv-latest PYTHON=python3.13
+
+clean:
+	rm -rf $(VENV) .venv-floor .venv-latest .cache
