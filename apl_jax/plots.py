@@ -1,8 +1,8 @@
 """Figures of a run: arrays in, drawn into a ``matplotlib.figure.Figure``; used by the report and by the notebook.
 
-Nothing here touches pyplot or a display, so that a server, a test and a notebook all draw alike. :func:`to_svg` makes a
-figure text for a page. Colours are safe for colour-blind readers: classes have Paul Tol's "muted" scheme, reasons
-ColorBrewer's "Dark2", loss terms Okabe and Ito's.
+Nothing here touches pyplot or a display, so that a server, a test and a notebook all draw alike. Make figures with
+``layout="constrained"``; :func:`to_svg` makes text of them for a page. Colours are safe for colour-blind readers:
+classes have Paul Tol's "muted" scheme, reasons ColorBrewer's "Dark2", loss terms Okabe and Ito's.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from apl_jax.structs import Reason
 
-HALF_WIDTH_IN, FULL_WIDTH_IN = 5.2, 10.6  # two figures side by side, or one, on a page of 1020 pixels
-HISTOGRAM_BINS = 34
+HALF_WIDTH_IN, FULL_WIDTH_IN = 5.25, 10.5  # two figures side by side, or one, on a page of 1020 pixels
+HISTOGRAM_BINS = 40  # of 0.025: the usual thresholds are edges
 MOST_BARS = 20  # classes in one bar chart
 CLASS_LABEL = 18  # characters of a class name on an axis
-LANE_IN, PANEL_IN = 0.19, 0.62  # height of one lane of a timeline, and of a panel's title and axis together
+LANE_IN, PANEL_IN = 0.2, 0.72  # height of one lane of a timeline, and of a panel's title and axis together
 FAINTEST = 0.1  # opacity of a prediction without confidence
 NUMBERED_FROM = 10  # with this many classes, timelines print class numbers too: colours alone no longer tell
 
@@ -82,12 +83,16 @@ def class_colours(frequency: np.ndarray) -> list[str]:
 
     Up to 27 classes are told apart; where there are more, the rarest share :data:`OTHER_CLASS`.
     """
-    mixed = [to_hex([(1 - part) * x + part * grey for x in to_rgb(c)]) for grey, part in _TONES for c in _MUTED]
-    palette = [*_MUTED, *mixed]
+    palette = [*_MUTED, *(_mixed(colour, grey, part) for grey, part in _TONES for colour in _MUTED)]
     colours = [OTHER_CLASS] * len(frequency)
     for colour, c in zip(palette, sorted(np.argsort(-frequency, kind="stable")[: len(palette)]), strict=False):
         colours[c] = colour
     return colours
+
+
+def _mixed(colour: str, grey: float, part: float) -> str:
+    red, green, blue = ((1 - part) * x + part * grey for x in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def term_colours(names: Sequence[str]) -> dict[str, str]:
@@ -111,27 +116,28 @@ def to_svg(figure: Figure) -> str:
 
 
 @_styled
-def confidence_histogram(
-    figure: Figure, confidence: np.ndarray, reason: np.ndarray, tau_pos: float, tau_neg: float
-) -> None:
-    """Joint scores ``[M]`` of the detections above tau_neg, stacked by ``reason [M]`` (APL Eq. 4 and 6)."""
-    axes = figure.subplots()
-    _stack(axes, confidence, reason)
-    _mark(axes, [(tau_neg, "τ neg"), (tau_pos, "τ pos")])
-    axes.set_xlabel("confidence = score × quality")
-    figure.set_layout_engine("constrained")
+def reason_histograms(
+    figure: Figure, values: Mapping[str, np.ndarray], reason: np.ndarray,
+    marks: Mapping[str, Sequence[tuple[float, str]]],
+) -> None:  # fmt: skip
+    """Numbers in [0, 1] of M detections, name -> ``[M]``, a panel each, stacked by ``reason [M]``.
 
-
-@_styled
-def similarity_histogram(
-    figure: Figure, similarity: np.ndarray, reason: np.ndarray, eliminate_below: float, promote_above: float
-) -> None:
-    """ICD's mean similarity ``[M]`` to the labelled instances of the class, stacked by reason (APL Eq. 10)."""
-    axes = figure.subplots()
-    _stack(axes, similarity, reason)
-    _mark(axes, [(eliminate_below, "EAP below"), (promote_above, "MPP above")])
-    axes.set_xlabel("similarity to labelled instances of the class")
-    figure.set_layout_engine("constrained")
+    ``marks``: name -> thresholds (value, words) drawn across its panel.
+    """
+    grid = figure.subplots(1, len(values), squeeze=False)[0]
+    for axes, (name, column) in zip(grid, values.items(), strict=True):
+        _stack(axes, column, reason)
+        axes.set_xlabel(name)
+        for value, words in marks.get(name, ()):
+            right = value > 0.8
+            axes.axvline(value, color=_INK, lw=1, ls=(0, (4, 2)))
+            axes.annotate(
+                f"{words} {value:.2f}", (value, 0.98), (-4 if right else 4, 0), ha="right" if right else "left",
+                va="top", xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+    grid[0].set_ylabel("detections")
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=4, handlelength=0.9, columnspacing=1.2)
 
 
 def _stack(axes: Axes, values: np.ndarray, reason: np.ndarray) -> None:
@@ -143,22 +149,11 @@ def _stack(axes: Axes, values: np.ndarray, reason: np.ndarray) -> None:
         name = f"{r.name.lower()} ({len(chosen):,})"
         bars = axes.bar(edges[:-1], count, np.diff(edges), base, align="edge", color=colour, label=name, lw=0)
         for bar, n, low in zip(bars, count, edges, strict=False):
-            bar.set_gid(f"tip:{r.name.lower()}: {n} from {low:.2f} to {low + edges[1]:.2f}")
+            bar.set_gid(f"tip:{r.name.lower()}: {n} from {low:.3f} to {low + edges[1]:.3f}")
         base = base + count
-    axes.set(xlim=(0, 1), ylabel="detections", ylim=(0, max(1.0, 1.12 * base.max())))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlim=(0, 1), ylim=(0, max(1.0, 1.12 * base.max())))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(axis="y")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.2), ncols=4, handlelength=0.9, columnspacing=1.2, borderpad=0)
-
-
-def _mark(axes: Axes, marks: Sequence[tuple[float, str]]) -> None:
-    for value, name in marks:
-        axes.axvline(value, color=_INK, lw=1, ls=(0, (4, 2)))
-        right = value > 0.8
-        axes.annotate(
-            f"{name} {value:.2f}", (value, 0.98), (-4 if right else 4, 0), ha="right" if right else "left", va="top",
-            xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
-        )  # fmt: skip
 
 
 @_styled
@@ -183,8 +178,7 @@ def quality_bars(figure: Figure, quality: Mapping[str, Mapping[str, float | None
     axes.tick_params(axis="x", length=0)
     axes.set(ylim=(0, 108), ylabel="%")
     axes.grid(axis="y")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.2), ncols=4, handlelength=0.9, columnspacing=1.2, borderpad=0)
-    figure.set_layout_engine("constrained")
+    figure.legend(loc="outside upper left", ncols=4, handlelength=0.9, columnspacing=1.2)
 
 
 @_styled
@@ -207,14 +201,13 @@ def class_counts(
     for row, c in enumerate(shown):
         text = f"{correct[c]:,.0f} of {selected[c]:,.0f}"
         axes.annotate(text, (selected[c], row + 0.2), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
-    axes.set_yticks(y, [_short(classes[c]) for c in shown])
+    axes.set_yticks(y, [_short(classes[int(c)]) for c in shown])
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0, 1.12 * furthest), ylim=(len(shown) - 0.4, -0.6), xlabel="instances in the unlabelled videos")
     axes.grid(axis="x")
-    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handlelength=0.9, columnspacing=1.2)
+    legend = figure.legend(loc="outside upper left", ncols=3, handlelength=0.9, columnspacing=1.2)
     for handle, alpha in zip(legend.get_patches()[1:], (0.35, 0.8), strict=True):
         handle.set(facecolor=_INK, alpha=alpha)
-    figure.set_layout_engine("constrained")
     return len(truth) - len(shown)
 
 
@@ -242,13 +235,15 @@ def training_curves(figure: Figure, curves: Mapping[str, tuple[np.ndarray, np.nd
                 )
         if not any(name.endswith("accuracy") for name in names):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter("{x:g}")
         else:
             axes.set_ylim(bottom=0)
         axes.set_title(group)
         axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(nbins=4)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid()
-    figure.set_layout_engine("constrained")
 
 
 def curve_groups(names: Sequence[str]) -> dict[str, list[str]]:
@@ -271,21 +266,26 @@ def timelines(figure: Figure, panels: Sequence[Panel], colours: Sequence[str]) -
 
     Where there are many classes, an instance also carries the number of its class if there is room.
     """
+    figure.set_layout_engine("constrained", h_pad=0.09)
     ratios = [PANEL_IN / 2 + LANE_IN * len(panel.lanes) for panel in panels]
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
     for axes, panel in zip(grid, panels, strict=True):
         for row, lane in enumerate(panel.lanes):
             _draw_lane(axes, row, lane, panel.span_s, colours)
-        axes.set(xlim=panel.span_s, ylim=(len(panel.lanes) - 0.45, -0.55), title=panel.title)
+        axes.set(
+            xlim=panel.span_s,
+            ylim=(len(panel.lanes) - 0.45, -0.55),
+        )
+        axes.set_title(panel.title, fontweight="bold")
         axes.set_yticks(range(len(panel.lanes)), [lane.name for lane in panel.lanes])
         for text, lane in zip(axes.get_yticklabels(), panel.lanes, strict=True):
             text.set_color(lane.colour or _INK)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter("{x:g} s")
-        axes.xaxis.get_major_locator().set_params(nbins=12)
+        axes.tick_params(axis="x", length=2, pad=1)
+        axes.xaxis.set_major_locator(MaxNLocator(12, steps=[1, 2, 5, 10]))
         axes.grid(axis="x")
-    figure.set_layout_engine("constrained")
 
 
 def _draw_lane(axes: Axes, row: int, lane: Lane, span_s: tuple[float, float], colours: Sequence[str]) -> None:
@@ -296,18 +296,19 @@ def _draw_lane(axes: Axes, row: int, lane: Lane, span_s: tuple[float, float], co
         start, end = (float(np.clip(x, low, high)) for x in lane.segments_s[i])
         if end <= start:
             continue
-        colour = colours[lane.labels[i]]
-        box = Rectangle((start, row - 0.36), end - start, 0.72, fc=(*to_rgb(colour), opacity[i]), ec=colour, lw=0.6)
+        colour = colours[int(lane.labels[i])]
+        fill = _mixed(colour, 1.0, 1 - float(opacity[i]))  # as if transparent, but blends with nothing
+        box = Rectangle((start, row - 0.36), end - start, 0.72, fc=fill, ec=colour, lw=0.6, zorder=2)
         if len(lane.tips):
             box.set_gid(f"tip:{lane.tips[i]}")
         axes.add_patch(box)
         if lane.colour:
-            axes.plot([start, end], [row + 0.36] * 2, color=lane.colour, lw=2, solid_capstyle="butt")
-        if len(colours) >= NUMBERED_FROM and end - start > 0.02 * (high - low):
-            dark = opacity[i] * (1 - np.dot(to_rgb(colour), (0.3, 0.59, 0.11))) > 0.5
+            axes.plot([start, end], [row + 0.36] * 2, color=lane.colour, lw=2, solid_capstyle="butt", zorder=2)
+        if len(colours) >= NUMBERED_FROM and end - start > 0.016 * (high - low):
+            dark = np.dot(to_rgb(fill), (0.3, 0.59, 0.11)) < 0.55
             axes.text(
                 (start + end) / 2, row, str(lane.labels[i]), ha="center", va="center_baseline", fontsize=7,
-                color="white" if dark else _INK, clip_on=True,
+                color="white" if dark else _INK, clip_on=True, zorder=2,
             )  # fmt: skip
 
 
@@ -319,10 +320,9 @@ def embeddings(figure: Figure, points: Mapping[str, np.ndarray], groups: Sequenc
         for name, mask, colour in groups:
             axes.scatter(*xy[mask].T, s=7, color=colour, lw=0, alpha=0.8, label=name, rasterized=True)
         axes.set(xticks=[], yticks=[], title=title)
-        axes.spines[:].set_visible(True)
+        axes.spines[["top", "right"]].set_visible(True)
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 8), markerscale=2.2)
-    figure.set_layout_engine("constrained")
 
 
 @_styled
@@ -341,4 +341,3 @@ def calibration(figure: Figure, estimates: Mapping[str, np.ndarray], tiou: np.nd
         axes.set(ylim=(-0.02, 1.02), xlabel=name)
         axes.grid()
     grid[0].set_ylabel("tIoU with the truth")
-    figure.set_layout_engine("constrained")

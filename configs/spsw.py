@@ -3,7 +3,7 @@
     apl-jax run --config=configs/spsw.py:apl --workdir=runs/spsw
 
 `apl` is the whole method at 10 % labels; `fixed`, `alqa`, `icd` are the lower rungs of APL's Table 2; `full` is the
-supervised detector with every label.
+supervised detector with every label; `smoke` runs every stage for a few steps with a tiny model, to see that all works.
 """
 
 import dataclasses
@@ -34,14 +34,19 @@ def get_config(variant: str = "apl") -> ConfigDict:
     for stage in (learning.pretrain, learning.supervised, learning.self_train):
         stage.optimizer.learning_rate = 1e-3
     learning.contrastive.partitions = 32
+    # Mean without deviation (A1): 92.1 against 91.9 on held-out subjects 2, 8, 14, 20. Confidences are so bimodal here
+    # that mean + std keeps a fifth of the labels.
+    learning.selection.deviations = 0.0
 
+    if variant == "smoke":
+        return shrink(config)
     rungs = ("fixed", "alqa", "icd", "apl")
     if variant == "full":
         config.data.label_ratio = 1.0
         config.arms = ("supervised",)
         return config
     if variant not in rungs:
-        raise ValueError(f"configs/spsw.py:{variant}: expected one of full, {', '.join(rungs)}")
+        raise ValueError(f"configs/spsw.py:{variant}: expected one of full, smoke, {', '.join(rungs)}")
     rung = rungs.index(variant)
     if rung < 3:
         learning.pretrain.steps = 0
@@ -52,4 +57,26 @@ def get_config(variant: str = "apl") -> ConfigDict:
         config.actionformer.quality.branches = "none"
         learning.selection.rule = "fixed"
         learning.selection.candidates = "background"
+    return config
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """Every stage, a few steps, a tiny model: checks the plumbing, teaches nothing."""
+    detector = config.actionformer
+    detector.width, detector.heads = 16, 2
+    detector.stem_blocks, detector.branch_blocks = 1, 2
+    detector.windows = (5, 5, 5)
+    detector.regression_ranges = ((0, 8), (8, 16), (16, 10000))
+    detector.nms.max_detections = 50
+    learning = config.learning
+    for stage in (learning.pretrain, learning.supervised, learning.self_train):
+        stage.steps = 40
+        stage.optimizer.learning_rate = 1e-2
+    learning.pretrain.unlabelled_batch = 4
+    learning.selection.tau_neg = 0.02
+    learning.selection.tau_min = 0.02
+    config.runtime.steps_per_dispatch = 10
+    config.runtime.log_every = 10
+    config.runtime.checkpoint_every = 20
+    config.runtime.progress = False
     return config

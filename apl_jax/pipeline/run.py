@@ -13,6 +13,8 @@ import jax
 from apl_jax import __version__
 from apl_jax.data.dataset import open_dataset
 from apl_jax.data.splits import write_split
+from apl_jax.learning.methods import METHODS
+from apl_jax.learning.selection import build_selector
 from apl_jax.pipeline.ledger import Ledger
 from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.stages import Stage, matched_steps, plan_stages
@@ -32,7 +34,15 @@ def open_room(settings: Settings, workdir: Path) -> Room:
             f"config.data.label_ratio: found {settings.data.label_ratio:g}, which leaves no video unlabelled; expected "
             "less than 1 for the arm 'semi_supervised'. Try --config.arms=\"('supervised',)\"."
         )
-    return Room(settings, dataset, Ledger(workdir), build_mesh())
+    room = Room(settings, dataset, Ledger(workdir), build_mesh())
+    # Impossible settings are refused here, before anything is written.
+    room.detector(settings)
+    build_selector(settings.learning.selection)
+    if settings.learning.method not in METHODS:
+        raise ValueError(
+            f"config.learning.method: found {settings.learning.method!r}, expected one of {', '.join(METHODS)}"
+        )
+    return room
 
 
 def run(settings: Settings, workdir: Path) -> dict[str, Any]:

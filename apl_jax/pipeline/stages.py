@@ -159,10 +159,7 @@ def training_stage(
 
 
 def _fresh(room: Room, settings: Settings, kind: str, stage: StageSettings, key: Array):
-    builders = STAGE_METHODS | METHODS
-    if kind not in builders:
-        raise ValueError(f"config.learning.method: found {kind!r}, expected one of {', '.join(METHODS)}")
-    method: Method = builders[kind](room.ingredients(settings, stage))
+    method: Method = (STAGE_METHODS | METHODS)[kind](room.ingredients(settings, stage))
     optimizer = build_optimizer(stage.optimizer, settings.learning.selection.discriminator, stage.steps)
     make = jax.jit(lambda k: initial_state(k, method, optimizer), out_shardings=replicated(room.mesh))
     return method, optimizer, make(key)

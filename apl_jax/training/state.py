@@ -35,6 +35,8 @@ def initial_state(
 
 def describe_parameters(params: PyTree) -> str:
     """Number of parameters of each top-level part and altogether, from arrays or from their shapes."""
-    rows = [f"    {name:<16}{parameter_overview.count_parameters(part):>12,}" for name, part in sorted(params.items())]
-    total = parameter_overview.count_parameters(params)
+    rows = [
+        f"    {name:<16}{int(parameter_overview.count_parameters(part)):>12,}" for name, part in sorted(params.items())
+    ]
+    total = int(parameter_overview.count_parameters(params))
     return "  parameters\n" + "\n".join([*rows, f"    {'all':<16}{total:>12,}"])

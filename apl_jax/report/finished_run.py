@@ -1,4 +1,4 @@
-"""The files of a finished run as arrays: predictions, pseudo labels with every score, curves, and the truth of them all.
+"""The files of a finished run as arrays: predictions, pseudo labels with every score, curves, and the truth.
 
 Only the report and notebooks read a run this way; no stage does, since the truth is in it.
 """

@@ -1,0 +1,133 @@
+"""A finished run in words and aligned rows: what the terminal prints, and what the page's tables hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from apl_jax.plots import MEASURES as _FIGURE_3C
+from apl_jax.plots import SET_NAMES
+
+MEASURES = _FIGURE_3C | {"precision": "precision", "recall": "recall"}
+
+
+def arm_name(arm: str) -> str:
+    """An arm in words."""
+    words = {
+        "supervised": "supervised only",
+        "supervised_matched": "supervised, matched steps",
+        "teacher": "APL teacher (stage 2)",
+    }
+    return words.get(arm) or arm.replace("self_train_", "APL, round ")
+
+
+def stage_name(stage: str) -> str:
+    """A training or labelling stage in words."""
+    if stage.startswith(("self_train_", "pseudo_label_")):
+        kind, _, number = stage.rpartition("_")
+        words = {"self_train": "Self-training", "pseudo_label": "Pseudo labels"}
+        return f"{words[kind]}, round {number}"
+    name = {"pretrain": "pre-training (ACP)"}.get(stage) or arm_name(stage)
+    return name[0].upper() + name[1:]
+
+
+def total_steps(results: Mapping[str, Any], arm: str) -> int | None:
+    """Optimiser steps that lead to an arm's parameters, those of the stages it starts from included."""
+    steps: dict[str, int] = results["steps"]
+    chain = [name for name in steps if name in ("pretrain", "teacher") or name.startswith("self_train_")]
+    if arm in chain:
+        return sum(steps[name] for name in chain[: chain.index(arm) + 1])
+    return steps.get(arm)
+
+
+# The terminal
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Prints the end of a run, ``results.json``: mAP of every arm, then the quality of every round's pseudo labels."""
+    print(f"\n{headline(results)}\n")
+    print(aligned(map_rows(results)))
+    if sentence := gain(results):
+        print(f"\n{sentence}")
+    for name, labels in results.get("pseudo_labels", {}).items():
+        print(f"\n{stage_name(name)}: {counts(labels)}\n")
+        print(aligned(quality_rows(labels["quality"])))
+
+
+def print_average_precision(result: dict[str, Any]) -> None:
+    """Prints the score of one prediction file, as ``AveragePrecision.as_dict`` gives it, in percent."""
+    rows = [["%", *(f"tIoU {t}" for t in result["map"]), "average"]]
+    rows += [[name, *percents(values.values()), percent(mean(values))] for name, values in result["ap"].items()]
+    rows.append(["mAP", *percents(result["map"].values()), percent(result["average_map"])])
+    for name, values in result["recall"].items():
+        rows.append([f"Recall@{name}", *percents(values.values()), percent(mean(values))])
+    print(aligned(rows, rules=(1, 1 + len(result["ap"]))))
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    data = results["data"]
+    return (
+        f"{data['name']}, {100 * data['label_ratio']:g} % of labels: {data['labelled']} videos labelled, "
+        f"{data['unlabelled']} unlabelled, {data['evaluated']} evaluated ({data['evaluated_on']}); "
+        f"split seed {data['split_seed']}, seed {results['seed']}"
+    )
+
+
+def gain(results: Mapping[str, Any]) -> str:
+    arms, final = results["arms"], str(results.get("final_arm"))
+    base = next((arm for arm in ("supervised_matched", "supervised") if arm in arms), None)
+    if final not in arms or base is None or final == base or final == "supervised":
+        return ""
+    points = 100 * (arms[final]["average_map"] - arms[base]["average_map"])
+    return f"{arm_name(final)}: {points:+.1f} points of average mAP against {arm_name(base)}."
+
+
+def counts(labels: Mapping[str, Any]) -> str:
+    number, quality = labels["counts"], labels["quality"]
+    return (
+        f"tau_pos {labels['tau_pos']:.3f}; {number['kept']:,} kept, {number['promoted']:,} promoted, "
+        f"{number['dropped']:,} dropped, {number['candidate']:,} candidates; {quality['truth']:,} true instances"
+    )
+
+
+def map_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    arms = results["arms"]
+    thresholds = list(next(iter(arms.values()), {"map": {}})["map"])
+    rows = [["mAP, %", "steps", *(f"tIoU {t}" for t in thresholds), "average"]]
+    for arm, score in arms.items():
+        steps = total_steps(results, arm)
+        values = [score["map"].get(t) for t in thresholds]
+        rows.append([arm_name(arm), "–" if steps is None else f"{steps:,}", *percents([*values, score["average_map"]])])
+    return rows
+
+
+def quality_rows(quality: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["%", "labels", *MEASURES.values()]]
+    for name, words in SET_NAMES.items():
+        rows.append([words, f"{quality[name]['count']:,}", *percents(quality[name][m] for m in MEASURES)])
+    return rows
+
+
+def percents(values: Iterable[float | None]) -> list[str]:
+    return [percent(value) for value in values]
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def mean(values: Mapping[str, float | None]) -> float | None:
+    known = [value for value in values.values() if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def aligned(rows: Sequence[Sequence[str]], rules: Sequence[int] = (1,)) -> str:
+    """Rows as lines: the first column flush left, the others flush right; a rule before the rows in ``rules``."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for i, row in enumerate(rows):
+        if i in rules:
+            lines.append("─" * (sum(widths) + 2 * len(widths) - 2))
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    return "\n".join(lines)

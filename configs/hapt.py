@@ -1,0 +1,39 @@
+"""HAPT / SBHAR: 61 recordings of 3 to 11 minutes, 12 actions (6 activities, 6 postural transitions). Not embedded.
+
+    apl-jax run --config=configs/hapt.py:apl --config.data.root=<folder> --workdir=runs/hapt
+
+The folder holds annotations.json and signals_50hz.npz; at 10 % labels 4 of 42 training recordings show theirs. Variants
+as in configs/spsw.py.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "apl") -> ConfigDict:
+    config = _spsw().get_config(variant)
+    config.data.name = "hapt"
+    config.data.root = "../shared/data/hapt"
+    config.data.window = 50
+    config.data.stride = 25
+    config.data.max_length_t = 640  # crops of 320 s, about half a recording
+
+    learning = config.learning
+    learning.contrastive.partitions = 64
+    if variant != "smoke":
+        learning.pretrain.steps = min(learning.pretrain.steps, 300)
+        learning.supervised.steps = 450
+        learning.self_train.steps = 450
+        learning.pretrain.unlabelled_batch = 4
+    config.evaluation.batch = 4
+    return config
+
+
+def _spsw():
+    """This file says what is unlike configs/spsw.py, which lies beside it."""
+    spec = importlib.util.spec_from_file_location("spsw", Path(__file__).with_name("spsw.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

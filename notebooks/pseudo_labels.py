@@ -1,0 +1,290 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What the pseudo labels of a run are worth
+#
+# A semi-supervised run (`apl-jax run`) labels its unlabelled videos with its own predictions. This notebook opens the
+# folder of a finished run and asks whether those labels deserved to be believed: how they were scored (ALQA), where the
+# line was drawn (tau_pos), what the discriminator changed (ICD), and what the contrast (ACP) did to the features. The
+# *truth* it compares with is the annotation of the unlabelled videos, which training never saw.
+#
+# Sections, equations and figures are those of the paper, *Towards Adaptive Pseudo-label Learning for Semi-Supervised
+# Temporal Action Localization*. Set `APL_RUN` to look at another run.
+
+# %%
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from apl_jax import plots
+from apl_jax.evaluation.average_precision import find_overlaps, instances_from_annotations
+from apl_jax.evaluation.label_quality import POSITIVE_TIOU, quality_per_class, set_quality
+from apl_jax.report import print_table
+from apl_jax.report.finished_run import open_run
+from apl_jax.report.tables import MEASURES, aligned, percents
+from apl_jax.structs import Reason
+
+FOLDER = Path(os.environ.get("APL_RUN", "../runs/spsw")).resolve()
+with contextlib.chdir(".."):  # a relative data.root is meant from the project's folder
+    run = open_run(FOLDER)
+
+
+def show(draw, height_in, *arrays, width_in=plots.FULL_WIDTH_IN):
+    """A drawing of apl_jax.plots; point at its parts to read them."""
+    figure = Figure((width_in, height_in), layout="constrained")
+    draw(figure, *arrays)
+    return HTML(plots.to_svg(figure))
+
+
+print_table(run.results)
+
+# %% [markdown]
+# ## The labels of the last round
+#
+# One row per detection above tau_neg on an unlabelled video; weaker ones were forgotten at once. `reason` says what
+# became of it: *kept* or *promoted* (a pseudo label), *dropped*, or still a *candidate*.
+
+# %%
+if not run.results["pseudo_labels"]:
+    raise SystemExit(f"{FOLDER}: this run has no pseudo labels; give one with the arm semi_supervised as APL_RUN")
+STAGE = list(run.results["pseudo_labels"])[-1]
+record, selection = run.results["pseudo_labels"][STAGE], run.settings.learning.selection
+labels, classes = run.pseudo_labels(STAGE), run.truth.classes
+confidence, reason = labels.instances.score, labels.reason
+truth = instances_from_annotations(run.records("unlabelled"))
+colours = plots.class_colours(np.bincount(truth.label, minlength=len(classes)))
+print(STAGE, {r.name.lower(): int((reason == r).sum()) for r in plots.REASON_COLOURS})
+
+# %% [markdown]
+# ## Scores: does the network know what it knows?
+#
+# ALQA (section 3.1) multiplies the class probability by a predicted reliability of the borders (Eq. 4): *tIoU*, the
+# predicted overlap, less *tND*, the predicted distance of the centres (Eq. 1). A class score alone says nothing about
+# the borders.
+
+# %%
+quality = np.clip(labels.tiou - labels.tnd, 0, 1)
+numbers = {"score": labels.score, "tIoU": labels.tiou, "tND": labels.tnd, "confidence": confidence}
+show(plots.reason_histograms, 2.4, numbers, reason, {})
+
+# %% [markdown]
+# The overlap that a detection really has with the truth, against what was predicted for it. A number is useful for
+# choosing labels where the line rises: the higher the correlation r, the better it ranks the borders.
+
+# %%
+overlaps = find_overlaps(truth, labels.instances, floor=0.0, same_class=False)
+tiou = np.zeros(len(confidence))
+np.maximum.at(tiou, overlaps.prediction, overlaps.tiou)
+show(plots.calibration, 2.6, {"score": labels.score, "quality": quality, "confidence": confidence}, tiou)
+
+# %% [markdown]
+# ## tau_pos: where the line is drawn
+#
+# The threshold follows the teacher: mean + standard deviation of the confidences (section 3.1, Eq. 6), pooled over all
+# detections above tau_neg unless the settings say otherwise, and clipped. The cell computes it again.
+
+# %%
+tau = np.clip(confidence.mean() + selection.deviations * confidence.std(), selection.tau_min, selection.tau_max)
+comparable = selection.rule == "dynamic" and selection.scope == "pooled"
+print(f"tau_pos of the run {record['tau_pos']:.4f}, mean + deviation {tau:.4f}" + ("" if comparable else " (pooled)"))
+NAME = "confidence = score × quality"
+marks = {NAME: [(selection.tau_neg, "τ neg"), (record["tau_pos"], "τ pos")]}
+show(plots.reason_histograms, 2.8, {NAME: confidence}, reason, marks)
+
+# %% [markdown]
+# What other thresholds would have selected from the same detections, before ICD. The fixed threshold of .3 is the
+# baseline of Table 2 and of Figure 3(c). A high threshold buys precision with recall.
+
+# %%
+rows = [["tau_pos", "labels", *MEASURES.values()]]
+for value in sorted({0.3, 0.5, 0.7, record["tau_pos"]}):
+    scores = set_quality(labels.instances.select(confidence >= value), truth)
+    rows.append([f"{value:.3g}", f"{scores['count']:,}", *percents(scores[name] for name in MEASURES)])
+print(aligned(rows))
+
+# %% [markdown]
+# ## ICD: what EAP and MPP changed
+#
+# The discriminator compares every detection with the labelled instances of its class (section 3.2, Eq. 10). EAP drops
+# positives whose similarity is too low, MPP promotes candidates whose similarity is high. Bars as in Figure 3(c).
+
+# %%
+show(plots.quality_bars, 2.6, record["quality"], width_in=plots.HALF_WIDTH_IN)
+
+# %%
+NAME, icd = "similarity to labelled instances of the class", selection.discriminator
+marks = {NAME: [(icd.eliminate_below, "EAP below"), (icd.promote_above, "MPP above")]}
+show(plots.reason_histograms, 2.8, {NAME: labels.similarity}, reason, marks)
+
+# %% [markdown]
+# Did it move the right ones? What EAP dropped should be mostly wrong, what MPP promoted mostly right (Figure S4 shows
+# examples). The last two lines ask the same of all detections: how often a right one (own class, tIoU of .5 or more)
+# is ranked above a wrong one. At 50 % a number knows nothing.
+
+# %%
+from sklearn.metrics import roc_auc_score
+
+same_class = find_overlaps(truth, labels.instances, floor=POSITIVE_TIOU)
+right = np.isin(np.arange(len(confidence)), same_class.prediction)
+for name, r in (("EAP dropped", Reason.DROPPED), ("MPP promoted", Reason.PROMOTED)):
+    print(f"{name} {(reason == r).sum()}, of which {right[reason == r].sum()} are right")
+if 0 < right.sum() < len(right):
+    for name, column in (("similarity", labels.similarity), ("confidence", confidence)):
+        print(f"{name} ranks a right one above a wrong one in {100 * roc_auc_score(right, column):.1f} % of pairs")
+
+# %% [markdown]
+# ## Classes
+#
+# A threshold for all classes favours those that are easy to score. Compare the coloured bar with the grey one: a class
+# with few pseudo labels is hardly taught.
+
+# %%
+per_class = quality_per_class(labels.instances, reason, truth, classes, "final")
+rows = [["final labels", "labels", *MEASURES.values()]]
+rows += [[name, f"{s['count']:,}", *percents(s[m] for m in MEASURES)] for name, s in per_class.items()]
+print(aligned(rows))
+
+# %%
+selected = np.array([s["count"] for s in per_class.values()])
+correct = np.array([round(s["count"] * (s["precision"] or 0)) for s in per_class.values()])
+true = np.bincount(truth.label, minlength=len(classes))
+height = 0.8 + 0.34 * min(len(classes), plots.MOST_BARS)
+show(plots.class_counts, height, classes, true, selected, correct, colours, width_in=plots.HALF_WIDTH_IN)
+
+# %% [markdown]
+# ## Timelines
+#
+# The four videos in which ICD changed most, or the first ones where it changed nothing. The more confident a detection,
+# the more opaque; point at one to read its class.
+
+# %%
+moved = np.isin(reason, (Reason.DROPPED, Reason.PROMOTED))
+videos = run.records("unlabelled")
+order = np.argsort(-np.bincount(labels.instances.video[moved], minlength=len(videos)), kind="stable")
+
+
+def lane(name, rows, colour):
+    found = labels.instances.select(rows)
+    tips = [f"{classes[c]}, confidence {x:.2f}" for c, x in zip(found.label, found.score, strict=True)]
+    return plots.Lane(name, found.segments_s, found.label, found.score, tips, colour)
+
+
+def panel(v):
+    video = videos[v]
+    known = plots.Lane("truth", video.segments_s, video.labels, tips=[classes[c] for c in video.labels])
+    rows = {r: (labels.instances.video == v) & (reason == r) for r in plots.REASON_COLOURS}
+    lanes = [lane(r.name.lower(), rows[r], colour) for r, colour in plots.REASON_COLOURS.items()]
+    return plots.Panel(video.id, (0.0, video.duration_s), [known, *lanes])
+
+
+panels = [panel(v) for v in order[:4]]
+show(plots.timelines, plots.timeline_height(panels), panels, colours)
+
+# %% [markdown]
+# ## Learnt frames, before and after ACP
+#
+# ACP (section 3.3) pulls frames of one action together and pushes actions and background apart, first without any
+# label. Here are the same frames of unlabelled videos in four representations: the input features, the detector as it
+# is initialised, after pre-training, and the teacher that made the labels of the first round. Every class and the
+# background give equally many frames, as far as they have them.
+
+# %%
+import jax
+
+from apl_jax.learning.methods import STAGE_METHODS
+from apl_jax.pipeline.run import open_room
+from apl_jax.pipeline.stages import averaged_parameters
+from apl_jax.training.optimizer import build_optimizer
+from apl_jax.training.state import initial_state
+
+VIDEOS, FRAMES, BACKGROUND = 32, 500, -1
+with contextlib.chdir(".."):
+    room = open_room(run.settings, FOLDER)
+table = room.dataset.unlabelled
+chosen = np.unique(np.linspace(0, len(videos) - 1, VIDEOS).round().astype(int))
+batch = jax.tree.map(lambda x: x[chosen], room.unlabelled)
+rng = np.random.default_rng(0)
+
+
+def frame_classes(v):
+    """The class of every frame of a video: that of the true instance under its centre."""
+    seconds = table.grids[v].to_s(np.arange(table.lengths[v]))
+    found = np.full(len(seconds), BACKGROUND)
+    for (start, end), c in zip(videos[v].segments_s, videos[v].labels, strict=True):
+        found[(seconds >= start) & (seconds <= end)] = c
+    return found
+
+
+frames = [(row, t, c) for row, v in enumerate(chosen) for t, c in enumerate(frame_classes(v))]
+row, step, kind = np.array(frames).T
+most = max(FRAMES // len(np.unique(kind)), 8)
+few = [rng.permutation(np.flatnonzero(kind == c))[:most] for c in np.unique(kind)]
+row, step, kind = (x[np.concatenate(few)] for x in (row, step, kind))
+print(f"{len(kind)} frames of {len(chosen)} videos: {(kind == BACKGROUND).sum()} of background")
+
+# %%
+learning = run.settings.learning
+method = STAGE_METHODS["supervised"](room.ingredients(run.settings, learning.supervised))
+optimizer = build_optimizer(learning.supervised.optimizer, selection.discriminator, learning.supervised.steps)
+fresh = jax.jit(lambda key: initial_state(key, method, optimizer))(jax.random.key(run.settings.seed))
+parameters = {"as initialised": fresh.averaged}
+for stage, name in (("pretrain", "after ACP"), ("teacher", "teacher")):
+    if stage in run.results["steps"]:
+        parameters[name] = averaged_parameters(room, stage, fresh)
+    else:
+        print(f"this run has no stage {stage!r}: left out")
+
+detector = room.detector(run.settings)
+represent = jax.jit(lambda p: detector.apply(p["detector"], batch, None).representation)
+features = {"input features": np.asarray(batch.features)[row, step]}
+features |= {name: np.asarray(represent(p))[row, step] for name, p in parameters.items()}
+
+# %% [markdown]
+# t-SNE keeps neighbours together; distances between clusters mean little. First action against background, as in
+# Figure 4(a), then the classes, as in Figure 4(b).
+
+# %%
+from sklearn.manifold import TSNE
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+embed = TSNE(perplexity=min(30, len(kind) // 4), init="pca", random_state=0).fit_transform
+with threadpool_limits(1):  # so few points gain nothing from threads, and lose much on a busy machine
+    points = {name: embed(StandardScaler().fit_transform(x)) for name, x in features.items()}
+two = [("background", kind == BACKGROUND, "#B0B0B0"), ("action", kind != BACKGROUND, "#CC6677")]
+show(plots.embeddings, 3.2, points, two)
+
+# %%
+named = [(classes[c], kind == c, colours[c]) for c in range(len(classes)) if (kind == c).any()]
+show(plots.embeddings, 3.2, points, [("background", kind == BACKGROUND, "#D8D8D8"), *named])
+
+# %% [markdown]
+# A picture can flatter. Table S2 asks a linear classifier instead: trained on the frames of half of these videos, how
+# many frames of the other half does it name right (classes and background), and how many on average over the classes?
+
+# %%
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+train = row % 2 == 0
+rows = [["linear classifier, %", "accuracy", "recall"]]
+for name, x in features.items():
+    x = StandardScaler().fit(x[train]).transform(x)
+    guess = LogisticRegression(C=0.1, max_iter=2000).fit(x[train], kind[train]).predict(x[~train])
+    rows.append([name, *percents((accuracy_score(kind[~train], guess), balanced_accuracy_score(kind[~train], guess)))])
+print(aligned(rows))

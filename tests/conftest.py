@@ -1,0 +1,63 @@
+"""Settings of the test session, and the fixtures that all tests share.
+
+Nearly all the time that these tests need goes into compiling, so programs are compiled without optimisation (a seventh
+of the time) and kept from one session to the next in ``.cache/xla-tests``. Both are environment variables, so that the
+processes which tests start inherit them, and neither overrides what the caller has set: ``XLA_FLAGS= pytest`` compiles
+as in production, ``JAX_COMPILATION_CACHE_DIR=`` with a folder of your own, or empty, replaces the cache.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+# jax reads these when it is imported, hence before any import of it. The flags exist in jaxlib 0.10 to 0.12; XLA stops
+# with "Unknown flag" at one that it does not know.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".cache" / "xla-tests"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+}
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the repository with further data sets and papers; tests that need it are skipped without it."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared folder, which is not at {folder}")
+    return folder
+
+
+# ---- fixtures of finished runs (small_run) go below this line ----
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run: ``configs/spsw.py:smoke``, all arms, pre-training and one round. Read only.
+
+    Test workers share one: whoever comes first runs it, the others wait for its lock and find every stage done.
+    """
+    import fcntl
+
+    from specimens import smoke_settings
+
+    from apl_jax.pipeline.run import run
+    from apl_jax.report import write_report
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small_run"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "report.html").exists():
+            run(smoke_settings(), folder)
+            write_report(folder)
+    return folder

@@ -1,0 +1,65 @@
+"""Law 4, second half: two processes give what one gives. Real processes, joined by jax.distributed over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+REPOSITORY = Path(__file__).parents[2]
+CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+import jax
+jax.distributed.initialize({address!r}, num_processes=2, process_id={rank})
+from pathlib import Path
+from specimens import smoke_settings
+from apl_jax.pipeline.run import run
+run(smoke_settings(arms=("semi_supervised",)), Path({workdir!r}))
+jax.distributed.shutdown()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_train_label_and_write_one_run(small_run: Path, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    children = []
+    for rank in range(2):
+        script = CHILD.format(
+            tests=str(REPOSITORY / "tests"), address=address, rank=rank, workdir=str(tmp_path / "run")
+        )
+        children.append(
+            subprocess.Popen(
+                [sys.executable, "-c", script],
+                cwd=REPOSITORY,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+            )  # fmt: skip
+        )
+    outputs = [child.communicate(timeout=600)[0] for child in children]
+    assert all(child.returncode == 0 for child in children), "\n".join(outputs)
+
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["devices"].startswith("2 x")
+    alone = json.loads((small_run / "results.json").read_text())
+    # The first stage starts from equal states, so its curve shows how far rounding has come: 1e-5 at the first steps.
+    for stage, tolerance in (("pretrain", 1e-3), ("teacher", 1e-2)):
+        curves = []
+        for folder in (small_run, tmp_path / "run"):
+            lines = (folder / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+            curves.append([json.loads(line)["loss"] for line in lines])
+        np.testing.assert_allclose(curves[0], curves[1], rtol=tolerance)
+    counts = [r["pseudo_labels"]["pseudo_label_1"]["counts"] for r in (alone, results)]
+    assert sum(counts[0].values()) > 0 and sum(counts[1].values()) > 0

@@ -1,0 +1,129 @@
+"""Law 7: killed at any moment, the same command ends in the same final state, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_folders import assert_same_state
+
+COMMAND = [sys.executable, "-m", "apl_jax.cli", "run", "--config=configs/spsw.py:smoke"]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def start(workdir: Path, *flags: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*COMMAND, f"--workdir={workdir}", *flags],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(workdir: Path, *flags: str) -> str:
+    process = start(workdir, *flags)
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+# Moments in the life of a run: this many lines of this stage's curve (0: its folder has just been made).
+MOMENTS = [("supervised", 1), ("supervised_matched", 5), ("pretrain", 3), ("pseudo_label_1", 0), ("self_train_1", 3)]
+
+
+@pytest.mark.parametrize("moments", [MOMENTS], ids=["five kills in one run"])
+def test_killed_five_times_and_still_the_same(moments: list[tuple[str, int]], small_run: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    for stage, lines in moments:
+        process = start(workdir)
+        curve = workdir / "stages" / stage / "metrics.jsonl"
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            reached = (
+                curve.exists() and len(curve.read_text().splitlines()) >= lines if lines else curve.parent.exists()
+            )
+            if reached:
+                break
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (workdir / "stages" / stage / "done.json").exists(), f"{stage} was over before it was killed"
+    finish(workdir)
+    for stage in ("supervised", "supervised_matched", "pretrain", "teacher", "self_train_1"):
+        assert_same_state(small_run, workdir, stage)
+        curves = [(folder / "stages" / stage / "metrics.jsonl").read_text() for folder in (small_run, workdir)]
+        assert curves[0] == curves[1]
+    results = [json.loads((folder / "results.json").read_text()) for folder in (small_run, workdir)]
+    assert results[0]["arms"].keys() == results[1]["arms"].keys()
+    for arm in results[0]["arms"]:
+        assert results[0]["arms"][arm]["map"] == results[1]["arms"][arm]["map"]
+
+
+def test_termination_saves_and_the_rest_follows(small_run: Path, tmp_path: Path) -> None:
+    """A stage broken off between checkpoints loses at most the steps since the last one."""
+    workdir = tmp_path / "run"
+    process = start(workdir, "--config.arms=('supervised',)")
+    curve = workdir / "stages" / "supervised" / "metrics.jsonl"
+    while not (curve.exists() and len(curve.read_text().splitlines()) >= 3):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    output = finish(workdir, "--config.arms=('supervised',)")
+    assert "supervised" in output
+    assert_same_state(small_run, workdir, "supervised")
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    first = start(workdir, "--config.arms=('supervised',)")
+    while not (workdir / "settings.json").exists():
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.02)
+    second = start(workdir, "--config.arms=('supervised',)")
+    output = second.communicate(timeout=120)[0]
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1
+    assert "another run is at work" in output and "Traceback" not in output
+
+
+def test_full_disk_is_one_message_and_nothing_is_lost(small_run: Path, tmp_path: Path) -> None:
+    """Files are limited to 40 KB, less than a checkpoint; without the limit the same command then finishes."""
+    workdir = tmp_path / "run"
+    limited = ["bash", "-c", 'ulimit -f 40; exec "$@"', "limited", *COMMAND]
+    broken = subprocess.run(
+        [*limited, f"--workdir={workdir}", "--config.arms=('supervised',)"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
+    )  # fmt: skip
+    assert broken.returncode == 1, broken.stderr
+    assert "could not write" in broken.stderr or "could not save" in broken.stderr
+    assert "Traceback" not in broken.stderr
+    finish(workdir, "--config.arms=('supervised',)")
+    assert_same_state(small_run, workdir, "supervised")
+
+
+def test_checkpoint_of_another_shape_is_refused_by_name(small_run: Path, tmp_path: Path) -> None:
+    """Weights put where a model of another width expects its own."""
+    import jax
+    from specimens import smoke_settings
+
+    from apl_jax.pipeline.run import open_room
+    from apl_jax.pipeline.stages import _fresh
+    from apl_jax.training.checkpoint import CheckpointError, Checkpoints
+
+    shutil.copytree(small_run / "stages" / "supervised" / "checkpoints", tmp_path / "checkpoints")
+    settings = smoke_settings(**{"actionformer.width": 8})
+    room = open_room(settings, tmp_path)
+    *_, like = _fresh(room, settings, "supervised", settings.learning.supervised, jax.random.key(0))
+    store = Checkpoints(tmp_path / "checkpoints", 1)
+    with pytest.raises(CheckpointError, match=r"backbone/embedding_0/conv/kernel: found \(3, 120, 16\), expected"):
+        store.restore(like)
+    store.close()

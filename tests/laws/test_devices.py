@@ -1,0 +1,137 @@
+"""Law 4: one device computes what four do. Law 5: a training step is traced and compiled once.
+
+Run as a program, ``python test_devices.py KIND FILE``, this file trains one kind on all devices and saves what came out;
+the tests start it with four.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from specimens import KINDS, build_kind, random_bank, random_batch, random_weights, tiny_settings
+
+from apl_jax.data.feeds import device_feed
+from apl_jax.detectors import DETECTORS
+from apl_jax.settings import DiscriminatorSettings, OptimizerSettings, PerturbSettings
+from apl_jax.structs import PyTree
+from apl_jax.training.mesh import build_mesh, place, replicated, to_host
+from apl_jax.training.optimizer import build_optimizer
+from apl_jax.training.state import TrainState
+from apl_jax.training.step import build_dispatch
+
+CASES = [(kind, detector) for kind in KINDS for detector in DETECTORS]
+DEVICES, STEPS, BATCH = 4, 16, 4
+PORTION, PORTIONS = 3, 2
+# With Adam's usual epsilon, gradients that are zero but for rounding (of a key projection's bias, say) become steps of
+# the full learning rate in a direction that rounding decides.
+OPTIMIZER = OptimizerSettings(learning_rate=1e-2, epsilon=1e-4)
+PERTURB = PerturbSettings(crop_ratio=0.7, noise=0.1, channel_drop=0.2, scale=0.1)
+
+
+class Trained(NamedTuple):
+    """What training left; how often its objective was traced, and XLA called in the second portion."""
+
+    leaves: dict[str, np.ndarray]
+    traces: int
+    late_compilations: int
+
+
+def by_name(tree: PyTree) -> dict[str, np.ndarray]:
+    """Leaves on the host by their path."""
+    rows = jax.tree_util.tree_leaves_with_path(to_host(tree))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in rows}
+
+
+def train(kind: str, detector: str, devices: int) -> Trained:
+    """Two portions of three steps on the first ``devices`` devices, as a stage does it."""
+    mesh = build_mesh(devices)
+    method = build_kind(kind, tiny_settings(detector), STEPS, PERTURB)
+    traces, compilations = [], []
+
+    def counted(*arguments: PyTree) -> PyTree:
+        traces.append(kind)
+        return method.loss(*arguments)
+
+    optimizer = build_optimizer(OPTIMIZER, DiscriminatorSettings(learning_rate=1e-2), PORTION * PORTIONS)
+    params, method_state = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
+    moments = jax.jit(optimizer.init)(params)
+    state = place(TrainState(np.int32(0), params, params, moments, method_state), replicated(mesh))  # pyright: ignore
+    tables = {
+        "labelled": random_batch([16, 13, 9, 16, 5, 12, 16, 11], STEPS, seed=1),
+        "unlabelled": random_batch([7, 16, 16, 10, 14, 16, 8, 15], STEPS, seed=2, instances=3),
+    }
+    tables, constants = place((tables, {"bank": random_bank()}), replicated(mesh))
+    feed = device_feed(tables, dict.fromkeys(tables, BATCH), constants)
+    dispatch = build_dispatch(method._replace(loss=counted), optimizer, feed, mesh, PORTION)
+    key = jax.jit(lambda: jax.random.key(5), out_shardings=replicated(mesh))()
+
+    def listener(event: str, *_: object, **__: object) -> None:
+        if "backend_compile" in event:
+            compilations.append(event)
+
+    state, _ = dispatch(state, key, feed.arrays)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    with jax.transfer_guard("disallow"):
+        for _ in range(1, PORTIONS):
+            state, metrics = dispatch(state, key, feed.arrays)
+    jax.monitoring.unregister_event_duration_listener(listener)
+    return Trained(by_name({"state": state, "metrics": metrics}), len(traces), len(compilations))
+
+
+class Pair(NamedTuple):
+    """The same training on one device, and on four."""
+
+    one: Trained
+    four: Trained
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Both at the same time. The number of devices is fixed when a process first uses JAX, so four need another."""
+    file = tmp_path_factory.mktemp("four") / "state.npz"
+    command = [sys.executable, __file__, *request.param, str(file)]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES), "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        one = train(*request.param, 1)
+        _, errors = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    with np.load(file, allow_pickle=False) as saved:
+        leaves = {name: saved[name] for name in saved.files}
+    assert leaves.pop("devices") == DEVICES
+    yield Pair(one, Trained(leaves, int(leaves.pop("traces")), int(leaves.pop("late_compilations"))))
+
+
+def test_one_device_equals_four(pair: Pair, request: pytest.FixtureRequest) -> None:
+    assert pair.four.leaves.keys() == pair.one.leaves.keys()
+    for name, leaf in pair.one.leaves.items():
+        np.testing.assert_allclose(pair.four.leaves[name], leaf, atol=1e-5, rtol=1e-5, err_msg=name)
+    # Two trainings that do nothing would agree, too.
+    kind, detector = request.node.callspec.params["pair"]
+    start = random_weights(
+        jax.eval_shape(build_kind(kind, tiny_settings(detector), STEPS, PERTURB).init, jax.random.key(0))
+    )
+    moved = [np.abs(pair.one.leaves[f"['state'].params{name}"] - x).max() for name, x in by_name(start[0]).items()]
+    assert np.median(moved) > 1e-3
+
+
+def test_one_trace_and_no_late_compilation(pair: Pair) -> None:
+    for trained in pair:
+        assert (trained.traces, trained.late_compilations) == (1, 0)
+        assert trained.leaves["['state'].step"] == PORTION * PORTIONS
+
+
+if __name__ == "__main__":
+    result = train(sys.argv[1], sys.argv[2], len(jax.devices()))
+    counts = {"traces": result.traces, "late_compilations": result.late_compilations}
+    np.savez(sys.argv[3], devices=len(jax.devices()), **counts, **result.leaves)

@@ -1,0 +1,154 @@
+"""Law 6: gradients are finite, in float32 and bfloat16, on the batches that most easily break them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from specimens import (
+    CLASSES,
+    FEATURE_WIDTH,
+    KINDS,
+    build_kind,
+    in_bfloat16,
+    random_bank,
+    random_batch,
+    random_weights,
+    tiny_settings,
+    variants,
+)
+
+from apl_jax.detectors import DETECTORS
+from apl_jax.detectors.actionformer import PyramidOutputs, assign, detection_losses, pyramid_points
+from apl_jax.nn.quality import QUALITY_BRANCHES
+from apl_jax.settings import PerturbSettings, QualitySettings, Settings
+from apl_jax.structs import Batch, PyTree, Targets
+
+STEPS, VIDEOS = 16, 2
+# Centre and half length of instances of which every point of the tiny pyramid has one around it and in its range.
+EVERYWHERE = [(t, 1.4) for t in range(STEPS)] + [(t, 5.0) for t in range(0, STEPS, 2)]
+COUNT = len(EVERYWHERE)
+
+
+def batch_of(mask: np.ndarray, segments_t: np.ndarray, exists: np.ndarray, ignored: bool = False) -> Batch:
+    """Two equal videos; ``mask [T]``, ``segments_t [N, 2]``, ``exists [N]``."""
+    twice = lambda x: jnp.stack([jnp.asarray(x)] * VIDEOS)
+    targets = Targets(
+        twice(segments_t.astype(np.float32)), twice(np.arange(COUNT, dtype=np.int32) % CLASSES), twice(exists),
+        jnp.ones((VIDEOS, COUNT)), jnp.full((VIDEOS, COUNT), ignored),
+    )  # fmt: skip
+    features = random_batch([STEPS] * VIDEOS, STEPS).features * mask[:, None]
+    return Batch(features, twice(mask), targets, jnp.arange(VIDEOS))
+
+
+def hard_batches() -> dict[str, Batch]:
+    """By what is hard about them."""
+    whole, none, every = np.ones(STEPS, bool), np.zeros(COUNT, bool), np.ones(COUNT, bool)
+    center, half = np.array(EVERYWHERE).T
+    everywhere = np.stack([center - half, center + half], -1)
+    one = np.arange(COUNT) < 1
+    point = np.zeros((COUNT, 2)) + [3.0, 3.0]
+    constant = batch_of(whole, everywhere, one)
+    return {
+        "no_instances": batch_of(whole, everywhere, none),
+        "one_valid_step": batch_of(np.arange(STEPS) < 1, everywhere, one),
+        "no_valid_step": batch_of(~whole, everywhere, one),
+        "every_point_positive": batch_of(whole, everywhere, every),
+        "all_ignored": batch_of(whole, everywhere, every, ignored=True),
+        "empty_segments": batch_of(whole, point, every),
+        "constant_features": dataclasses.replace(constant, features=jnp.ones_like(constant.features)),
+        "zero_features": dataclasses.replace(constant, features=jnp.zeros_like(constant.features)),
+    }
+
+
+HARD = hard_batches()
+Gradient = Callable[[PyTree, PyTree, dict], tuple]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=list(DETECTORS))
+def gradient(request: pytest.FixtureRequest, dtype: str, kind: str) -> tuple[Gradient, PyTree, PyTree]:
+    """One compiled program for all hard batches, with weights to give it."""
+    settings: Settings = tiny_settings(request.param)
+    settings = in_bfloat16(settings) if dtype == "bfloat16" else settings
+    method = build_kind(kind, settings, STEPS, PerturbSettings(crop_ratio=1.0))
+    params, state = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
+    run = jax.jit(lambda p, s, b: jax.value_and_grad(method.loss, has_aux=True)(p, s, b, jax.random.key(1)))
+    return run, params, state
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_training_objective(gradient: tuple[Gradient, PyTree, PyTree], kind: str, name: str) -> None:
+    run, params, state = gradient
+    bank = random_bank()
+    if name == "no_instances":
+        bank = dataclasses.replace(bank, mask=jnp.zeros_like(bank.mask))
+    (loss, (state, metrics)), gradients = run(
+        params, state, {"labelled": HARD[name], "unlabelled": HARD[name], "bank": bank}
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path((loss, state, metrics, gradients)):
+        assert jnp.isfinite(leaf).all(), jax.tree_util.keystr(path)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients))
+    sizes = {
+        part: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(tree))
+        for part, tree in gradients["detector"].items()
+    }
+    if name == "every_point_positive":
+        assert sizes["backbone"] > 1e-4
+        # Without labels the heads have nothing to learn (systems B9).
+        assert (sizes["class_head"] > 0) == (sizes["regression_head"] > 0) == (kind != "pretrain")
+
+
+def test_every_point_is_positive() -> None:
+    """What the batch of that name promises."""
+    points = jnp.asarray(pyramid_points(tiny_settings("actionformer").actionformer, STEPS))
+    targets = jax.tree.map(lambda x: x[0], HARD["every_point_positive"].targets)
+    assert assign(points, targets, num_classes=CLASSES, center_radius=1.5).positive.all()
+
+
+EXTREMES = {
+    "saturated": (60.0, 1e4), "negative": (-60.0, 0.0), "far": (-1e4, 1e4), "neutral": (0.0, 0.0),
+}  # fmt: skip
+
+
+def test_every_form_of_the_detection_losses() -> None:
+    """All quality branches and loss forms at extreme predictions, zero offsets included."""
+    tiny = variants("actionformer")["identity"].actionformer
+    forms = list(itertools.product(QUALITY_BRANCHES, ("bce", "kl"), ("qfl", "af")))
+    points = len(pyramid_points(tiny, STEPS))
+
+    @jax.jit
+    def gradients(targets: Targets, logit: jax.Array, offset: jax.Array) -> dict:
+        found = {}
+        for branches, loss, focal in forms:
+            quality = QualitySettings(branches=branches, loss=loss, soft_focal=focal)
+            s = dataclasses.replace(tiny, quality=quality)
+
+            def objective(predicted: tuple, s=s) -> jax.Array:
+                outputs = PyramidOutputs(*predicted, jnp.ones((VIDEOS, points), bool), jnp.zeros((VIDEOS, STEPS, 1)))
+                return detection_losses(outputs, targets, jnp.float32(10), s).total
+
+            shapes = (CLASSES, 2, len(QUALITY_BRANCHES[branches]))
+            values = (logit, offset, logit)
+            predicted = tuple(jnp.full((VIDEOS, points, n), v) for n, v in zip(shapes, values, strict=True))
+            found["/".join((branches, loss, focal))] = jax.grad(objective)(predicted)
+        return found
+
+    for batch, (logit, offset) in itertools.product(HARD.values(), EXTREMES.values()):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients(batch.targets, logit, offset)):
+            assert jnp.isfinite(leaf).all(), (jax.tree_util.keystr(path), logit, offset)
+    assert FEATURE_WIDTH > 0

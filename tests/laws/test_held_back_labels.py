@@ -1,0 +1,65 @@
+"""Law 3: labels of unlabelled videos cannot reach a training step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from run_folders import assert_same_state
+from specimens import smoke_settings
+
+from apl_jax.data.dataset import open_dataset, open_truth
+from apl_jax.data.features import embedded_root
+from apl_jax.pipeline.run import run
+
+
+def test_changing_held_back_labels_changes_no_byte_of_the_trained_state(small_run: Path, tmp_path: Path) -> None:
+    """Every annotation outside the labelled set is replaced by nonsense; fingerprints and training data stay."""
+    split = json.loads((small_run / "split.json").read_text())
+    document = json.loads((embedded_root() / "annotations.json").read_text())
+    draws = np.random.default_rng(0)
+    for video, entry in document["database"].items():
+        if video not in split["labelled"]:
+            for annotation in entry["annotations"]:
+                start, end = np.sort(draws.uniform(0, entry["duration"], 2))
+                annotation["segment"] = [float(start), float(end)]
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    for archive in embedded_root().glob("signals_*.npz"):
+        (tmp_path / archive.name).symlink_to(archive)
+
+    honest = smoke_settings(**{"data.split_file": str(small_run / "split.json")})
+    tampered = smoke_settings(**{"data.split_file": str(small_run / "split.json"), "data.root": str(tmp_path)})
+    one, other = open_dataset(honest.data), open_dataset(tampered.data)
+    # The change is real: evaluation sees it.
+    video = split["unlabelled"][0]
+    truths = [open_truth(settings.data).videos[video].segments_s for settings in (honest, tampered)]
+    assert not np.allclose(*truths)
+    # What training is made from does not: the same digest (hence the same fingerprints) and the same bytes.
+    assert one.digest == other.digest
+    for table in ("labelled", "unlabelled", "evaluation"):
+        a, b = getattr(one, table), getattr(other, table)
+        assert a.features.tobytes() == b.features.tobytes()
+        for mine, theirs in zip(a.records, b.records, strict=True):
+            assert mine.segments_s.tobytes() == theirs.segments_s.tobytes()
+            assert mine.labels.tobytes() == theirs.labels.tobytes()
+    assert all(len(record.labels) == 0 for record in one.unlabelled.records)
+
+
+def test_a_run_on_tampered_labels_ends_in_the_same_state(small_run: Path, tmp_path: Path) -> None:
+    """The whole training path, not just its inputs: same parameters after a run with nonsense held back."""
+    root = tmp_path / "data"
+    root.mkdir()
+    split = json.loads((small_run / "split.json").read_text())
+    document = json.loads((embedded_root() / "annotations.json").read_text())
+    for video, entry in document["database"].items():
+        if video not in split["labelled"]:
+            shift = entry["annotations"][0]["segment"][0] / 2
+            for annotation in entry["annotations"]:
+                annotation["segment"] = [annotation["segment"][0] - shift, annotation["segment"][1] - shift]
+    (root / "annotations.json").write_text(json.dumps(document))
+    for archive in embedded_root().glob("signals_*.npz"):
+        (root / archive.name).symlink_to(archive)
+    run(smoke_settings(**{"data.root": str(root), "arms": ("semi_supervised",)}), tmp_path / "run")
+    for stage in ("pretrain", "teacher", "self_train_1"):
+        assert_same_state(small_run, tmp_path / "run", stage)

@@ -1,0 +1,116 @@
+"""Law 1: padding changes nothing on valid steps, neither outputs nor losses nor detections."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from specimens import (
+    CLASSES,
+    FEATURE_WIDTH,
+    KINDS,
+    build_kind,
+    random_bank,
+    random_batch,
+    random_weights,
+    tiny_settings,
+    variants,
+)
+
+from apl_jax.detectors import DETECTORS, build_detector
+from apl_jax.settings import PerturbSettings
+from apl_jax.structs import Batch
+
+LENGTHS = (20, 13, 1)
+SHORT, LONG = 20, 32
+CASES = [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
+
+
+def valid_points(outputs: Any, steps: int) -> dict[str, np.ndarray]:
+    """ActionFormer's predictions at valid points, level by level, as flat rows in the order of the videos."""
+    levels, first = {}, 0
+    count = outputs.point_mask.shape[1]
+    level = 0
+    while first < count:
+        size = steps // 2**level
+        inside = slice(first, first + size)
+        valid = outputs.point_mask[:, inside]
+        for name in ("class_logits", "offsets", "quality_logits"):
+            levels[f"{name}/{level}"] = getattr(outputs, name)[:, inside][valid]
+        first, level = first + size, level + 1
+    return levels
+
+
+# Per detector: what it predicts where the video is, given the padded length.
+VALID_OUTPUTS: dict[str, Callable[[Any, int], dict[str, np.ndarray]]] = {"actionformer": valid_points}
+
+
+@pytest.mark.parametrize(("detector_name", "variant"), CASES)
+def test_detector(detector_name: str, variant: str) -> None:
+    """Twelve more steps, of numbers that must not be looked at: NaN."""
+    detector = build_detector(variants(detector_name)[variant], FEATURE_WIDTH, CLASSES)
+    params, state = random_weights(jax.eval_shape(detector.init, jax.random.key(0)))
+
+    @jax.jit
+    def examine(batch: Batch) -> tuple:
+        outputs = detector.apply(params, batch, None)
+        return outputs, detector.loss(outputs, batch.targets, state), detector.decode(outputs)
+
+    short, long = random_batch(LENGTHS, SHORT), random_batch(LENGTHS, LONG, padding=np.nan)
+    (outputs_a, losses_a, found_a), (outputs_b, losses_b, found_b) = jax.device_get((examine(short), examine(long)))
+
+    valid = np.asarray(short.mask)
+    representation = outputs_b.representation[:, :SHORT][valid]
+    np.testing.assert_allclose(outputs_a.representation[valid], representation, atol=2e-5)
+    rows_a = VALID_OUTPUTS[detector_name](outputs_a, SHORT)
+    rows_b = VALID_OUTPUTS[detector_name](outputs_b, LONG)
+    assert len(rows_a) == len(rows_b) >= 3
+    for name, rows in rows_a.items():
+        np.testing.assert_allclose(rows, rows_b[name], atol=2e-5, err_msg=name)
+
+    assert losses_a.terms["positives"] > 3
+    for ours, theirs in zip(jax.tree.leaves(losses_a), jax.tree.leaves(losses_b), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5)
+
+    assert found_a.mask.sum(-1).min() >= 1
+    assert (found_a.mask == found_b.mask).all()
+    for name in ("segments_t", "labels", "confidence", "score", "tiou", "tnd"):
+        ours, theirs = getattr(found_a, name)[found_a.mask], getattr(found_b, name)[found_a.mask]
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_objective(kind: str) -> None:
+    """The whole objective, with its random crops and sampled frames: same key, same value."""
+    settings = tiny_settings(next(iter(DETECTORS)))
+    values = {}
+    for steps in (SHORT, LONG):
+        # Noise is not among the perturbations: it is drawn for padded steps too, so other steps get other numbers.
+        method = build_kind(kind, settings, steps, PerturbSettings(crop_ratio=0.7))
+        params, state = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
+        batches = {
+            "labelled": random_batch(LENGTHS, steps),
+            "unlabelled": random_batch(LENGTHS, steps, seed=1, instances=3),
+            "bank": random_bank(),
+        }
+        values[steps] = jax.device_get(jax.jit(method.loss)(params, state, batches, jax.random.key(3)))
+    flat = [jax.tree_util.tree_leaves_with_path(values[steps]) for steps in (SHORT, LONG)]
+    assert abs(float(values[SHORT][0])) > 0.01
+    for (path, ours), (_, theirs) in zip(*flat, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_reference_masking_does_leak() -> None:
+    """The law is a choice: ActionFormer's own masking, kept for parity, lets padding reach the last valid steps."""
+    plain = variants("actionformer")["identity"]
+    leaky = dataclasses.replace(plain, actionformer=dataclasses.replace(plain.actionformer, masking="reference"))
+    detector = build_detector(leaky, FEATURE_WIDTH, CLASSES)
+    params, _ = random_weights(jax.eval_shape(detector.init, jax.random.key(0)))
+    run = jax.jit(lambda batch: detector.apply(params, batch, None).class_logits)
+    difference = jnp.abs(run(random_batch((20,), SHORT))[:, :SHORT] - run(random_batch((20,), LONG))[:, :SHORT])
+    assert difference.max() > 1e-3

@@ -1,0 +1,41 @@
+"""Law 2: permuting the videos of a batch permutes the outputs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from specimens import CLASSES, FEATURE_WIDTH, random_batch, random_weights, variants
+
+from apl_jax.detectors import DETECTORS, build_detector
+from apl_jax.structs import Batch
+
+LENGTHS = (20, 13, 1)
+STEPS = 20
+ORDER = jnp.array([2, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("detector_name", "variant"), [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
+)
+def test_detector(detector_name: str, variant: str) -> None:
+    """Outputs and detections move with their videos; losses, which are of the whole batch, stay."""
+    detector = build_detector(variants(detector_name)[variant], FEATURE_WIDTH, CLASSES)
+    params, state = random_weights(jax.eval_shape(detector.init, jax.random.key(0)))
+
+    @jax.jit
+    def examine(batch: Batch) -> tuple:
+        outputs = detector.apply(params, batch, None)
+        return (outputs, detector.decode(outputs)), detector.loss(outputs, batch.targets, state)
+
+    batch = random_batch(LENGTHS, STEPS)
+    move = lambda tree: jax.tree.map(lambda x: x[ORDER], tree)
+    per_video, losses = examine(batch)
+    permuted, permuted_losses = examine(move(batch))
+    for expected, found in ((move(per_video), permuted), (losses, permuted_losses)):
+        rows = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True)
+        for (path, ours), theirs in rows:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+    videos = jax.tree.leaves(per_video)[0]
+    assert jnp.abs(videos[0] - videos[1]).max() > 0.1

@@ -1,0 +1,408 @@
+"""The page and the tables of a run, on run folders made of the evaluation's own files, with every kind of gap."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import resource
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from apl_jax import plots
+from apl_jax.data.annotations import DataError, load_json, write_annotations
+from apl_jax.evaluation.average_precision import (
+    Instances,
+    average_precision,
+    instances_from_annotations,
+    instances_from_videos,
+    write_submission,
+)
+from apl_jax.evaluation.label_quality import label_quality
+from apl_jax.report import print_average_precision, print_table, write_report
+from apl_jax.report.elements import write_whole
+from apl_jax.report.finished_run import open_run
+from apl_jax.report.page import TIMELINE_LENGTHS, TIMELINE_VIDEOS
+from apl_jax.settings import Settings, to_dict
+from apl_jax.structs import Reason
+
+TIOU = (0.3, 0.5, 0.7)
+NASTY = '<script>alert("1")</script> & $x_2$'
+CLASSES = ["walking", NASTY, "turning", "sitting"]
+SECTIONS = [
+    "Results", "Average precision per class", "Training", "Pseudo labels", "Timelines of unlabelled videos",
+    "Timelines of evaluated videos", "What was run",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a page holds; an element that is closed out of order is an error."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text("utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []  # element, text
+        self._open: list[str] = []
+        self.feed(self.source)
+        self.close()
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img"):
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self._open[-1] if self._open else "", data.strip()))
+
+    def of(self, tag: str) -> list[str]:
+        return [text for element, text in self.texts if element == tag]
+
+
+def make_run(
+    folder: Path, classes: list[str], duration_s: float, length_s: float, rounds: int = 1, videos: int = 9,
+    arms: tuple[str, ...] = ("supervised", "supervised_matched", "semi_supervised"), icd: bool = True,
+) -> Path:  # fmt: skip
+    """A run folder as ``pipeline.run`` leaves it, with blurred truth in place of a network's output."""
+    rng = np.random.default_rng(0)
+    ids = [f"video_{v}" for v in range(videos)]
+    per_video = int(min(duration_s / length_s / 2, 40))
+    truth_s, labels = [], []
+    for _ in ids:
+        starts = np.sort(rng.choice(int(duration_s / length_s) - 1, per_video, replace=False)) * length_s
+        truth_s.append(np.stack([starts, starts + length_s * rng.uniform(0.5, 1, per_video)], -1))
+        labels.append(rng.integers(0, len(classes), per_video))
+    data, run = folder / "data", folder / "run"
+    database = {
+        video: {
+            "subset": "training" if v < videos - 3 else "test", "duration": duration_s, "fps": 50.0,
+            "annotations": [
+                {"segment": s.tolist(), "label": classes[c], "label_id": int(c)}
+                for s, c in zip(truth_s[v], labels[v], strict=True)
+            ] + [{"segment": [0, 1], "label": c, "label_id": i} for i, c in enumerate(classes) if v == 0],
+        }
+        for v, video in enumerate(ids)
+    }  # fmt: skip
+    write_annotations(data / "annotations.json", {"version": "test", "database": database})
+    settings = Settings(arms=arms)
+    settings = dataclasses.replace(
+        settings,
+        data=dataclasses.replace(settings.data, name="made & <up>", root=str(data)),
+        learning=dataclasses.replace(settings.learning, rounds=rounds),
+    )
+    document = to_dict(settings)
+    document["learning"]["selection"]["discriminator"]["enabled"] = icd
+    write_annotations(run / "settings.json", document)
+    split = {"labelled": ids[:2], "unlabelled": ids[2 : videos - 3], "evaluation": ids[videos - 3 :]}
+    write_annotations(run / "split.json", split | {"digest": "d" * 16})
+    trained = {name: 500 for name in ("supervised", "supervised_matched") if name in arms}
+    if "semi_supervised" in arms:
+        trained |= {"pretrain": 300, "teacher": 200} | {f"self_train_{r}": 100 for r in range(1, rounds + 1)}
+    scores, quality = {}, {}
+    for name, steps in trained.items():
+        _write_metrics(run / "stages" / name / "metrics.jsonl", steps, name)
+        if name != "pretrain":
+            rows = range(videos - 3, videos)
+            scores[name] = _evaluate(run, name, [truth_s[v] for v in rows], [labels[v] for v in rows], classes, rng)
+    for r in range(1, rounds + 1 if "semi_supervised" in arms else 1):
+        rows = range(2, videos - 3)
+        quality[f"pseudo_label_{r}"] = _label(
+            run / "stages" / f"pseudo_label_{r}", split["unlabelled"], [truth_s[v] for v in rows],
+            [labels[v] for v in rows], classes, duration_s, rng,
+        )  # fmt: skip
+    write_annotations(run / "results.json", {
+        "version": "0.1.0", "settings_fingerprint": "f" * 16, "seed": 0, "devices": "1 x cpu", "jax": "0.10.2",
+        "data": {
+            "name": settings.data.name, "digest": "a" * 16, "classes": classes, "label_ratio": 0.1, "split_seed": 0,
+            "split_digest": "d" * 16, "labelled": 2, "unlabelled": videos - 5, "evaluated": 3,
+            "evaluated_on": "test subset",
+        },
+        "protocol": "strict", "steps": trained, "matched_steps": 600, "arms": scores,
+        "final_arm": next(reversed(scores)), "pseudo_labels": quality,
+    })  # fmt: skip
+    return run
+
+
+def _blurred(
+    truth_s: list[np.ndarray], labels: list[np.ndarray], classes: list[str], rng: np.random.Generator
+) -> Instances:
+    """Truth with shifted ends, some classes exchanged, and scores that know something about it."""
+    segments, names, scores = [], [], []
+    for s, c in zip(truth_s, labels, strict=True):
+        wrong = rng.random(len(c)) < 0.3
+        length = (s[:, 1] - s[:, 0])[:, None]
+        segments.append(s + length * rng.normal(0, 0.1 + 0.3 * wrong[:, None], s.shape) * [1, 0.5])
+        segments[-1] = np.stack([segments[-1].min(-1).clip(0), segments[-1].max(-1) + 0.01], -1)
+        names.append(np.where(wrong, rng.integers(0, len(classes), len(c)), c))
+        scores.append(np.where(wrong, rng.uniform(0.16, 0.7, len(c)), rng.uniform(0.3, 1, len(c))))
+    return instances_from_videos(segments, names, scores)
+
+
+def _evaluate(run: Path, arm: str, truth_s: list, labels: list, classes: list[str], rng: np.random.Generator) -> dict:
+    predictions = _blurred(truth_s, labels, classes, rng)
+    ids = json.loads((run / "split.json").read_text())["evaluation"]
+    write_submission(run / "stages" / f"{arm}_evaluation" / "predictions.json", predictions, ids, classes)
+    truth = instances_from_videos(truth_s, labels)
+    return average_precision(truth, predictions, TIOU, len(classes), (1, 5)).as_dict(classes)
+
+
+def _label(
+    folder: Path, ids: list[str], truth_s: list, labels: list, classes: list[str], duration_s: float,
+    rng: np.random.Generator,
+) -> dict[str, Any]:  # fmt: skip
+    found = _blurred(truth_s, labels, classes, rng)
+    similarity = rng.uniform(0.2, 0.8, len(found))
+    positive = found.score > 0.6
+    reason = np.where(positive, np.where(similarity < 0.3, Reason.DROPPED, Reason.KEPT), Reason.CANDIDATE)
+    reason = np.where(~positive & (similarity > 0.7), Reason.PROMOTED, reason)
+    database: dict[str, Any] = {
+        video: {"subset": "training", "duration": duration_s, "fps": 50.0, "annotations": [], "ignored": []}
+        for video in ids
+    }
+    for i, v in enumerate(found.video):
+        r = Reason(int(reason[i]))
+        chosen = "annotations" if r in (Reason.KEPT, Reason.PROMOTED) else "ignored"
+        database[ids[v]][chosen].append({
+            "label": classes[found.label[i]], "label_id": int(found.label[i]), "segment": found.segments_s[i].tolist(),
+            "confidence": float(found.score[i]), "score": float(found.score[i]) ** 0.5, "tiou": 0.9, "tnd": 0.01,
+            "similarity": float(similarity[i]), "reason": r.name.lower(), "weight": 1.0,
+        })  # fmt: skip
+    write_annotations(folder / "pseudo_labels.json", {"version": "pseudo labels", "database": database})
+    counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW}
+    quality = label_quality(found, reason, instances_from_videos(truth_s, labels))
+    return {"tau_pos": 0.6, "counts": counts, "quality": quality, "seconds": 1.0}
+
+
+def _write_metrics(path: Path, steps: int, stage: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for step in range(25, steps + 1, 25):
+        row: dict[str, float] = {"step": step, "loss": 1 / step, "gradient_norm": 1.0}
+        row |= (
+            {"contrast_coarse": 2 / step}
+            if stage == "pretrain"
+            else {"labelled/class": 1 / step, "labelled/quality": 0}
+        )
+        row |= {"icd/loss": 1.3, "icd/accuracy": 0.6} if stage == "teacher" else {}
+        lines.append(json.dumps(row) + "\n")
+    path.write_text("".join(lines) + '{"step": 9999, "lo')  # broken off while a line was written
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every arm, two rounds, and a class name that must be escaped; its page is written."""
+    run = make_run(tmp_path_factory.mktemp("whole"), CLASSES, 40.0, 2.0, rounds=2, videos=12)
+    write_report(run)
+    return run
+
+
+# The page
+
+
+def test_page_holds_every_section_and_nothing_from_elsewhere(whole: Path) -> None:
+    page = Page(whole / "report.html")
+    assert page.of("h2") == SECTIONS
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object"})
+    links = [value or "" for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href", "xlink:href")]
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+    assert not re.search(r"@import|url\((?!#)", page.source)
+    assert (NASTY in page.of("td")) and (NASTY in page.of("span")) and (NASTY in page.of("text"))
+
+
+def test_page_says_what_the_results_say(whole: Path) -> None:
+    page, results = Page(whole / "report.html"), load_json(whole / "results.json")
+    cells = page.of("td") + page.of("b")
+    for score in results["arms"].values():
+        assert f"{100 * score['average_map']:.1f}" in cells
+    assert max(f"{100 * s['average_map']:.1f}" for s in results["arms"].values()) in page.of("b")
+    text = " ".join(text for _, text in page.texts)
+    for labels in results["pseudo_labels"].values():
+        assert f"{labels['counts']['kept']} kept, {labels['counts']['promoted']} promoted" in text
+    assert results["settings_fingerprint"] in text and "learning.rounds" in page.of("td")
+
+
+def test_every_instance_of_a_shown_video_can_be_pointed_at(whole: Path) -> None:
+    run, tips = open_run(whole), Counter(Page(whole / "report.html").of("title"))
+    videos = run.records("evaluation")
+    assert len(videos) <= TIMELINE_VIDEOS  # hence all are shown
+    for video in videos:
+        for label, (start, end) in zip(video.labels, video.segments_s, strict=True):
+            assert tips[f"{CLASSES[label]}, {start:.1f} to {end:.1f} s"]
+    assert any("similarity" in tip and "tND" in tip for tip in tips)
+
+
+def test_page_is_the_same_twice(whole: Path) -> None:
+    before = (whole / "report.html").read_bytes()
+    assert write_report(whole).read_bytes() == before
+
+
+def test_missing_arms_leave_their_sections_out(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path, CLASSES, 40.0, 2.0, arms=("supervised",))))
+    left = [name for name in SECTIONS if name not in ("Pseudo labels", "Timelines of unlabelled videos")]
+    assert page.of("h2") == left
+    assert not any("points of average mAP" in text for _, text in page.texts)
+
+
+def test_without_discriminator_no_similarity(tmp_path: Path) -> None:
+    without, with_it = (
+        Page(write_report(make_run(tmp_path / str(icd), CLASSES, 40.0, 2.0, icd=icd))) for icd in (False, True)
+    )
+    assert "Similarity (ICD)" in with_it.of("figcaption") and "Similarity (ICD)" not in without.of("figcaption")
+
+
+def test_no_pseudo_label_at_all(tmp_path: Path) -> None:
+    run = make_run(tmp_path, CLASSES, 40.0, 2.0)
+    path = run / "stages" / "pseudo_label_1" / "pseudo_labels.json"
+    document = load_json(path)
+    document["database"] = {v: e | {"annotations": [], "ignored": []} for v, e in document["database"].items()}
+    write_annotations(path, document)
+    assert Page(write_report(run)).of("h2") == SECTIONS
+
+
+def test_many_classes_and_long_videos_are_cut_and_say_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [f"class {c}" for c in range(60)], 1800.0, 3.0)
+    page = Page(write_report(run))
+    assert "The 20 most frequent of 60 classes" in page.of("figcaption") and "60 classes" in page.of("summary")
+    titles = [m for t in page.of("text") if (m := re.fullmatch(r"video_\d+, ([\d,]+) to ([\d,]+) of 1,800 s", t))]
+    assert titles
+    for title in titles:
+        low, high = (int(x.replace(",", "")) for x in title.groups())
+        assert 0 < high - low <= TIMELINE_LENGTHS * 3 + 1
+    assert len(page.source) < 2e6
+
+
+def test_a_full_disk_leaves_the_former_page(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_whole(path, "former")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a real refusal by the operating system
+    try:
+        with pytest.raises(OSError, match=r"could not save .*former page is untouched"):
+            write_whole(path, "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "former" and list(tmp_path.iterdir()) == [path]
+
+
+# Reading a run
+
+
+def test_files_are_read_as_they_were_meant(whole: Path) -> None:
+    run, results = open_run(whole), load_json(whole / "results.json")
+    truth = instances_from_annotations(run.records("unlabelled"))
+    for stage, labels in results["pseudo_labels"].items():
+        table = run.pseudo_labels(stage)
+        assert label_quality(table.instances, table.reason, truth) == labels["quality"]
+        assert {Reason(r).name.lower(): n for r, n in Counter(table.reason.tolist()).items()} == labels["counts"]
+    truth = instances_from_annotations(run.records("evaluation"))
+    for arm, score in results["arms"].items():
+        again = average_precision(truth, run.predictions(arm), TIOU, len(CLASSES), (1, 5)).as_dict(CLASSES)
+        assert again == score
+    steps, values = run.curves("teacher")["labelled/class"]
+    np.testing.assert_array_equal(steps, np.arange(25, 201, 25))  # the half-written last line is no point
+    np.testing.assert_allclose(values, 1 / steps)
+
+
+@pytest.mark.parametrize("name", ["settings", "results", "split"])
+def test_an_unfinished_run_is_refused(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path, CLASSES, 40.0, 2.0, arms=("supervised",))
+    (run / f"{name}.json").unlink()
+    with pytest.raises(DataError, match=rf"{name}\.json: found no such file.*apl-jax run"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_other_data_than_the_runs_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, CLASSES, 40.0, 2.0, arms=("supervised",))
+    document = load_json(tmp_path / "data" / "annotations.json")
+    del document["database"]["video_8"]
+    write_annotations(tmp_path / "data" / "annotations.json", document)
+    with pytest.raises(DataError, match=r"split\.json: evaluation: found video 'video_8'"):
+        write_report(run)
+
+
+# The terminal
+
+
+def _table(text: str, first: str) -> dict[str, list[str]]:
+    """The aligned table whose head begins with ``first``: row -> cells; all its lines are equally long."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(first))
+    end = next((i for i in range(start, len(lines)) if not lines[i]), len(lines))
+    assert len({len(line) for line in lines[start:end]}) == 1
+    rows = [re.split(r" {2,}", line.strip()) for line in lines[start:end] if not line.startswith("─")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_table_of_arms_and_of_pseudo_labels(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = load_json(whole / "results.json")
+    print_table(results)
+    text = capsys.readouterr().out
+    table = _table(text, "mAP")
+    steps = {name: cells[0] for name, cells in table.items() if name != "mAP, %"}
+    assert steps == {
+        "supervised only": "500", "supervised, matched steps": "700", "APL teacher (stage 2)": "500",
+        "APL, round 1": "600", "APL, round 2": "700",
+    }  # fmt: skip
+    final = results["arms"]["self_train_2"]
+    assert table["APL, round 2"][1:] == [f"{100 * x:.1f}" for x in (*final["map"].values(), final["average_map"])]
+    points = 100 * (final["average_map"] - results["arms"]["supervised_matched"]["average_map"])
+    assert f"APL, round 2: {points:+.1f} points" in text
+    second = text[text.index("Pseudo labels, round 2") :]
+    quality = results["pseudo_labels"]["pseudo_label_2"]["quality"]["after_eap"]
+    assert _table(second, "%")["after EAP"][:2] == [f"{quality['count']:,}", f"{100 * quality['class_accuracy']:.1f}"]
+
+
+def test_table_of_one_prediction_file(capsys: pytest.CaptureFixture[str]) -> None:
+    truth = instances_from_videos([[[0, 1], [2, 3]]], [[0, 2]])
+    found = instances_from_videos([[[0, 1], [2, 2.6]]], [[0, 2]], [[0.9, 0.8]])
+    print_average_precision(average_precision(truth, found, (0.5, 0.7), 3, (1,)).as_dict(["a", "b", "c"]))
+    table = _table(capsys.readouterr().out, "%")
+    assert table == {
+        "%": ["tIoU 0.5", "tIoU 0.7", "average"], "a": ["100.0", "100.0", "100.0"], "b": ["–", "–", "–"],
+        "c": ["100.0", "0.0", "50.0"], "mAP": ["100.0", "50.0", "75.0"], "Recall@1x": ["100.0", "50.0", "75.0"],
+    }  # fmt: skip
+
+
+# Figures
+
+
+def test_class_colours_tell_classes_apart_and_stay() -> None:
+    assert len(set(plots.class_colours(np.ones(27, int)))) == 27
+    frequency = np.arange(200)
+    colours = plots.class_colours(frequency)
+    assert colours.count(plots.OTHER_CLASS) == 200 - 27 and plots.OTHER_CLASS not in colours[-27:]
+    assert plots.class_colours(np.array([5, 9, 1])) == plots.class_colours(np.array([1, 2, 3]))
+
+
+def test_quality_that_is_unknown_is_a_dash() -> None:
+    empty = dict.fromkeys(plots.MEASURES)
+    figure = Figure(layout="constrained")
+    plots.quality_bars(figure, {"before_icd": dict.fromkeys(plots.MEASURES, 0.5), "final": empty})
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["50"] * 3 + ["–"] * 3
+
+
+def test_histogram_counts_every_detection_once() -> None:
+    rng = np.random.default_rng(1)
+    values, reason = rng.random(500), rng.integers(1, 5, 500)
+    figure = Figure(layout="constrained")
+    plots.reason_histograms(figure, {"confidence": values}, reason, {"confidence": [(0.9, "τ pos")]})
+    heights = Counter()
+    for container, r in zip(figure.axes[0].containers, plots.REASON_COLOURS, strict=True):
+        heights[int(r)] = round(sum(bar.get_height() for bar in container))
+    assert heights == Counter(reason.tolist())
