@@ -111,7 +111,7 @@ def to_svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "apl_jax", "text.parse_math": False}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = file.getvalue()
-    text = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", text[text.index("<svg") :])
+    text = re.sub(r"""<g id=(["'])tip:(.*?)\1>""", r"<g><title>\2</title>", text[text.index("<svg") :])
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
 
 

@@ -31,7 +31,18 @@ class PyramidOutputs:
     offsets: Array  # [B, P, 2] distances to start and end, in strides of the point's level
     quality_logits: Array  # [B, P, Q]
     point_mask: Array  # [B, P]
-    representation: Array  # [B, T, L * width]
+    pyramid: Levels  # the neck's output
+
+    def represent(self, rows: Array) -> Array:
+        """Frames ``rows [B, N]`` of all levels, up-sampled to the grid and concatenated: ``[B, N, L * width]`` (B5)."""
+        steps = self.pyramid[0][1].shape[1]
+        return jnp.concatenate([upsample_linear(x, mask, rows, steps) for x, mask in self.pyramid], axis=-1)
+
+    @property
+    def representation(self) -> Array:
+        """All T frames ``[B, T, L * width]``."""
+        batch, steps = self.pyramid[0][1].shape
+        return self.represent(jnp.broadcast_to(jnp.arange(steps), (batch, steps)))
 
 
 class Assignment(NamedTuple):
@@ -56,9 +67,8 @@ class ActionFormer(nn.Module):
         joined = join_levels(levels)
         class_logits = ClassHead(self.settings, self.num_classes, name="class_head")(joined)
         offsets, quality_logits = RegressionHead(self.settings, name="regression_head")(joined)
-        representation = jnp.concatenate([upsample_linear(x, m, mask.shape[1]) for x, m in levels], axis=-1)
         point_mask = jnp.concatenate([m for _, m in levels], axis=1)
-        return levels, PyramidOutputs(class_logits, offsets, quality_logits, point_mask, representation)
+        return levels, PyramidOutputs(class_logits, offsets, quality_logits, point_mask, levels)
 
 
 def pyramid_points(settings: ActionFormerSettings, steps: int) -> np.ndarray:

@@ -11,9 +11,8 @@ from apl_jax.structs import Array, Batch, Detections, PyTree, Targets
 class Outputs(Protocol):
     """What every detector's ``apply`` returns at least; the rest is its own."""
 
-    @property
-    def representation(self) -> Array:
-        """Per-step features ``[B, T, R]`` that contrastive pre-training may shape (systems B5)."""
+    def represent(self, rows: Array) -> Array:
+        """Features ``[B, N, R]`` of grid steps ``rows [B, N]``, which contrastive learning may shape (systems B5)."""
         ...
 
 

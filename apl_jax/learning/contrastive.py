@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +29,7 @@ def sample_frames(key: Array, mask: Array, partitions: int) -> tuple[Array, Arra
 
 def contrastive_loss(
     key: Array,
-    representation: Array,
+    represent: Callable[[Array], Array],
     batch: Batch,
     settings: ContrastiveSettings,
     num_classes: int | None = None,
@@ -39,7 +41,7 @@ def contrastive_loss(
     annotated (or pseudo-annotated) classes: action against background, and class against class, background being one.
 
     Args:
-        representation: ``[B, T, R]``, what a detector calls its representation.
+        represent: a detector's features ``[B, N, R]`` of grid steps ``[B, N]``.
         batch: features for clustering, targets for classes; steps under ignored instances are left out.
 
     Returns:
@@ -48,7 +50,7 @@ def contrastive_loss(
     frame_key, coarse_key, fine_key = jax.random.split(key, 3)
     rows, mask = sample_frames(frame_key, batch.mask, settings.partitions)
     take = lambda x: jnp.take_along_axis(x, rows.reshape(*rows.shape, *[1] * (x.ndim - 2)), axis=1)
-    frames = take(representation)
+    frames = represent(rows)
     videos, count = rows.shape
     group = settings.fine_group if 0 < settings.fine_group < videos else videos
     if videos % group:

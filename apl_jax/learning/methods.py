@@ -98,7 +98,7 @@ def _taught(parts: Ingredients, view: Batch, outputs: PyTree, state: PyTree, rol
     acp = parts.settings.contrastive
     roles = {"none": (), "labelled": ("labelled",), "labelled_unlabelled": ("labelled", "unlabelled")}[acp.later]
     if role in roles and acp.weight > 0:
-        contrast, terms = contrastive_loss(key, outputs.representation, view, acp, parts.num_classes)
+        contrast, terms = contrastive_loss(key, outputs.represent, view, acp, parts.num_classes)
         total = total + acp.weight * contrast
         metrics |= {f"{role}/{name}": value for name, value in terms.items()}
     return total, {**state, role: result.state}, metrics
@@ -110,7 +110,7 @@ def build_contrastive(parts: Ingredients) -> Method:
     def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
         detect_key, contrast_key = jax.random.split(key)
         view, outputs = _detect(parts, params, batches["unlabelled"], detect_key)
-        total, metrics = contrastive_loss(contrast_key, outputs.representation, view, parts.settings.contrastive)
+        total, metrics = contrastive_loss(contrast_key, outputs.represent, view, parts.settings.contrastive)
         return total, (state, metrics)
 
     return Method(_initialise(parts), loss, _average(parts))

@@ -55,29 +55,30 @@ def test_detector(detector_name: str, variant: str) -> None:
     """Twelve more steps, of numbers that must not be looked at: NaN."""
     detector = build_detector(variants(detector_name)[variant], FEATURE_WIDTH, CLASSES)
     params, state = random_weights(jax.eval_shape(detector.init, jax.random.key(0)))
+    rows = jnp.broadcast_to(jnp.arange(SHORT), (len(LENGTHS), SHORT))
 
     @jax.jit
     def examine(batch: Batch) -> tuple:
         outputs = detector.apply(params, batch, None)
-        return outputs, detector.loss(outputs, batch.targets, state), detector.decode(outputs)
+        return (outputs, outputs.represent(rows)), detector.loss(outputs, batch.targets, state), detector.decode(outputs)
 
     short, long = random_batch(LENGTHS, SHORT), random_batch(LENGTHS, LONG, padding=np.nan)
-    (outputs_a, losses_a, found_a), (outputs_b, losses_b, found_b) = jax.device_get((examine(short), examine(long)))
+    (seen_a, losses_a, found_a), (seen_b, losses_b, found_b) = jax.device_get((examine(short), examine(long)))
+    (outputs_a, represented_a), (outputs_b, represented_b) = seen_a, seen_b
 
     valid = np.asarray(short.mask)
-    representation = outputs_b.representation[:, :SHORT][valid]
-    np.testing.assert_allclose(outputs_a.representation[valid], representation, atol=2e-5)
+    np.testing.assert_allclose(represented_a[valid], represented_b[valid], atol=2e-5)
     rows_a = VALID_OUTPUTS[detector_name](outputs_a, SHORT)
     rows_b = VALID_OUTPUTS[detector_name](outputs_b, LONG)
     assert len(rows_a) == len(rows_b) >= 3
-    for name, rows in rows_a.items():
-        np.testing.assert_allclose(rows, rows_b[name], atol=2e-5, err_msg=name)
+    for name, values in rows_a.items():
+        np.testing.assert_allclose(values, rows_b[name], atol=2e-5, err_msg=name)
 
     assert losses_a.terms["positives"] > 3
     for ours, theirs in zip(jax.tree.leaves(losses_a), jax.tree.leaves(losses_b), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5)
 
-    assert found_a.mask.sum(-1).min() >= 1
+    assert found_a.mask.sum(-1)[:2].min() >= 3  # the video of one step may have none
     assert (found_a.mask == found_b.mask).all()
     for name in ("segments_t", "labels", "confidence", "score", "tiou", "tnd"):
         ours, theirs = getattr(found_a, name)[found_a.mask], getattr(found_b, name)[found_a.mask]

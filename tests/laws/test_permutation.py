@@ -27,7 +27,8 @@ def test_detector(detector_name: str, variant: str) -> None:
     @jax.jit
     def examine(batch: Batch) -> tuple:
         outputs = detector.apply(params, batch, None)
-        return (outputs, detector.decode(outputs)), detector.loss(outputs, batch.targets, state)
+        represented = outputs.represent(jnp.tile(jnp.arange(STEPS), (len(LENGTHS), 1)))
+        return (outputs, represented, detector.decode(outputs)), detector.loss(outputs, batch.targets, state)
 
     batch = random_batch(LENGTHS, STEPS)
     move = lambda tree: jax.tree.map(lambda x: x[ORDER], tree)

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 import resource
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from made_runs import TIOU, make_run
 from matplotlib.figure import Figure
 
 from apl_jax import plots
 from apl_jax.data.annotations import DataError, load_json, write_annotations
-from apl_jax.evaluation.average_precision import (
-    Instances,
-    average_precision,
-    instances_from_annotations,
-    instances_from_videos,
-    write_submission,
-)
+from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations, instances_from_videos
 from apl_jax.evaluation.label_quality import label_quality
 from apl_jax.report import print_average_precision, print_table, write_report
 from apl_jax.report.elements import write_whole
 from apl_jax.report.finished_run import open_run
 from apl_jax.report.page import TIMELINE_LENGTHS, TIMELINE_VIDEOS
-from apl_jax.settings import Settings, to_dict
 from apl_jax.structs import Reason
 
-TIOU = (0.3, 0.5, 0.7)
 NASTY = '<script>alert("1")</script> & $x_2$'
 CLASSES = ["walking", NASTY, "turning", "sitting"]
 SECTIONS = [
@@ -73,135 +63,6 @@ class Page(HTMLParser):
         return [text for element, text in self.texts if element == tag]
 
 
-def make_run(
-    folder: Path, classes: list[str], duration_s: float, length_s: float, rounds: int = 1, videos: int = 9,
-    arms: tuple[str, ...] = ("supervised", "supervised_matched", "semi_supervised"), icd: bool = True,
-) -> Path:  # fmt: skip
-    """A run folder as ``pipeline.run`` leaves it, with blurred truth in place of a network's output."""
-    rng = np.random.default_rng(0)
-    ids = [f"video_{v}" for v in range(videos)]
-    per_video = int(min(duration_s / length_s / 2, 40))
-    truth_s, labels = [], []
-    for _ in ids:
-        starts = np.sort(rng.choice(int(duration_s / length_s) - 1, per_video, replace=False)) * length_s
-        truth_s.append(np.stack([starts, starts + length_s * rng.uniform(0.5, 1, per_video)], -1))
-        labels.append(rng.integers(0, len(classes), per_video))
-    data, run = folder / "data", folder / "run"
-    database = {
-        video: {
-            "subset": "training" if v < videos - 3 else "test", "duration": duration_s, "fps": 50.0,
-            "annotations": [
-                {"segment": s.tolist(), "label": classes[c], "label_id": int(c)}
-                for s, c in zip(truth_s[v], labels[v], strict=True)
-            ] + [{"segment": [0, 1], "label": c, "label_id": i} for i, c in enumerate(classes) if v == 0],
-        }
-        for v, video in enumerate(ids)
-    }  # fmt: skip
-    write_annotations(data / "annotations.json", {"version": "test", "database": database})
-    settings = Settings(arms=arms)
-    settings = dataclasses.replace(
-        settings,
-        data=dataclasses.replace(settings.data, name="made & <up>", root=str(data)),
-        learning=dataclasses.replace(settings.learning, rounds=rounds),
-    )
-    document = to_dict(settings)
-    document["learning"]["selection"]["discriminator"]["enabled"] = icd
-    write_annotations(run / "settings.json", document)
-    split = {"labelled": ids[:2], "unlabelled": ids[2 : videos - 3], "evaluation": ids[videos - 3 :]}
-    write_annotations(run / "split.json", split | {"digest": "d" * 16})
-    trained = {name: 500 for name in ("supervised", "supervised_matched") if name in arms}
-    if "semi_supervised" in arms:
-        trained |= {"pretrain": 300, "teacher": 200} | {f"self_train_{r}": 100 for r in range(1, rounds + 1)}
-    scores, quality = {}, {}
-    for name, steps in trained.items():
-        _write_metrics(run / "stages" / name / "metrics.jsonl", steps, name)
-        if name != "pretrain":
-            rows = range(videos - 3, videos)
-            scores[name] = _evaluate(run, name, [truth_s[v] for v in rows], [labels[v] for v in rows], classes, rng)
-    for r in range(1, rounds + 1 if "semi_supervised" in arms else 1):
-        rows = range(2, videos - 3)
-        quality[f"pseudo_label_{r}"] = _label(
-            run / "stages" / f"pseudo_label_{r}", split["unlabelled"], [truth_s[v] for v in rows],
-            [labels[v] for v in rows], classes, duration_s, rng,
-        )  # fmt: skip
-    write_annotations(run / "results.json", {
-        "version": "0.1.0", "settings_fingerprint": "f" * 16, "seed": 0, "devices": "1 x cpu", "jax": "0.10.2",
-        "data": {
-            "name": settings.data.name, "digest": "a" * 16, "classes": classes, "label_ratio": 0.1, "split_seed": 0,
-            "split_digest": "d" * 16, "labelled": 2, "unlabelled": videos - 5, "evaluated": 3,
-            "evaluated_on": "test subset",
-        },
-        "protocol": "strict", "steps": trained, "matched_steps": 600, "arms": scores,
-        "final_arm": next(reversed(scores)), "pseudo_labels": quality,
-    })  # fmt: skip
-    return run
-
-
-def _blurred(
-    truth_s: list[np.ndarray], labels: list[np.ndarray], classes: list[str], rng: np.random.Generator
-) -> Instances:
-    """Truth with shifted ends, some classes exchanged, and scores that know something about it."""
-    segments, names, scores = [], [], []
-    for s, c in zip(truth_s, labels, strict=True):
-        wrong = rng.random(len(c)) < 0.3
-        length = (s[:, 1] - s[:, 0])[:, None]
-        segments.append(s + length * rng.normal(0, 0.1 + 0.3 * wrong[:, None], s.shape) * [1, 0.5])
-        segments[-1] = np.stack([segments[-1].min(-1).clip(0), segments[-1].max(-1) + 0.01], -1)
-        names.append(np.where(wrong, rng.integers(0, len(classes), len(c)), c))
-        scores.append(np.where(wrong, rng.uniform(0.16, 0.7, len(c)), rng.uniform(0.3, 1, len(c))))
-    return instances_from_videos(segments, names, scores)
-
-
-def _evaluate(run: Path, arm: str, truth_s: list, labels: list, classes: list[str], rng: np.random.Generator) -> dict:
-    predictions = _blurred(truth_s, labels, classes, rng)
-    ids = json.loads((run / "split.json").read_text())["evaluation"]
-    write_submission(run / "stages" / f"{arm}_evaluation" / "predictions.json", predictions, ids, classes)
-    truth = instances_from_videos(truth_s, labels)
-    return average_precision(truth, predictions, TIOU, len(classes), (1, 5)).as_dict(classes)
-
-
-def _label(
-    folder: Path, ids: list[str], truth_s: list, labels: list, classes: list[str], duration_s: float,
-    rng: np.random.Generator,
-) -> dict[str, Any]:  # fmt: skip
-    found = _blurred(truth_s, labels, classes, rng)
-    similarity = rng.uniform(0.2, 0.8, len(found))
-    positive = found.score > 0.6
-    reason = np.where(positive, np.where(similarity < 0.3, Reason.DROPPED, Reason.KEPT), Reason.CANDIDATE)
-    reason = np.where(~positive & (similarity > 0.7), Reason.PROMOTED, reason)
-    database: dict[str, Any] = {
-        video: {"subset": "training", "duration": duration_s, "fps": 50.0, "annotations": [], "ignored": []}
-        for video in ids
-    }
-    for i, v in enumerate(found.video):
-        r = Reason(int(reason[i]))
-        chosen = "annotations" if r in (Reason.KEPT, Reason.PROMOTED) else "ignored"
-        database[ids[v]][chosen].append({
-            "label": classes[found.label[i]], "label_id": int(found.label[i]), "segment": found.segments_s[i].tolist(),
-            "confidence": float(found.score[i]), "score": float(found.score[i]) ** 0.5, "tiou": 0.9, "tnd": 0.01,
-            "similarity": float(similarity[i]), "reason": r.name.lower(), "weight": 1.0,
-        })  # fmt: skip
-    write_annotations(folder / "pseudo_labels.json", {"version": "pseudo labels", "database": database})
-    counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW}
-    quality = label_quality(found, reason, instances_from_videos(truth_s, labels))
-    return {"tau_pos": 0.6, "counts": counts, "quality": quality, "seconds": 1.0}
-
-
-def _write_metrics(path: Path, steps: int, stage: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for step in range(25, steps + 1, 25):
-        row: dict[str, float] = {"step": step, "loss": 1 / step, "gradient_norm": 1.0}
-        row |= (
-            {"contrast_coarse": 2 / step}
-            if stage == "pretrain"
-            else {"labelled/class": 1 / step, "labelled/quality": 0}
-        )
-        row |= {"icd/loss": 1.3, "icd/accuracy": 0.6} if stage == "teacher" else {}
-        lines.append(json.dumps(row) + "\n")
-    path.write_text("".join(lines) + '{"step": 9999, "lo')  # broken off while a line was written
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every arm, two rounds, and a class name that must be escaped; its page is written."""
@@ -217,10 +78,13 @@ def test_page_holds_every_section_and_nothing_from_elsewhere(whole: Path) -> Non
     page = Page(whole / "report.html")
     assert page.of("h2") == SECTIONS
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object"})
-    links = [value or "" for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href", "xlink:href")]
+    links = [
+        value or "" for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href", "xlink:href")
+    ]
     assert links and all(link.startswith(("#", "data:")) for link in links)
     assert not re.search(r"@import|url\((?!#)", page.source)
-    assert (NASTY in page.of("td")) and (NASTY in page.of("span")) and (NASTY in page.of("text"))
+    assert NASTY in page.of("td") and NASTY in page.of("span") and any(NASTY in tip for tip in page.of("title"))
+    assert any(text.startswith(NASTY[: plots.CLASS_LABEL - 1]) for text in page.of("text"))
 
 
 def test_page_says_what_the_results_say(whole: Path) -> None:
@@ -257,9 +121,10 @@ def test_missing_arms_leave_their_sections_out(tmp_path: Path) -> None:
     assert not any("points of average mAP" in text for _, text in page.texts)
 
 
-def test_without_discriminator_no_similarity(tmp_path: Path) -> None:
+def test_without_discriminator_no_similarity(whole: Path, tmp_path: Path) -> None:
     without, with_it = (
-        Page(write_report(make_run(tmp_path / str(icd), CLASSES, 40.0, 2.0, icd=icd))) for icd in (False, True)
+        Page(write_report(make_run(tmp_path, CLASSES, 40.0, 2.0, icd=False))),
+        Page(whole / "report.html"),
     )
     assert "Similarity (ICD)" in with_it.of("figcaption") and "Similarity (ICD)" not in without.of("figcaption")
 

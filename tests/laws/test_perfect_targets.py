@@ -1,0 +1,91 @@
+"""Law 8: decoding perfect targets gives mAP 1."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from specimens import CLASSES, FEATURE_WIDTH, variants
+
+from apl_jax.detectors import DETECTORS, build_detector
+from apl_jax.detectors.actionformer import PyramidOutputs, assign, pyramid_points
+from apl_jax.evaluation.average_precision import Instances, average_precision
+from apl_jax.evaluation.predict import to_instances
+from apl_jax.nn.quality import QUALITY_BRANCHES
+from apl_jax.settings import Settings
+from apl_jax.structs import Targets, TimeGrid
+
+STEPS, LENGTHS = 64, (64, 50, 41)
+GRID = TimeGrid(fps=30.0, stride=4, window=16, length=STEPS)
+TIOU = (0.3, 0.5, 0.7, 0.95)
+SURE = 12.0  # a logit
+
+
+def perfect_actionformer(settings: Settings, targets: Targets, mask: jax.Array) -> PyramidOutputs:
+    """What ActionFormer would say if its losses were zero: its own label assignment, with certainty."""
+    s = settings.actionformer
+    points = jnp.asarray(pyramid_points(s, STEPS))
+    goal = jax.vmap(lambda t: assign(points, t, num_classes=CLASSES, center_radius=s.center_radius))(targets)
+    known = {"tiou": SURE, "diou": SURE, "tnd": -SURE}
+    quality = [known[name] for name in QUALITY_BRANCHES[s.quality.branches]]
+    point_mask = jnp.concatenate([mask[:, :: 2**level] for level in range(s.branch_blocks + 1)], axis=1)
+    return PyramidOutputs(
+        jnp.where(goal.classes > 0, SURE, -SURE),
+        jnp.maximum(goal.offsets, 0),
+        jnp.broadcast_to(jnp.asarray(quality), (*point_mask.shape, len(quality))),
+        point_mask,
+        (),
+    )
+
+
+# Per detector: outputs of a network that has learnt its targets (settings, targets, mask) perfectly.
+PERFECT: dict[str, Callable[[Settings, Targets, jax.Array], Any]] = {"actionformer": perfect_actionformer}
+
+
+def annotated() -> Sequence[list[tuple[float, float, int]]]:
+    """Per video (start, end, class) on the grid: short and long, at the ends, touching, overlapping, two of one place."""
+    return (
+        [(0.4, 3.1, 0), (3.1, 7.6, 1), (12.0, 40.0, 2), (20.0, 26.0, 0), (58.5, 63.0, 1)],
+        [(-0.8, 6.0, 2), (10.0, 18.5, 0), (10.0, 18.5, 1), (30.2, 49.5, 2)],
+        [(5.0, 33.0, 0), (35.0, 37.5, 2)],
+    )
+
+
+def as_targets(videos: Sequence[list[tuple[float, float, int]]]) -> Targets:
+    """Padded."""
+    count = max(len(rows) for rows in videos) + 1
+    segments_t, labels = np.zeros((len(videos), count, 2), np.float32), np.zeros((len(videos), count), np.int32)
+    exists = np.zeros((len(videos), count), bool)
+    for v, rows in enumerate(videos):
+        for n, (start, end, label) in enumerate(rows):
+            segments_t[v, n], labels[v, n], exists[v, n] = (start, end), label, True
+    return Targets(
+        jnp.asarray(segments_t), jnp.asarray(labels), jnp.asarray(exists),
+        jnp.ones(exists.shape), jnp.zeros(exists.shape, bool),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("detector_name", "variant"), [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
+)
+def test_perfect_predictions_score_one(detector_name: str, variant: str) -> None:
+    settings = variants(detector_name)[variant]
+    # Two classes in one place are two instances only if suppression knows classes.
+    nms = dataclasses.replace(settings.actionformer.nms, class_wise=True, max_detections=64, top_k_per_level=200)
+    settings = dataclasses.replace(settings, actionformer=dataclasses.replace(settings.actionformer, nms=nms))
+    detector = build_detector(settings, FEATURE_WIDTH, CLASSES)
+    videos = annotated()
+    mask = jnp.arange(STEPS) < jnp.asarray(LENGTHS)[:, None]
+    outputs = PERFECT[detector_name](settings, as_targets(videos), mask)
+    predictions, _ = to_instances(jax.device_get(jax.jit(detector.decode)(outputs)), [GRID] * len(videos))
+    rows = [(v, label, start, end) for v, video in enumerate(videos) for start, end, label in video]
+    video, label, start, end = (np.array(column) for column in zip(*rows, strict=True))
+    truth = Instances(video, label, GRID.to_s(np.stack([start, end], -1)), np.zeros(len(rows)))
+    result = average_precision(truth, predictions, TIOU, CLASSES)
+    np.testing.assert_allclose(result.ap, 1.0, atol=1e-9)
+    assert len(predictions) > len(truth)  # the decayed duplicates come after all of them
