@@ -30,6 +30,8 @@ def to_settings(config: ConfigDict) -> Settings:
 
 
 def _run() -> None:
+    import jax
+
     from apl_jax.pipeline.run import run
     from apl_jax.report import print_table, write_report
 
@@ -37,14 +39,13 @@ def _run() -> None:
         raise ValueError("apl-jax run: needs --config=configs/<file>.py[:variant] and --workdir=<folder>")
     settings = to_settings(FLAGS.config)
     if settings.runtime.distributed == "auto":
-        import jax
-
         jax.distributed.initialize()
     workdir = Path(FLAGS.workdir).expanduser()
     results = run(settings, workdir)
-    print_table(results)
-    page = write_report(workdir)
-    print(f"\nresults   {workdir / 'results.json'}\nreport    {page}")
+    if jax.process_index() == 0:
+        print_table(results)
+        page = write_report(workdir)
+        print(f"\nresults   {workdir / 'results.json'}\nreport    {page}")
 
 
 def _evaluate() -> None:

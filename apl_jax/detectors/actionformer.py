@@ -6,7 +6,7 @@ ALQA it also predicts how well its own segment will fit (tIoU and tND), and the 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -75,9 +75,9 @@ def pyramid_points(settings: ActionFormerSettings, steps: int) -> np.ndarray:
     """Points ``[P, 4]``: time in grid steps, shortest and longest reach, stride (systems 1.4)."""
     rows = []
     for level, (low, high) in enumerate(settings.regression_ranges):
-        stride = 2**level
-        time = np.arange(0, steps, stride, dtype=np.float32)
-        rows.append(np.stack([time, *np.broadcast_to(np.float32([[low], [high], [stride]]), (3, len(time)))], -1))
+        time = np.arange(0, steps, 2**level, dtype=np.float32)
+        constants = np.array([low, high, 2**level], np.float32)
+        rows.append(np.column_stack([time, np.tile(constants, (len(time), 1))]))
     return np.concatenate(rows)
 
 
@@ -240,8 +240,8 @@ def build_actionformer(settings: ActionFormerSettings, feature_width: int, num_c
 
     def apply(params: PyTree, batch: Batch, key: Array | None) -> PyramidOutputs:
         rngs = None if key is None else {"dropout": key}
-        _, outputs = module.apply({"params": params}, batch.features, batch.mask, key is None, rngs=rngs)
-        return outputs
+        outputs: Any = module.apply({"params": params}, batch.features, batch.mask, key is None, rngs=rngs)
+        return outputs[1]
 
     return Detector(
         init,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,17 +41,17 @@ def to_rows(
     ``extra`` adds further columns ``[V, K]``. Rows keep the falling order of confidence.
     """
     result: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, np.ndarray] = {
+        field.name: np.asarray(getattr(detections, field.name)) for field in dataclasses.fields(detections)
+    }
     for v, (record, grid) in enumerate(zip(records, grids, strict=True)):
-        segments_s = np.clip(grid.to_s(detections.segments_t[v]), 0.0, record.duration_s)
+        segments_s = np.clip(grid.to_s(found["segments_t"][v]), 0.0, record.duration_s)
         rows = []
-        for k in np.flatnonzero(detections.mask[v]):
+        for k in np.flatnonzero(found["mask"][v]):
             row = {
-                "label": classes[detections.labels[v, k]],
+                "label": classes[found["labels"][v, k]],
                 "segment": [float(x) for x in segments_s[k]],
-                "confidence": float(detections.confidence[v, k]),
-                "score": float(detections.score[v, k]),
-                "tiou": float(detections.tiou[v, k]),
-                "tnd": float(detections.tnd[v, k]),
+                **{name: float(found[name][v, k]) for name in ("confidence", "score", "tiou", "tnd")},
             }
             rows.append(row | {name: column[v, k].item() for name, column in (extra or {}).items()})
         result[record.id] = rows
@@ -68,9 +69,10 @@ def to_instances(
     Segments are in seconds, clamped to [0, duration] where durations are given.
     """
     mask = np.asarray(detections.mask)
-    segments_s = np.stack([grid.to_s(s) for grid, s in zip(grids, detections.segments_t, strict=True)])
+    labels, confidence = np.asarray(detections.labels), np.asarray(detections.confidence)
+    segments_s = np.stack([grid.to_s(s) for grid, s in zip(grids, np.asarray(detections.segments_t), strict=True)])
     if durations_s is not None:
         segments_s = np.clip(segments_s, 0.0, np.asarray(durations_s)[:, None, None])
     video = np.broadcast_to(np.arange(len(mask))[:, None], mask.shape)
-    instances = Instances(video[mask], detections.labels[mask], segments_s[mask], detections.confidence[mask])
+    instances = Instances(video[mask], labels[mask], segments_s[mask], confidence[mask])
     return instances, np.asarray(column)[mask] if column is not None else np.zeros(len(instances))

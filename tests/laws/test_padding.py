@@ -60,7 +60,11 @@ def test_detector(detector_name: str, variant: str) -> None:
     @jax.jit
     def examine(batch: Batch) -> tuple:
         outputs = detector.apply(params, batch, None)
-        return (outputs, outputs.represent(rows)), detector.loss(outputs, batch.targets, state), detector.decode(outputs)
+        return (
+            (outputs, outputs.represent(rows)),
+            detector.loss(outputs, batch.targets, state),
+            detector.decode(outputs),
+        )
 
     short, long = random_batch(LENGTHS, SHORT), random_batch(LENGTHS, LONG, padding=np.nan)
     (seen_a, losses_a, found_a), (seen_b, losses_b, found_b) = jax.device_get((examine(short), examine(long)))

@@ -83,13 +83,13 @@ VECTORS = jnp.asarray(np.stack([np.cos(DIRECTIONS), np.sin(DIRECTIONS)], -1), jn
 def test_info_nce_golden(exclude_self: bool, expected: float) -> None:
     labels = jnp.array([0, 0, 1, 1])
     for length in (1.0, 7.0):  # normalised inside
-        found = info_nce(
-            length * VECTORS, labels, jnp.ones(4, bool), temperature=0.1, exclude_self=exclude_self
-        )
+        found = info_nce(length * VECTORS, labels, jnp.ones(4, bool), temperature=0.1, exclude_self=exclude_self)
         np.testing.assert_allclose(found, expected, rtol=2e-4)
 
 
-def info_nce_twin(vectors: np.ndarray, labels: np.ndarray, mask: np.ndarray, temperature: float, exclude: bool) -> float:
+def info_nce_twin(
+    vectors: np.ndarray, labels: np.ndarray, mask: np.ndarray, temperature: float, exclude: bool
+) -> float:
     """Eq. 11, pair by pair, in float64."""
     unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     similarity = np.exp(unit @ unit.T / temperature)

@@ -1,0 +1,180 @@
+"""Speed as ratios taken in one process (machines are noisy, ratios less so): ``make bench``.
+
+Each line: what was measured, the ratio, and what the project asks of it. Variants that are compared take turns, and the
+median of the rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+
+from apl_jax.data.annotations import read_annotations
+from apl_jax.detectors.actionformer import build_actionformer
+from apl_jax.evaluation.average_precision import Instances, average_precision, instances_from_annotations
+from apl_jax.ops.kmeans import kmeans
+from apl_jax.settings import ActionFormerSettings, DiscriminatorSettings, OptimizerSettings, QualitySettings
+from apl_jax.structs import Batch, Targets
+from apl_jax.training.mesh import enable_compile_cache
+from apl_jax.training.optimizer import build_optimizer
+
+FORWARD_MULTIPLY_ADDS = 45.044e9  # per video of 2304 x 2048 steps: APL Table S6, with ALQA's branches
+THUMOS14 = Path(__file__).parents[3] / "shared" / "data" / "annotations" / "thumos14.json"
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall-clock time of one call, results waited for."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each function over rounds in which they take turns, after one warm-up each."""
+    for function in functions.values():
+        jax.block_until_ready(function())
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            times[name].append(seconds(function))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(what: str, found: str, asked: str) -> None:
+    """One line of the table."""
+    print(f"{what:<58}{found:>34}   asked: {asked}", flush=True)
+
+
+def thumos_batch(videos: int, steps: int, width: int, instances: int) -> Batch:
+    """A batch of THUMOS14's size, features at random."""
+    draws = np.random.default_rng(0)
+    start = draws.uniform(0, steps - 60, (videos, instances))
+    segments = np.stack([start, start + draws.uniform(4, 60, (videos, instances))], -1)
+    targets = Targets(
+        jnp.float32(segments),
+        jnp.int32(draws.integers(0, 20, (videos, instances))),
+        jnp.ones((videos, instances), bool),
+        jnp.ones((videos, instances)),
+        jnp.zeros((videos, instances), bool),
+    )
+    features = jnp.float32(draws.normal(size=(videos, steps, width)))
+    return Batch(features, jnp.ones((videos, steps), bool), targets, jnp.arange(videos))
+
+
+def measure_detector(rounds: int) -> None:
+    """The full training step against the matmul rate, and decoding + NMS against the forward pass."""
+    settings = ActionFormerSettings(quality=QualitySettings(branches="tiou_tnd"))
+    detector = build_actionformer(settings, 2048, 20)
+    batch = thumos_batch(2, 2304, 2048, 20)
+    params, normalizer = detector.init(jax.random.key(0))
+    params = {"detector": params}
+    optimizer = build_optimizer(OptimizerSettings(), DiscriminatorSettings(), 1000)
+    state = optimizer.init(params)
+
+    def loss(params, normalizer, key):
+        result = detector.loss(detector.apply(params["detector"], batch, key), batch.targets, normalizer)
+        return result.total, result.state
+
+    @jax.jit
+    def step(params, state, normalizer, key):
+        (_, normalizer), grads = jax.value_and_grad(loss, has_aux=True)(params, normalizer, key)
+        updates, state = optimizer.update(grads, state, params)
+        return jax.tree.map(lambda p, u: p + u, params, updates), state, normalizer
+
+    forward = jax.jit(lambda p: detector.apply(p["detector"], batch, None))
+    decode = jax.jit(lambda p: detector.decode(detector.apply(p["detector"], batch, None)))
+    left, right = jnp.ones((4608, 2048)), jnp.ones((2048, 2048))
+    matmul = jax.jit(lambda a, b: a @ b)
+    key = jax.random.key(1)
+    times = take_turns(
+        {
+            "matmul": lambda: matmul(left, right),
+            "forward": lambda: forward(params),
+            "decode": lambda: decode(params),
+            "step": lambda: step(params, state, normalizer, key),
+        },
+        rounds,
+    )
+    rate = 2 * 4608 * 2048 * 2048 / times["matmul"]
+    work = 2 * 2 * FORWARD_MULTIPLY_ADDS
+    report("float32 matmul, 4608 x 2048 x 2048", f"{rate / 1e9:.1f} GFLOP/s", "-")
+    report(
+        "forward pass, 2 x 2304 x 2048, width 512",
+        f"{times['forward']:.2f} s, {work / times['forward'] / rate:.0%}",
+        "-",
+    )
+    report("training step of the same", f"{times['step']:.2f} s, {3 * work / times['step'] / rate:.0%}", ">= 60 %")
+    added = times["decode"] / times["forward"] - 1
+    report("decoding + NMS, added to the forward pass", f"{added:.1%}", "<= 15 %")
+
+
+def measure_kmeans(rounds: int) -> None:
+    """16 videos x 64 frames x 2048, 2 clusters, 10 iterations, against scikit-learn's loop."""
+    draws = np.random.default_rng(0)
+    frames = draws.normal(size=(16, 64, 2048)).astype(np.float32) + 0.3 * draws.normal(size=(16, 1, 2048))
+    frames[:, ::3] += 0.5 * draws.normal(size=(16, 1, 2048))
+    frames = frames.astype(np.float32)
+    on_device = jax.jit(
+        jax.vmap(lambda k, x: kmeans(k, x, jnp.ones(64, bool), clusters=2, iterations=10), in_axes=(0, 0))
+    )
+    keys, points = jax.random.split(jax.random.key(0), 16), jnp.asarray(frames)
+
+    def loop() -> list[float]:
+        return [KMeans(2, n_init=1, max_iter=10, tol=0, random_state=0).fit(x).inertia_ for x in frames]
+
+    with threadpool_limits():
+        times = take_turns({"ours": lambda: on_device(keys, points), "sklearn": loop}, 5 * rounds)
+    ours, theirs = float(on_device(keys, points).inertia.sum()), sum(loop())
+    report(
+        "k-means, 16 x 64 x 2048, against scikit-learn's loop", f"{times['sklearn'] / times['ours']:.1f} x", ">= 10 x"
+    )
+    report("    its inertia, relative to scikit-learn's", f"{ours / theirs:.4f}", "1")
+
+
+def measure_average_precision(rounds: int) -> None:
+    """46,000 predictions on THUMOS14's annotations at 5 thresholds; without that file, on annotations of its size."""
+    draws = np.random.default_rng(0)
+    if THUMOS14.exists():
+        annotations = read_annotations(THUMOS14, strict=False)
+        records = [r for r in annotations.videos.values() if r.subset == "test"]
+        truth = instances_from_annotations(records)
+    else:
+        starts = draws.uniform(0, 200, 3358)
+        truth = Instances(
+            draws.integers(0, 212, 3358),
+            draws.integers(0, 20, 3358),
+            np.stack([starts, starts + 4], -1),
+            np.zeros(3358),
+        )
+    chosen = draws.integers(0, len(truth), 46_000)
+    jitter = draws.normal(0, 1.5, (46_000, 2))
+    segments = np.sort(truth.segments_s[chosen] + jitter, axis=-1) + [0, 0.1]
+    predictions = Instances(truth.video[chosen], truth.label[chosen], segments, draws.uniform(size=46_000))
+    times = take_turns({"map": lambda: average_precision(truth, predictions, (0.3, 0.4, 0.5, 0.6, 0.7), 20)}, rounds)
+    report("mAP of 46,000 predictions, THUMOS14, 5 tIoU", f"{times['map']:.3f} s", "<= 0.5 s")
+
+
+def main() -> None:
+    """Measures everything, or what is named on the command line."""
+    parts = {"detector": measure_detector, "kmeans": measure_kmeans, "map": measure_average_precision}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args()
+    enable_compile_cache()
+    print(f"jax {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
+    for name in chosen.parts or parts:
+        parts[name](chosen.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""ICD at work: the memory of instances, the pairs it is trained on, and the mean similarity (APL Eq. 7 to 10)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from specimens import random_batch, random_weights
+
+from apl_jax.learning.instances import InstanceBank, build_bank, discriminator_loss, mean_similarity
+from apl_jax.nn.discriminator import InstanceDiscriminator, build_discriminator
+from apl_jax.ops.segments import pool_max
+from apl_jax.settings import DiscriminatorSettings
+
+SETTINGS = DiscriminatorSettings(hidden=4, pairs=6)
+
+
+def test_bank_holds_every_annotated_instance() -> None:
+    batch = random_batch([20, 13, 1], 24, seed=2)
+    bank = jax.device_get(jax.jit(build_bank)(batch))
+    targets, rows = batch.targets, batch.targets.mask.size
+    assert bank.features.shape == (rows, 6)
+    assert (bank.labels == np.asarray(targets.labels).ravel()).all()
+    # Neither empty rows nor ignored instances are among them.
+    assert (bank.mask == np.asarray(targets.mask & ~targets.ignore_mask).ravel()).all()
+    assert bank.mask.sum() == 3 * 3
+    for v in range(3):
+        pooled = pool_max(batch.features[v], targets.segments_t[v], int(batch.mask[v].sum()))
+        np.testing.assert_array_equal(bank.features.reshape(3, -1, 6)[v], pooled)
+
+
+def agreement() -> InstanceDiscriminator:
+    """A discriminator that knows: instances of one class have equal features, of two classes orthogonal ones."""
+
+    def logits(params: dict, left: jax.Array, right: jax.Array) -> jax.Array:
+        return params["sharpness"] * (2 * (left * right).sum(-1) - 1)
+
+    similarity = lambda params, left, right: jax.nn.sigmoid(logits(params, left, right))
+    return InstanceDiscriminator(lambda key, width: {"sharpness": jnp.ones(())}, logits, similarity)
+
+
+def classes_bank(labels: list[int], mask: list[bool]) -> InstanceBank:
+    """One-hot features by class; absent rows claim class 0 with the features of class 1."""
+    features = np.eye(4)[labels]
+    features[~np.array(mask)] = np.eye(4)[1]
+    labels_array = np.where(mask, labels, 0)
+    return InstanceBank(jnp.asarray(features, jnp.float32), jnp.asarray(labels_array, jnp.int32), jnp.asarray(mask))
+
+
+known_loss = jax.jit(lambda key, params, bank: discriminator_loss(key, params, bank, agreement(), SETTINGS))
+
+
+def loss_of(bank: InstanceBank, sharpness: float, seed: int = 0) -> tuple[float, float]:
+    """L_icd and accuracy of the knowing discriminator; with a negative sharpness it says the opposite."""
+    loss, accuracy = known_loss(jax.random.key(seed), {"sharpness": jnp.float32(sharpness)}, bank)
+    return float(loss), float(accuracy)
+
+
+def test_positive_pairs_share_a_class_and_negative_ones_do_not() -> None:
+    bank = classes_bank([0, 0, 1, 1, 2, 2, 3, 3], [True] * 6 + [False] * 2)
+    for seed in range(10):
+        loss, accuracy = loss_of(bank, 30.0, seed)
+        assert accuracy == 1 and loss < 1e-6
+        loss, accuracy = loss_of(bank, -30.0, seed)
+        assert accuracy == 0 and loss == pytest.approx(60, rel=1e-3)
+    # Undecided: -log 1/2 for a positive pair and for a negative one (Eq. 8).
+    assert loss_of(bank, 0.0)[0] == pytest.approx(2 * math.log(2), rel=1e-5)
+
+
+def test_an_anchor_never_meets_itself() -> None:
+    """Alone in their classes, instances have no positive partner: what remains are negative pairs, all recognised."""
+    bank = classes_bank([0, 1, 2, 3], [True] * 4)
+    for seed in range(5):
+        loss, accuracy = loss_of(bank, 30.0, seed)
+        assert accuracy == 1 and loss < 1e-6
+        # Were an anchor its own partner, half the pairs would now be right.
+        assert loss_of(bank, -30.0, seed)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "mask", "pairs"),
+    [
+        pytest.param([2, 2, 2, 1], [True, True, True, False], True, id="single_class"),
+        pytest.param([2, 1, 1], [True, False, False], False, id="single_instance"),
+        pytest.param([0, 1], [False, False], False, id="no_instance"),
+    ],
+)
+def test_sets_without_pairs_of_a_kind(labels: list[int], mask: list[bool], pairs: bool) -> None:
+    bank = classes_bank(labels, mask)
+    loss, accuracy = loss_of(bank, 1.0)
+    assert math.isfinite(loss)
+    expected = 2 * math.log(1 + math.exp(-1)) if pairs else 0.0
+    assert loss == pytest.approx(expected, rel=1e-5) and accuracy == float(pairs)
+    # The trainable one: its gradient is finite, and zero where there is no pair.
+    discriminator = build_discriminator(SETTINGS)
+    params = random_weights(jax.eval_shape(lambda: discriminator.init(jax.random.key(0), 4)))
+    gradient = jax.jit(jax.grad(lambda p: discriminator_loss(jax.random.key(0), p, bank, discriminator, SETTINGS)[0]))(
+        params
+    )
+    size = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
+    assert math.isfinite(size) and (size > 0) == pairs
+
+
+def test_mean_similarity_by_hand() -> None:
+    batch = random_batch([16, 9], 16, seed=5)
+    bank = classes_bank([0, 0, 1, 2, 2, 2], [True, True, True, True, True, False])
+    width = batch.features.shape[-1]
+    draws = np.random.default_rng(0)
+    bank = dataclasses.replace(bank, features=jnp.asarray(draws.normal(size=(6, width)), jnp.float32))
+    discriminator = build_discriminator(SETTINGS)
+    params = random_weights(jax.eval_shape(lambda: discriminator.init(jax.random.key(0), width)))
+    segments = jnp.asarray(np.sort(draws.uniform(0, 9, (2, 5, 2)), -1), jnp.float32)
+    labels = jnp.array([[0, 1, 2, 3, 0], [2, 2, 3, 1, 0]])
+    run = jax.jit(lambda s, y: mean_similarity(params, bank, batch, s, y, discriminator, SETTINGS))
+    found = run(segments, labels)
+    for v in range(2):
+        pooled = pool_max(batch.features[v], segments[v], int(batch.mask[v].sum()))
+        for k in range(5):
+            related = [m for m in range(5) if bank.labels[m] == labels[v, k]]
+            values = [float(discriminator.similarity(params, pooled[k], bank.features[m])) for m in related]
+            # No instance of class 3 is labelled (systems A19).
+            expected = np.mean(values) if values else 0.5
+            np.testing.assert_allclose(found[v, k], expected, rtol=1e-5)
+    assert (found[labels == 3] == 0.5).all() and len(set(found.ravel().tolist())) > 6
