@@ -95,10 +95,21 @@ def _define_flags() -> None:
     flags.DEFINE_list("tiou", ["0.3", "0.4", "0.5", "0.6", "0.7"], "tIoU thresholds")
 
 
+def _set_up_log() -> None:
+    """Our own lines plain, those of libraries only when something is wrong (orbax tells its life story)."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("apl_jax")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+
+
 def _main(arguments: list[str]) -> int:
     from apl_jax.data.annotations import DataError
     from apl_jax.training.loop import Preempted
 
+    _set_up_log()
     command, rest = arguments[1], arguments[2:]
     if rest:
         print(
@@ -123,9 +134,6 @@ def main() -> None:
         print("" if known else f"apl-jax: no command {sys.argv[1]!r}\n", USAGE, sep="", file=sys.stderr)
         sys.exit(0 if known and len(sys.argv) > 1 else 2)
     _define_flags()
-    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells its life story at INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("apl_jax").setLevel(logging.INFO)
     app.run(_main)
 
 

@@ -44,6 +44,8 @@ def get_config(variant: str = "apl") -> ConfigDict:
     if variant == "full":
         config.data.label_ratio = 1.0
         config.arms = ("supervised",)
+        learning.supervised.steps = 630
+        learning.supervised.labelled_batch = 8
         return config
     if variant not in rungs:
         raise ValueError(f"configs/spsw.py:{variant}: expected one of full, smoke, {', '.join(rungs)}")

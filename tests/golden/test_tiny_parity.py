@@ -1,4 +1,4 @@
-"""A second oracle: an ActionFormer whose weights are a formula, with position encoding, before and after one AdamW step.
+"""A second oracle: an ActionFormer whose weights are a formula, with position encoding, around one AdamW step.
 
 ``actionformer_tiny.json`` says in its ``rules`` how weights and features follow from their indices.
 """

@@ -1,7 +1,7 @@
 """Law 4: one device computes what four do. Law 5: a training step is traced and compiled once.
 
-Run as a program, ``python test_devices.py KIND FILE``, this file trains one kind on all devices and saves what came out;
-the tests start it with four.
+Run as a program, ``python test_devices.py KIND DETECTOR FILE``, this file trains one kind on all devices and saves what
+came out; the tests start it with four.
 """
 
 from __future__ import annotations

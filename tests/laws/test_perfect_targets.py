@@ -48,7 +48,7 @@ PERFECT: dict[str, Callable[[Settings, Targets, jax.Array], Any]] = {"actionform
 
 
 def annotated() -> Sequence[list[tuple[float, float, int]]]:
-    """Per video (start, end, class) on the grid: short and long, at the ends, touching, overlapping, two of one place."""
+    """Per video (start, end, class) on the grid: short, long, at the ends, touching, overlapping, two of one place."""
     return (
         [(0.4, 3.1, 0), (3.1, 7.6, 1), (12.0, 40.0, 2), (20.0, 26.0, 0), (58.5, 63.0, 1)],
         [(-0.8, 6.0, 2), (10.0, 18.5, 0), (10.0, 18.5, 1), (30.2, 49.5, 2)],

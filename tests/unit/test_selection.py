@@ -1,4 +1,4 @@
-"""Which detections become pseudo labels: thresholds by hand, and what ICD makes of them (APL Eq. 6, 3.2; systems A1)."""
+"""Which detections become pseudo labels: thresholds by hand, what ICD makes of them (APL Eq. 6, 3.2; systems A1)."""
 
 from __future__ import annotations
 
