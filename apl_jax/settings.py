@@ -14,8 +14,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def one_of(default: str, *others: str) -> Any:
+    """A field that takes one of a few words; anything else is refused wherever the settings are made."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+class Checked:
+    """Refuses words that a field declared with :func:`one_of` does not know, with ``ValueError``."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]  # every subclass is a dataclass
+            choices, found = f.metadata.get("choices"), getattr(self, f.name)
+            if choices and found not in choices:
+                raise ValueError(f"{f.name}: found {found!r}, expected one of {', '.join(choices)}")
+
+
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Checked):
     """Where recordings come from, how they become grids, and which of them may show their labels."""
 
     name: str = "spsw"  # embedded data set, or the name printed for `root`
@@ -36,12 +51,14 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class QualitySettings:
+class QualitySettings(Checked):
     """ALQA: the localisation-reliability heads and the joint score (APL 3.1, Eq. 1 to 5)."""
 
-    branches: str = "tiou_tnd"  # tiou_tnd (two branches) | diou | tiou (one, Table 3) | none (plain ActionFormer)
-    loss: str = "bce"  # bce | kl (Table S1)
-    soft_focal: str = "qfl"  # af (ActionFormer's focal form on the joint probability) | qfl (systems A4)
+    branches: str = one_of(
+        "tiou_tnd", "diou", "tiou", "none"
+    )  # tiou_tnd (two branches) | diou | tiou (one, Table 3) | none (plain ActionFormer)
+    loss: str = one_of("bce", "kl")  # bce | kl (Table S1)
+    soft_focal: str = one_of("qfl", "af")  # af (ActionFormer's focal form on the joint probability) | qfl (systems A4)
     weight: float = 0.1  # lambda_locq
     epsilon: float = 1e-4  # floor of tIoU - tND (A3)
     tiou_bias: float = 0.0  # logit bias at initialisation (A3)
@@ -51,13 +68,13 @@ class QualitySettings:
 
 
 @dataclass(frozen=True)
-class NmsSettings:
+class NmsSettings(Checked):
     """Turning dense predictions into detections (systems 1.9)."""
 
     score_threshold: float = 0.001  # before NMS
     top_k_per_level: int = 2000
     duration_threshold_t: float = 0.05  # grid steps; shorter predictions are discarded
-    method: str = "gaussian"  # gaussian (soft-NMS) | hard
+    method: str = one_of("gaussian", "hard")  # gaussian (soft-NMS) | hard
     sigma: float = 0.5
     iou_threshold: float = 0.1  # hard NMS only
     min_score: float = 0.001
@@ -67,7 +84,7 @@ class NmsSettings:
 
 
 @dataclass(frozen=True)
-class ActionFormerSettings:
+class ActionFormerSettings(Checked):
     """ActionFormer on THUMOS14 (systems 1.1, 1.3)."""
 
     width: int = 512
@@ -76,7 +93,7 @@ class ActionFormerSettings:
     stem_blocks: int = 2
     branch_blocks: int = 5  # pyramid levels = branch_blocks + 1
     windows: tuple[int, ...] = (19, 19, 19, 19, 19, 19)  # per level, 0 or 1 = global
-    neck: str = "identity"  # identity | fpn
+    neck: str = one_of("identity", "fpn")  # identity | fpn
     absolute_position: bool = False
     position_length_t: int = 2304  # length that the position table is built for
     head_layers: int = 3  # hidden layers + predictor
@@ -96,14 +113,18 @@ class ActionFormerSettings:
     regression_weight: float = 1.0  # lambda_reg; <= 0: balanced against the class loss (systems 1.7)
     normalizer_init: float = 100.0
     normalizer_momentum: float = 0.9
-    masking: str = "strict"  # strict (law 1) | reference (ActionFormer's leaky masking, for parity)
-    dtype: str = "float32"  # of convolutions, projections and attention products: float32 | bfloat16
+    masking: str = one_of(
+        "strict", "reference"
+    )  # strict (law 1) | reference (ActionFormer's leaky masking, for parity)
+    dtype: str = one_of(
+        "float32", "bfloat16"
+    )  # of convolutions, projections and attention products: float32 | bfloat16
     quality: QualitySettings = field(default_factory=QualitySettings)
     nms: NmsSettings = field(default_factory=NmsSettings)
 
 
 @dataclass(frozen=True)
-class PerturbSettings:
+class PerturbSettings(Checked):
     """Random truncation (systems 1.2) and feature noise during training."""
 
     crop_ratio: float = 0.9  # shortest crop as a fraction of the video; 1 = no cropping
@@ -115,7 +136,7 @@ class PerturbSettings:
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
+class OptimizerSettings(Checked):
     """AdamW with role-based decay, global-norm clipping, warm-up + cosine, EMA (systems 1.8)."""
 
     learning_rate: float = 1e-4
@@ -131,7 +152,7 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
-class ContrastiveSettings:
+class ContrastiveSettings(Checked):
     """ACP: coarse and fine contrast of pyramid frames (APL 3.3, Eq. 11)."""
 
     partitions: int = 64  # N segments per video, one random valid frame each (B1)
@@ -144,11 +165,13 @@ class ContrastiveSettings:
     fine: bool = True  # Table 5
     exclude_self: bool = True  # B4
     weight: float = 0.1  # lambda_acp in the later stages; 1 in pre-training
-    later: str = "labelled_unlabelled"  # none | labelled | labelled_unlabelled (Table S4's three cases)
+    later: str = one_of(
+        "labelled_unlabelled", "labelled", "none"
+    )  # none | labelled | labelled_unlabelled (Table S4's three cases)
 
 
 @dataclass(frozen=True)
-class DiscriminatorSettings:
+class DiscriminatorSettings(Checked):
     """ICD: similarity of two instances from their max-pooled raw features (APL 3.2, Eq. 7 to 10)."""
 
     enabled: bool = True
@@ -165,22 +188,24 @@ class DiscriminatorSettings:
 
 
 @dataclass(frozen=True)
-class SelectionSettings:
+class SelectionSettings(Checked):
     """Which detections become pseudo labels (APL Eq. 6)."""
 
     rule: str = "dynamic"  # dynamic (mean + std) | fixed; names of learning.selection.SELECTORS
     fixed_threshold: float = 0.3
     tau_neg: float = 0.15
-    scope: str = "pooled"  # pooled | class | video (A1)
+    scope: str = one_of("pooled", "class", "video")  # pooled | class | video (A1)
     deviations: float = 1.0  # tau_pos = mean + deviations * std; 0 = mean only
     tau_min: float = 0.2
     tau_max: float = 0.9
-    candidates: str = "ignore"  # background | ignore: what unselected candidates are in training (A14)
+    candidates: str = one_of(
+        "ignore", "background"
+    )  # background | ignore: what unselected candidates are in training (A14)
     discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
 
 
 @dataclass(frozen=True)
-class StageSettings:
+class StageSettings(Checked):
     """Length and batch of one training stage."""
 
     steps: int = 2000
@@ -191,7 +216,7 @@ class StageSettings:
 
 
 @dataclass(frozen=True)
-class LearningSettings:
+class LearningSettings(Checked):
     """The semi-supervised method and its three kinds of stage."""
 
     method: str = "apl"  # name in learning.methods.METHODS
@@ -205,7 +230,7 @@ class LearningSettings:
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluationSettings(Checked):
     """tIoU thresholds and recall ranks of the final table."""
 
     tiou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -214,18 +239,18 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
-class RuntimeSettings:
+class RuntimeSettings(Checked):
     """Machine matters; nothing here may change a result beyond float rounding."""
 
     steps_per_dispatch: int = 25  # optimiser steps inside one jitted call
     checkpoint_every: int = 250  # steps, a multiple of steps_per_dispatch
     log_every: int = 25
     progress: bool = True
-    distributed: str = "off"  # off | auto: jax.distributed.initialize()
+    distributed: str = one_of("off", "auto")  # off | auto: jax.distributed.initialize()
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """One run, whole."""
 
     seed: int = 0  # initialisation, data order, perturbation
@@ -254,7 +279,10 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
         raise ValueError(f"{where}.{unknown[0]}: no such setting; {where} has {', '.join(fields)}")
     default = cls()
     changes = {name: _coerce(getattr(default, name), value, f"{where}.{name}") for name, value in values.items()}
-    return dataclasses.replace(default, **changes)
+    try:
+        return dataclasses.replace(default, **changes)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from None
 
 
 def _coerce(default: Any, value: Any, where: str) -> Any:

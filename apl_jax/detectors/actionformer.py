@@ -259,14 +259,6 @@ def _check(s: ActionFormerSettings) -> None:
          f"regression_ranges: found {len(s.regression_ranges)} pairs, expected one per level ({levels})"),
         (s.width % s.heads != 0, f"width: found {s.width}, expected a multiple of heads ({s.heads})"),
         (any(w > 1 and w % 2 == 0 for w in s.windows), f"windows: found {s.windows}, expected odd, or 0 = global"),
-        (s.quality.branches not in QUALITY_BRANCHES,
-         f"quality.branches: found {s.quality.branches!r}, expected one of {', '.join(QUALITY_BRANCHES)}"),
-        (s.neck not in ("identity", "fpn"), f"neck: found {s.neck!r}, expected identity or fpn"),
-        (s.masking not in ("strict", "reference"), f"masking: found {s.masking!r}, expected strict or reference"),
-        (s.quality.loss not in ("bce", "kl"), f"quality.loss: found {s.quality.loss!r}, expected bce or kl"),
-        (s.quality.soft_focal not in ("af", "qfl"),
-         f"quality.soft_focal: found {s.quality.soft_focal!r}, expected af or qfl"),
-        (s.nms.method not in ("gaussian", "hard"), f"nms.method: found {s.nms.method!r}, expected gaussian or hard"),
     ]  # fmt: skip
     for wrong, message in problems:
         if wrong:

@@ -82,12 +82,10 @@ SELECTORS: dict[str, Callable[[SelectionSettings], Selector]] = {"dynamic": buil
 
 
 def build_selector(settings: SelectionSettings) -> Selector:
-    """The rule that ``settings.rule`` names. Raises ``ValueError`` for an unknown rule, scope or candidate policy."""
-    choices = {"rule": tuple(SELECTORS), "scope": ("pooled", "class", "video"), "candidates": ("background", "ignore")}
-    for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            found = getattr(settings, name)
-            raise ValueError(f"config.learning.selection.{name}: found {found!r}, expected one of {', '.join(allowed)}")
+    """The rule that ``settings.rule`` names. Raises ``ValueError`` for an unknown one."""
+    if settings.rule not in SELECTORS:
+        expected = ", ".join(SELECTORS)
+        raise ValueError(f"config.learning.selection.rule: found {settings.rule!r}, expected one of {expected}")
     return SELECTORS[settings.rule](settings)
 
 

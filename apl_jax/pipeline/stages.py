@@ -238,7 +238,7 @@ def label_table(
     parts = room.ingredients(settings, settings.learning.supervised)
     selection = settings.learning.selection
     selector = build_selector(selection)
-    detections = predict_table(parts.detector, params["detector"], table, settings.evaluation.batch)
+    detections = predict_table(parts.detector, params["detector"], table, settings.evaluation.batch, room.mesh)
     _, selected = selector.select(selector.init(), detections, parts.num_classes)
     if selection.discriminator.enabled:
         similarity = mean_similarity(
@@ -292,7 +292,7 @@ def evaluation_stage(name: str, settings: Settings, trained: str) -> Stage:
     def run(room: Room, folder: Path) -> dict[str, Any]:
         params = _teacher_parameters(room, settings, trained)
         detector, table = room.detector(settings), room.dataset.evaluation
-        predict = jax.jit(lambda p, t: predict_table(detector, p, t, settings.evaluation.batch))
+        predict = jax.jit(lambda p, t: predict_table(detector, p, t, settings.evaluation.batch, room.mesh))
         detections: Detections = to_host(predict(params["detector"], room.evaluation))
         instances, _ = to_instances(detections, table.grids, None, [record.duration_s for record in table.records])
         if room.ledger.first_process:

@@ -155,7 +155,7 @@ def test_mistakes_on_the_command_line(arguments: list[str], words: list[str]) ->
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("actionformer.neck", "'fnp'", ["neck", "fnp", "identity or fpn"]),
+        ("actionformer.neck", "'fnp'", ["neck", "fnp", "identity, fpn"]),
         ("learning.selection.rule", "'dynamics'", ["rule", "dynamics", "fixed"]),
         ("data.label_ratio", "1.5", ["label_ratio", "1.5"]),
         ("data.label_ratio", "1.0", ["label_ratio", "semi_supervised"]),

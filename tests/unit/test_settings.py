@@ -69,7 +69,9 @@ def changed(settings: Any, path: tuple[str, ...]) -> Any:
     value = getattr(settings, name)
     if rest:
         return dataclasses.replace(settings, **{name: changed(value, tuple(rest))})
-    other = {bool: lambda: not value, str: lambda: value + "x", tuple: lambda: (*value, 1)}
+    (field,) = (f for f in dataclasses.fields(settings) if f.name == name)
+    words = field.metadata.get("choices", ("", f"{value}x"))
+    other = {bool: lambda: not value, str: lambda: words[1], tuple: lambda: (*value, 1)}
     return dataclasses.replace(settings, **{name: other.get(type(value), lambda: value + 1)()})
 
 
@@ -90,3 +92,10 @@ def test_fingerprints_are_stable() -> None:
     assert fingerprint("a", "b") != fingerprint("ab") != fingerprint("b", "a")
     # Changing the hash would make every finished stage of every run begin again.
     assert fingerprint("apl", [1, 2.5, None]) == "b069366404fe4bb8"
+
+
+def test_words_outside_the_choices_are_refused_wherever_they_come_from() -> None:
+    with pytest.raises(ValueError, match=r"neck: found 'fnp', expected one of identity, fpn"):
+        ActionFormerSettings(neck="fnp")
+    with pytest.raises(ValueError, match=r"config\.learning\.contrastive\.later: found 'sometimes'"):
+        from_dict(Settings, {"learning": {"contrastive": {"later": "sometimes"}}})
