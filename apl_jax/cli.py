@@ -98,6 +98,8 @@ def _define_flags() -> None:
 def _set_up_log() -> None:
     """Our own lines plain, those of libraries only when something is wrong (orbax tells its life story)."""
     absl_logging.set_verbosity(absl_logging.ERROR)
+    # A failed write surfaces once, as CheckpointError; asyncio would repeat it for every array.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("apl_jax")
@@ -121,6 +123,9 @@ def _main(arguments: list[str]) -> int:
     except Preempted as stop:
         print(f"apl-jax: {stop}", file=sys.stderr)
         return 0
+    except KeyboardInterrupt:
+        print("apl-jax: interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
     except (DataError, ValueError, OSError, RuntimeError) as error:
         print(f"apl-jax: {error}", file=sys.stderr)
         return 1

@@ -3,10 +3,11 @@
 Every function computes in float32 (products accumulate in it, also for bfloat16 operands), returns the dtype of its
 first argument, and leaves the batch axis alone, so that sharding it over a mesh passes through untouched.
 
-All convolutions are matrix products and shifted sums. XLA's CPU backend runs ``lax.conv`` inside a ``lax.scan`` (where
-training lives) on one thread, and a depthwise ``lax.conv`` a hundred times slower than the three multiply-adds it is;
-on an accelerator the products are as good. What autodiff would make of them is slower still, hence the hand-written
-backward passes. ``tests/bench/sequence_primitives.py`` prints the figures behind every choice made here.
+All convolutions are matrix products and shifted sums. On XLA's CPU backend (jax 0.10.2) the kernel gradient of
+``lax.conv`` takes a hundred times longer inside a ``lax.scan``, where training lives, than outside, and a depthwise
+``lax.conv`` fifty times longer than the three multiply-adds that it is; on an accelerator the products are as good.
+What autodiff makes of products is a fifth slower than it need be, hence the hand-written backward passes.
+``tests/bench/sequence_primitives.py`` prints the figures behind every choice made here.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
 
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
-    """Exact Gaussian error linear unit, x * Phi(x) (``jax.nn.gelu`` goes through erfc, four times slower on CPUs)."""
+    """Exact Gaussian error linear unit, x * Phi(x); ``jax.nn.gelu`` computes erfc, which costs CPUs more than erf."""
     wide = x.astype(_accumulator(x))
     return (wide * _normal_cdf(wide)).astype(x.dtype)
 

@@ -59,8 +59,9 @@ class Checkpoints:
             raise self._failed_write(self.latest(), error) from error
 
     def _failed_write(self, step: int | None, error: Exception) -> CheckpointError:
+        reason = str(error).partition(" [")[0][:200]  # what follows is the storage library's own trace
         return CheckpointError(
-            f"{self.folder}: could not write the checkpoint of step {step} ({error}). Earlier checkpoints are intact. "
+            f"{self.folder}: could not write the checkpoint of step {step} ({reason}). Earlier checkpoints are intact. "
             "Free some disk space or choose another --workdir, then run the same command again: it resumes."
         )
 
@@ -92,6 +93,8 @@ class Checkpoints:
             if found.get(name) != expected.get(name)
         ]
         if wrong:
+            # The optimiser's moments and the average repeat what is wrong with the parameters.
+            wrong = [line for line in wrong if line.startswith("  params/")] or wrong
             more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise CheckpointError(
                 f"{self.folder}: the checkpoint of step {step} is of another model:\n" + "\n".join(wrong[:8]) + more +

@@ -25,7 +25,7 @@ from jax import lax
 from apl_jax.ops import sequence
 
 VIDEOS, STEPS, WIDTH, FEATURES, HEADS, WINDOW = 2, 2304, 512, 2048, 4, 19
-REPEATS = 4  # runs of a formulation inside one scan
+REPEATS = 2  # runs of a formulation inside one scan
 Function = Callable[..., Any]
 
 
@@ -44,28 +44,33 @@ def normal(*shape: int) -> jax.Array:
 
 
 def repeated(function: Function, length: int) -> Function:
-    """``function`` run ``length`` times in a scan, none of which XLA may hoist, merge or shorten."""
+    """``function`` run ``length`` times in a scan that carries its outputs, so that nothing is hoisted or left out."""
 
-    def many(*args: jax.Array) -> jax.Array:
-        def body(total: jax.Array, _: None) -> tuple[jax.Array, None]:
-            total, inside = lax.optimization_barrier((total, args))
-            outputs = lax.optimization_barrier(function(*inside))
-            return total + sum(leaf.reshape(-1)[0] for leaf in jax.tree.leaves(outputs)), None
+    def many(*args: jax.Array) -> Any:
+        def body(carry: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:
+            count, inside = lax.optimization_barrier((carry[0], args))  # the arguments now depend on the iteration
+            return (count + 1, function(*inside)), None
 
-        return lax.scan(body, jnp.float32(0), None, length=length)[0]
+        first = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *args))
+        return lax.scan(body, (jnp.int32(0), first), None, length=length)[0]
 
     return many
 
 
-def with_backward(function: Function, *args: jax.Array) -> Function:
-    """``function``'s value and its gradients with respect to all arguments, for one fixed cotangent."""
-    dy = normal(*jax.eval_shape(function, *args).shape)
+def forward_and_backward(
+    name: str, function: Function, args: tuple[jax.Array, ...], work: float = 0.0
+) -> list[Variant]:
+    """``function`` alone, and with its gradients with respect to all arguments for one random cotangent."""
 
-    def both(*args: jax.Array) -> tuple[jax.Array, Any]:
+    def both(dy: jax.Array, *args: jax.Array) -> tuple[jax.Array, Any]:
         y, pull = jax.vjp(function, *args)
         return y, pull(dy)
 
-    return both
+    dy = normal(*jax.eval_shape(function, *args).shape)
+    return [
+        Variant(f"forward, {name}", function, args, work),
+        Variant(f"forward + backward, {name}", both, (dy, *args), 3 * work),
+    ]
 
 
 def clocks() -> tuple[float, float]:
@@ -158,29 +163,25 @@ def measure_conv(rounds: int) -> None:
         "shifted inputs": shifted_inputs_convolution,
         "lax.conv": lax_convolution,
     }
-    for inputs in (FEATURES, WIDTH):
+    for inputs in (WIDTH, FEATURES):
         x, kernel = normal(VIDEOS, STEPS, inputs), normal(3, inputs, WIDTH)
         work = 6.0 * VIDEOS * STEPS * inputs * WIDTH
         for in_scan in (True, False):
-            variants = [Variant(f"forward, {name}", form, (x, kernel), work) for name, form in forms.items()]
-            variants += [
-                Variant(f"forward + backward, {name}", with_backward(form, x, kernel), (x, kernel), 3 * work)
-                for name, form in forms.items()
-            ]
+            shown = {n: f for n, f in forms.items() if not (in_scan and n == "lax.conv" and inputs > WIDTH)}  # minutes
+            variants = [v for n, f in shown.items() for v in forward_and_backward(n, f, (x, kernel), work)]
             where = "in a scan" if in_scan else "called once"
             compare(f"convolution 3 x {inputs} -> {WIDTH}, {where}", variants, rounds, in_scan)
 
 
 def measure_depthwise(rounds: int) -> None:
-    """Depthwise convolutions before attention."""
+    """Depthwise convolutions before attention; called once, for in a scan the backward pass of lax.conv takes 10 s."""
     x, kernel = normal(VIDEOS, STEPS, WIDTH), normal(3, WIDTH)
     for stride in (1, 2):
         variants = []
         for name, form in (("ours", sequence.depthwise_conv1d), ("lax.conv", lax_convolution)):
             strided = lambda x, kernel, form=form, stride=stride: form(x, kernel, stride)
-            variants.append(Variant(f"forward, {name}", strided, (x, kernel)))
-            variants.append(Variant(f"forward + backward, {name}", with_backward(strided, x, kernel), (x, kernel)))
-        compare(f"depthwise convolution, stride {stride}", variants, rounds)
+            variants += forward_and_backward(name, strided, (x, kernel))
+        compare(f"depthwise convolution, stride {stride}, called once", variants, rounds, in_scan=False)
 
 
 def measure_pointwise(rounds: int) -> None:
@@ -206,9 +207,7 @@ def measure_pointwise(rounds: int) -> None:
         "max-pool": [("ours", sequence.max_pool1d, (x,)), ("lax.reduce_window", window_pool, (x,))],
     }
     for title, forms in groups.items():
-        variants = [Variant(f"forward, {name}", form, args) for name, form, args in forms]
-        variants += [Variant(f"forward + backward, {n}", with_backward(f, *args), args) for n, f, args in forms]
-        compare(title, variants, rounds)
+        compare(title, [v for form in forms for v in forward_and_backward(*form)], rounds)
 
 
 def measure_attention(rounds: int) -> None:
@@ -241,8 +240,7 @@ def measure_attention(rounds: int) -> None:
         return jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(jnp.where(band, logits, -1e30), -1), v)
 
     forms = {f"blocks of {size}": blocks(size) for size in (32, 64, 128)} | {"19 shifts": shifts, "dense": dense}
-    variants = [Variant(f"forward, {name}", form, args) for name, form in forms.items()]
-    variants += [Variant(f"forward + backward, {n}", with_backward(f, *args), args) for n, f in forms.items()]
+    variants = [v for name, form in forms.items() for v in forward_and_backward(name, form, args)]
     compare(f"local attention, window {WINDOW}", variants, rounds)
 
 
@@ -252,24 +250,26 @@ def measure_scan(rounds: int) -> None:
     for videos, steps, width in ((4, 160, 64), (VIDEOS, STEPS, WIDTH)):
         x, kernel, expand = normal(videos, steps, width), normal(3, width, width) / 40, normal(width, 4 * width) / 40
         for name, convolve in forms.items():
+            if name == "lax.conv" and steps == STEPS:
+                continue  # minutes
 
-            def loss(weights: tuple[jax.Array, ...], x: jax.Array = x, convolve: Function = convolve) -> jax.Array:
+            def loss(weights: tuple[jax.Array, ...], x: jax.Array, convolve: Function = convolve) -> jax.Array:
                 y = sequence.layer_norm(convolve(x, weights[0]), jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1]), 1e-5)
                 return (sequence.gelu(sequence.linear(y, weights[1])) ** 2).mean()
 
-            def step(weights: tuple[jax.Array, ...], loss: Function = loss) -> tuple[jax.Array, ...]:
-                return jax.tree.map(lambda w, g: w - 0.01 * g, weights, jax.grad(loss)(weights))
+            def step(weights: tuple[jax.Array, ...], x: jax.Array, loss: Function = loss) -> tuple[jax.Array, ...]:
+                return jax.tree.map(lambda w, g: w - 0.01 * g, weights, jax.grad(loss)(weights, x))
 
-            scanned = jax.jit(lambda w, step=step: lax.scan(lambda w, _: (step(w), None), w, length=8)[0])
+            scanned = jax.jit(lambda w, x, step=step: lax.scan(lambda w, _: (step(w, x), None), w, length=8)[0])
             called, weights = jax.jit(step), (kernel, expand)
-            jax.block_until_ready((scanned(weights), called(weights)))
+            jax.block_until_ready((scanned(weights, x), called(weights, x)))
             times: tuple[list[float], list[float]] = ([], [])
             for _ in range(rounds):
                 start = time.perf_counter()
-                jax.block_until_ready(scanned(weights))
+                jax.block_until_ready(scanned(weights, x))
                 middle, w = time.perf_counter(), weights
                 for _ in range(8):
-                    w = called(w)
+                    w = called(w, x)
                 jax.block_until_ready(w)
                 times[0].append((middle - start) / 8)
                 times[1].append((time.perf_counter() - middle) / 8)

@@ -33,39 +33,35 @@ def finish(workdir: Path, *flags: str) -> str:
 
 
 # Moments in the life of a run: this many lines of this stage's curve (0: its folder has just been made).
-MOMENTS = [("supervised", 1), ("supervised_matched", 5), ("pretrain", 3), ("pseudo_label_1", 0), ("self_train_1", 3)]
+MOMENTS = [("pretrain", 3), ("pseudo_label_1", 0), ("self_train_1", 2)]
 
 
-@pytest.mark.parametrize("moments", [MOMENTS], ids=["five kills in one run"])
-def test_killed_five_times_and_still_the_same(moments: list[tuple[str, int]], small_run: Path, tmp_path: Path) -> None:
-    workdir = tmp_path / "run"
-    for stage, lines in moments:
-        process = start(workdir)
+def test_killed_three_times_and_still_the_same(small_run: Path, tmp_path: Path) -> None:
+    workdir, arm = tmp_path / "run", "--config.arms=('semi_supervised',)"
+    for stage, lines in MOMENTS:
+        process = start(workdir, arm)
         curve = workdir / "stages" / stage / "metrics.jsonl"
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
-            reached = (
-                curve.exists() and len(curve.read_text().splitlines()) >= lines if lines else curve.parent.exists()
-            )
-            if reached:
+            written = len(curve.read_text().splitlines()) if curve.exists() else 0
+            if curve.parent.exists() and written >= lines:
                 break
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert not (workdir / "stages" / stage / "done.json").exists(), f"{stage} was over before it was killed"
-    finish(workdir)
-    for stage in ("supervised", "supervised_matched", "pretrain", "teacher", "self_train_1"):
+    finish(workdir, arm)
+    for stage in ("pretrain", "teacher", "self_train_1"):
         assert_same_state(small_run, workdir, stage)
         curves = [(folder / "stages" / stage / "metrics.jsonl").read_text() for folder in (small_run, workdir)]
         assert curves[0] == curves[1]
     results = [json.loads((folder / "results.json").read_text()) for folder in (small_run, workdir)]
-    assert results[0]["arms"].keys() == results[1]["arms"].keys()
-    for arm in results[0]["arms"]:
-        assert results[0]["arms"][arm]["map"] == results[1]["arms"][arm]["map"]
+    for name in ("teacher", "self_train_1"):
+        assert results[0]["arms"][name]["map"] == results[1]["arms"][name]["map"]
 
 
-def test_termination_saves_and_the_rest_follows(small_run: Path, tmp_path: Path) -> None:
+def test_interrupted_from_the_keyboard(small_run: Path, tmp_path: Path) -> None:
     """A stage broken off between checkpoints loses at most the steps since the last one."""
     workdir = tmp_path / "run"
     process = start(workdir, "--config.arms=('supervised',)")
@@ -124,6 +120,8 @@ def test_checkpoint_of_another_shape_is_refused_by_name(small_run: Path, tmp_pat
     room = open_room(settings, tmp_path)
     *_, like = _fresh(room, settings, "supervised", settings.learning.supervised, jax.random.key(0))
     store = Checkpoints(tmp_path / "checkpoints", 1)
-    with pytest.raises(CheckpointError, match=r"backbone/embedding_0/conv/kernel: found \(3, 120, 16\), expected"):
+    with pytest.raises(
+        CheckpointError, match=r"params/detector/backbone/branch_0/attention/key/bias: found \(16,\), expected \(8,\)"
+    ):
         store.restore(like)
     store.close()

@@ -98,7 +98,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Both at the same time. The number of devices is fixed when a process first uses JAX, so four need another."""
     file = tmp_path_factory.mktemp("four") / "state.npz"
     command = [sys.executable, __file__, *request.param, str(file)]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES), "PYTHONPATH": str(Path(__file__).parents[1])}
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES), "PYTHONPATH": path}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         one = train(*request.param, 1)

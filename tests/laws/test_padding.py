@@ -23,6 +23,7 @@ from specimens import (
 )
 
 from apl_jax.detectors import DETECTORS, build_detector
+from apl_jax.nn.blocks import TransformerBlock
 from apl_jax.settings import PerturbSettings
 from apl_jax.structs import Batch
 
@@ -87,6 +88,23 @@ def test_detector(detector_name: str, variant: str) -> None:
     for name in ("segments_t", "labels", "confidence", "score", "tiou", "tnd"):
         ours, theirs = getattr(found_a, name)[found_a.mask], getattr(found_b, name)[found_a.mask]
         np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_transformer_block(stride: int) -> None:
+    """By itself, it looks at valid steps only, although the backbone hands it zeros beyond them."""
+    block = TransformerBlock(
+        heads=2, window=3, stride=stride, expansion=2, dropout=0.0, drop_path=0.0, layer_scale=True,
+        layer_scale_init=1.0, strict=True,
+    )  # fmt: skip
+    mask = jnp.arange(8) < jnp.array([[8], [5]])
+    x = np.random.default_rng(0).normal(size=(2, 8, 4)).astype(np.float32)
+    params = random_weights(jax.eval_shape(lambda: block.init(jax.random.key(0), x, mask, True)))
+    run = jax.jit(lambda padding: block.apply(params, jnp.where(mask[..., None], x, padding), mask, True))
+    (quiet, out_mask), (loud, _) = run(0.0), run(100.0)
+    assert out_mask.sum(-1).tolist() == ([8, 5] if stride == 1 else [4, 3])
+    np.testing.assert_allclose(quiet, loud, atol=1e-6)
+    assert not quiet[~np.asarray(out_mask)].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

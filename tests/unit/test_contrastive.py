@@ -70,6 +70,15 @@ def test_clusters_guide_it_without_labels() -> None:
         np.testing.assert_allclose(low, terms["contrast_coarse"] + terms["contrast_fine"], rtol=1e-6)
 
 
+def test_clusters_look_at_the_direction_of_features() -> None:
+    """Brighter or darker frames cluster as they did: inputs are normalised first (systems B3)."""
+    batch, table = scene()
+    gain = np.random.default_rng(2).uniform(0.01, 10, (4, STEPS, 1))
+    brighter = dataclasses.replace(batch, features=batch.features * jnp.asarray(gain, jnp.float32))
+    run = jax.jit(lambda batch: contrastive_loss(jax.random.key(0), represent_by(table), batch, SETTINGS)[0])
+    np.testing.assert_allclose(run(batch), run(brighter), rtol=1e-5)
+
+
 @pytest.mark.parametrize("group", [0, 2])
 def test_annotated_classes_guide_it_later(group: int) -> None:
     """Coarse: action against background in each video. Fine: all classes and background within each group."""

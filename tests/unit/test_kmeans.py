@@ -60,10 +60,12 @@ def test_fewer_points_than_clusters_and_none() -> None:
     assert run(jax.random.key(3)[None], x, np.zeros(8, bool), 2).inertia == 0
 
 
-def test_equal_points() -> None:
-    x = np.ones((6, 3), np.float32)
-    found = run(jax.random.key(4)[None], x, np.ones(6, bool), 2)
-    assert found.inertia == 0 and len(set(found.labels[0].tolist())) == 1
+def test_a_cluster_without_points_keeps_its_centre() -> None:
+    """Equal points are all of the first cluster. The second stays where it began, in the same place, and gets nothing;
+    were it lost, its centre would be the origin, and it would be nearest to the row outside the mask."""
+    x = np.float32([[10, 0]] * 4 + [[0, 0]])  # four, so that their mean is exact
+    found = run(jax.random.key(4)[None], x, np.arange(5) < 4, 2)
+    assert found.inertia == 0 and not found.labels.any()
 
 
 def test_a_start_never_repeats_a_point() -> None:

@@ -96,7 +96,7 @@ def test_a_video_without_instances_is_cropped_too() -> None:
     """Unlabelled videos (systems A15): every start is equally likely."""
     found = views(one_instance(0.0, 1.0, count=0), SETTINGS, 8)
     starts = np.bincount(found.features[:, 0, 0, 1].astype(int), minlength=25)
-    assert len(starts) == 25 and (starts > 0).sum() > 20 and starts.max() < 25
+    assert len(starts) == 25 and (starts > 0).all() and starts.max() < 25
     assert not found.targets.mask.any() and (found.mask.sum(-1) == 8).all()
 
 

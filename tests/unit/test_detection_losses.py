@@ -1,0 +1,124 @@
+"""ActionFormer's losses with ALQA, beside a twin that visits points one by one (systems 1.7, A3 to A7)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from specimens import CLASSES, random_batch, variants
+
+from apl_jax.detectors.actionformer import Assignment, PyramidOutputs, assign, detection_losses, pyramid_points
+from apl_jax.nn.quality import QUALITY_BRANCHES
+from apl_jax.ops import losses
+from apl_jax.ops.segments import offset_quality
+from apl_jax.settings import ActionFormerSettings, QualitySettings
+from apl_jax.structs import Batch
+
+TINY = variants("actionformer")["identity"].actionformer
+STEPS = 16
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {"quality": QualitySettings(branches="none"), "label_smoothing": 0.1},
+    "balanced": {"quality": QualitySettings(branches="none"), "regression_weight": -1.0},
+    "two_branches": {"quality": QualitySettings(branches="tiou_tnd", weight=0.7)},
+    "literal_focal": {"quality": QualitySettings(branches="tiou_tnd", soft_focal="af", loss="kl")},
+    "diou": {"quality": QualitySettings(branches="diou")},
+    "tiou": {"quality": QualitySettings(branches="tiou")},
+}
+
+
+def scene(settings: ActionFormerSettings) -> tuple[Batch, PyramidOutputs]:
+    """Two videos of 16 and 11 steps, and arbitrary predictions; one instance is of low weight, one is ignored."""
+    batch, draws = random_batch([16, 11], STEPS, seed=6, instances=6), np.random.default_rng(0)
+    point_mask = jnp.concatenate([batch.mask[:, :: 2**level] for level in range(settings.branch_blocks + 1)], axis=1)
+    number = lambda width: jnp.asarray(draws.normal(size=(*point_mask.shape, width)), jnp.float32)
+    quality_logits = number(2)[..., : len(QUALITY_BRANCHES[settings.quality.branches])]
+    return batch, PyramidOutputs(number(CLASSES), 3 * jnp.abs(number(2)), quality_logits, point_mask, ())
+
+
+def sigmoid(x: jax.Array) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.asarray(x)))
+
+
+def assigned(settings: ActionFormerSettings, batch: Batch) -> Assignment:
+    points = jnp.asarray(pyramid_points(settings, STEPS))
+    radius = settings.center_radius
+    one = lambda targets: assign(points, targets, num_classes=CLASSES, center_radius=radius)
+    return jax.device_get(jax.vmap(one)(batch.targets))
+
+
+def twin(settings: ActionFormerSettings, batch: Batch, outputs: PyramidOutputs) -> dict[str, float]:
+    """Sums over points, before division by the normaliser, and the weighted count of positives."""
+    q, goal = settings.quality, assigned(settings, batch)
+    tiou, tnd = (np.asarray(x) for x in offset_quality(outputs.offsets, jnp.maximum(goal.offsets, 0)))
+    truth = {"tiou": tiou, "tnd": tnd, "diou": np.maximum(tiou - tnd, q.epsilon)}
+    said = dict(zip(QUALITY_BRANCHES[q.branches], np.moveaxis(sigmoid(outputs.quality_logits), -1, 0), strict=True))
+    if q.branches == "none":
+        smoothed = goal.classes * (1 - settings.label_smoothing) + settings.label_smoothing / (CLASSES + 1)
+        class_loss = losses.sigmoid_focal(outputs.class_logits, smoothed, alpha=0.25, gamma=2.0)
+    else:
+        reliability = np.maximum(said["diou"] if q.branches == "diou" else said["tiou"] - said.get("tnd", 0), q.epsilon)
+        joint = reliability[..., None] * sigmoid(outputs.class_logits)
+        label = goal.classes * truth["tiou" if q.branches == "tiou" else "diou"][..., None]
+        literal = losses.soft_focal(joint, label, alpha=0.25, gamma=2.0)
+        class_loss = literal if q.soft_focal == "af" else losses.quality_focal(joint, label)
+    element = losses.binary_cross_entropy if q.loss == "bce" else losses.pointwise_kl
+    quality = sum((np.asarray(element(said[name], truth[name])) for name in said), np.zeros_like(tiou))
+
+    sums = dict.fromkeys(("class", "regression", "quality", "positives"), 0.0)
+    for point in zip(*np.nonzero(np.asarray(outputs.point_mask)), strict=True):
+        weight = float(goal.weight[point])
+        sums["class"] += weight * float(np.asarray(class_loss)[point].sum())
+        if goal.positive[point]:
+            sums["positives"] += weight
+            sums["regression"] += weight * float(1 - tiou[point] + tnd[point])
+            sums["quality"] += weight * float(quality[point])
+    weights = goal.weight[np.asarray(outputs.point_mask)]
+    assert sums["positives"] > 4 and {0.0, 0.5, 1.0} == set(weights.tolist())
+    return sums
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_twin(form: str) -> None:
+    settings = dataclasses.replace(TINY, **FORMS[form])
+    batch, outputs = scene(settings)
+    found = jax.jit(lambda o, t: detection_losses(o, t, jnp.float32(20), settings))(outputs, batch.targets)
+    sums = twin(settings, batch, outputs)
+    normalizer = 0.9 * 20 + 0.1 * sums["positives"]
+    np.testing.assert_allclose(found.state, normalizer, rtol=1e-6)
+    for name in ("class", "regression", "quality"):
+        np.testing.assert_allclose(found.terms[name], sums[name] / normalizer, rtol=1e-4, atol=1e-7, err_msg=name)
+    balance = settings.regression_weight
+    if balance <= 0:
+        balance = sums["class"] / normalizer / max(sums["regression"] / normalizer, 0.01)
+    total = sums["class"] + balance * sums["regression"] + settings.quality.weight * sums["quality"]
+    np.testing.assert_allclose(found.total, total / normalizer, rtol=1e-4)
+
+
+def test_what_is_not_taught_by_what() -> None:
+    """The truth that quality is compared with is no way to move offsets; nor need background move quality (A6, A6b)."""
+    silent = dataclasses.replace(TINY, regression_weight=1e-30)
+    quiet = dataclasses.replace(silent, quality=dataclasses.replace(TINY.quality, background_gradient=False))
+    batch, outputs = scene(TINY)
+
+    @jax.jit
+    def gradients(outputs: PyramidOutputs) -> list[PyramidOutputs]:
+        loss = lambda o, s: detection_losses(o, batch.targets, jnp.float32(20), s).total
+        return [jax.grad(loss, allow_int=True)(outputs, s) for s in (TINY, silent, quiet)]
+
+    usual, without_regression, without_background = gradients(outputs)
+    positive = assigned(TINY, batch).positive & np.asarray(outputs.point_mask)
+    background = ~positive & np.asarray(outputs.point_mask)
+    assert jnp.abs(usual.offsets[positive]).max() > 1e-3
+    assert jnp.abs(usual.offsets[~positive]).max() == 0
+    assert jnp.abs(without_regression.offsets).max() < 1e-20
+    assert jnp.abs(without_regression.quality_logits[background]).max() > 1e-4
+    assert jnp.abs(without_background.quality_logits[background]).max() == 0
+    np.testing.assert_allclose(
+        without_background.quality_logits[positive], without_regression.quality_logits[positive], rtol=1e-5
+    )
+    for found in (usual, without_regression, without_background):
+        assert not found.class_logits[~np.asarray(outputs.point_mask)].any()
