@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -97,14 +98,20 @@ def _define_flags() -> None:
 
 def _set_up_log() -> None:
     """Our own lines plain, those of libraries only when something is wrong (orbax tells its life story)."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    # A failed write surfaces once, as CheckpointError; asyncio would repeat it for every array.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    # A failed write surfaces once, as CheckpointError; asyncio and orbax's storage would repeat it for every array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _quiet_closed_loop
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("apl_jax")
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
+
+
+def _quiet_closed_loop(problem: Any) -> None:
+    if "Event loop is closed" not in str(problem.exc_value):
+        sys.__unraisablehook__(problem)
 
 
 def _main(arguments: list[str]) -> int:

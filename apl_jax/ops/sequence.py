@@ -3,11 +3,11 @@
 Every function computes in float32 (products accumulate in it, also for bfloat16 operands), returns the dtype of its
 first argument, and leaves the batch axis alone, so that sharding it over a mesh passes through untouched.
 
-All convolutions are matrix products and shifted sums. On XLA's CPU backend (jax 0.10.2) the kernel gradient of
+All convolutions are matrix products and shifted sums. On XLA's CPU backend (jax 0.10.2, measured) the backward pass of
 ``lax.conv`` takes a hundred times longer inside a ``lax.scan``, where training lives, than outside, and a depthwise
-``lax.conv`` fifty times longer than the three multiply-adds that it is; on an accelerator the products are as good.
-What autodiff makes of products is a fifth slower than it need be, hence the hand-written backward passes.
-``tests/bench/sequence_primitives.py`` prints the figures behind every choice made here.
+``lax.conv`` fifteen to a hundred times longer than the three multiply-adds that it is. What autodiff makes of products
+is about a fifth slower than need be, hence the hand-written backward passes. Accelerators were not measured; there the
+same products go to the vendor's library. ``tests/bench/sequence_primitives.py`` prints the figures.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def local_attention(q: Array, k: Array, v: Array, mask: Array, window: int) -> A
     keys, values = (_with_neighbours(heads_first(x), 2, block, count, half) for x in (k, v))
     key_mask = _with_neighbours(mask, 1, block, count, half)
     bias = _band(block, count, length, half) + jnp.where(key_mask, 0.0, _INVALID_KEY)[..., None]
-    # Logits are [..., key, query]: a sixth faster on CPUs than [..., query, key], equal elsewhere.
+    # Logits are [..., key, query]: a sixth faster on CPUs than [..., query, key].
     logits = jnp.einsum("bhnke,bhnqe->bhnkq", keys, queries, preferred_element_type=_accumulator(q))
     weights = jax.nn.softmax(logits + bias[:, None].astype(logits.dtype), axis=-2).astype(v.dtype)
     out = jnp.einsum("bhnkq,bhnke->bhnqe", weights, values, preferred_element_type=_accumulator(q)).astype(q.dtype)
@@ -129,7 +129,7 @@ def _accumulator(x: Array) -> jnp.dtype:
 
 
 def _materialised(x: Array) -> Array:
-    """``x``, which XLA's CPU backend may not fuse into its neighbours; elsewhere its own judgement is good."""
+    """``x``, which XLA's CPU backend may not fuse into its neighbours; other backends are left alone."""
     return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda value: value)
 
 
