@@ -28,7 +28,6 @@ _Class = TypeVar("_Class", bound=type)
 
 
 @dataclass_transform(frozen_default=True)
-@dataclass_transform(frozen_default=True)
 def pytree(cls: _Class) -> _Class:
     """Makes ``cls`` a frozen dataclass whose fields are all pytree leaves or subtrees."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))

@@ -22,8 +22,8 @@ def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps
 
     A video that fits is cut to a uniform length in [crop_ratio, 1] of itself, a longer one to ``steps``. Several starts
     are drawn at once and the first one that keeps an instance is used; if none does, or the video has no instance, the
-    first start stands. An instance is clipped to the crop (half a grid step of tolerance is left to the assignment) and
-    survives if at least ``keep_ratio`` of it is inside.
+    first start stands. An instance is clipped to the crop and survives if at least ``keep_ratio`` of it is inside; the
+    reference widens the crop by half a window for this, which a batch does not know.
 
     Returns a batch of ``[B, min(steps, T)]`` grid steps.
     """
@@ -60,7 +60,6 @@ def clip_targets(targets: Targets, start: Array, length: Array, keep_ratio: floa
     clipped = jnp.clip(targets.segments_t, low, high)
     inside = clipped[:, 1] - clipped[:, 0]
     whole = jnp.maximum(targets.segments_t[:, 1] - targets.segments_t[:, 0], 1e-6)
-    # At the video's own ends nothing is cut off, so an instance that overshoots them keeps its true boundary.
     kept = targets.mask & (inside / whole >= keep_ratio)
     return dataclasses.replace(targets, segments_t=clipped - low, mask=kept)
 

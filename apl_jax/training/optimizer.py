@@ -46,7 +46,7 @@ def clip_by_norm(limit: float) -> optax.GradientTransformation:
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
         del params
-        factor = jnp.minimum(1.0, limit / (optax.global_norm(updates) + 1e-6))
+        factor = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + 1e-6))
         return jax.tree.map(lambda g: g * factor, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -28,7 +28,7 @@ def build_step(method: Method, optimizer: optax.GradientTransformation) -> Calla
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged = method.after_step(state.averaged, params, state.step)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), **metrics}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **metrics}
         return TrainState(state.step + 1, params, averaged, optimizer_state, method_state), metrics
 
     return step
