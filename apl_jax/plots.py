@@ -109,10 +109,21 @@ def to_svg(figure: Figure) -> str:
     """
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "apl_jax", "text.parse_math": False}):
+        _settle(figure)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = file.getvalue()
     text = re.sub(r"""<g id=(["'])tip:(.*?)\1>""", r"<g><title>\2</title>", text[text.index("<svg") :])
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+
+
+def _settle(figure: Figure) -> None:
+    """Lays the figure out once and rounds where its axes stand: matplotlib's constraint solver adds up in the order of
+    memory addresses, so that its last digits, and with them every number and identifier of the SVG, differ by run."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(float(x), 5) for x in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))
 
 
 @_styled

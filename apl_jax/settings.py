@@ -181,10 +181,6 @@ class DiscriminatorSettings(Checked):
     learning_rate: float = 1e-4  # own AdamW (A17)
     weight_decay: float = 1e-4
     unknown_similarity: float = 0.5  # class without labelled instance (A19)
-    eliminate: bool = True  # EAP
-    promote: bool = True  # MPP
-    eliminate_below: float = 0.3  # tau_icd
-    promote_above: float = 0.7  # varsigma_icd
 
 
 @dataclass(frozen=True)
@@ -198,6 +194,11 @@ class SelectionSettings(Checked):
     deviations: float = 1.0  # tau_pos = mean + deviations * std; 0 = mean only
     tau_min: float = 0.2
     tau_max: float = 0.9
+    eliminate: bool = True  # EAP, where ICD is enabled
+    promote: bool = True  # MPP, where ICD is enabled
+    eliminate_below: float = 0.3  # tau_icd
+    promote_above: float = 0.7  # varsigma_icd
+    promote_overlap: float = 1.0  # largest tIoU of a promoted candidate with a surer label of its class; 1 = any (APL)
     candidates: str = one_of(
         "ignore", "background"
     )  # background | ignore: what unselected candidates are in training (A14)

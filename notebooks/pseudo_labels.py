@@ -127,8 +127,8 @@ print(aligned(rows))
 show(plots.quality_bars, 2.6, record["quality"], width_in=plots.HALF_WIDTH_IN)
 
 # %%
-NAME, icd = "similarity to labelled instances of the class", selection.discriminator
-marks = {NAME: [(icd.eliminate_below, "EAP below"), (icd.promote_above, "MPP above")]}
+NAME = "similarity to labelled instances of the class"
+marks = {NAME: [(selection.eliminate_below, "EAP below"), (selection.promote_above, "MPP above")]}
 show(plots.reason_histograms, 2.8, {NAME: labels.similarity}, reason, marks)
 
 # %% [markdown]

@@ -41,13 +41,17 @@ def draw_rows(key: Array, step: Array, rows: int, batch: int) -> Array:
     return order[((step % per_epoch) * batch + jnp.arange(batch)) % rows]
 
 
-def device_feed(tables: Mapping[str, Batch], batch_sizes: Mapping[str, int], constants: Mapping[str, PyTree]) -> Feed:
+def device_feed(
+    tables: Mapping[str, Batch], videos: Mapping[str, int], batch_sizes: Mapping[str, int],
+    constants: Mapping[str, PyTree],
+) -> Feed:  # fmt: skip
     """Keeps whole tables on the devices and gathers every batch inside the training step.
 
     The key of ``batches`` seeds the order of the videos; each role has an order of its own.
 
     Args:
-        tables: per role a :class:`Batch` of V videos, already on the devices.
+        tables: per role a :class:`Batch` of all its videos, already on the devices, split over them or not.
+        videos: how many of a table's rows, counted from the first, are videos.
         batch_sizes: videos per step and role.
         constants: further arrays that every step sees whole.
     """
@@ -57,7 +61,7 @@ def device_feed(tables: Mapping[str, Batch], batch_sizes: Mapping[str, int], con
         drawn = {}
         for i, role in enumerate(roles):
             table = arrays["tables"][role]
-            rows = draw_rows(jax.random.fold_in(key, i), step, table.video.shape[0], batch_sizes[role])
+            rows = draw_rows(jax.random.fold_in(key, i), step, videos[role], batch_sizes[role])
             drawn[role] = jax.tree.map(lambda x, rows=rows: x[rows], table)
         return drawn | arrays["constants"]
 

@@ -6,30 +6,20 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.detectors.base import Detector
 from apl_jax.evaluation.average_precision import Instances
+from apl_jax.ops.masking import map_rows
 from apl_jax.structs import Batch, Detections, PyTree, TimeGrid
-from apl_jax.training.mesh import batch_sharding
 
 
 def predict_table(detector: Detector, params: PyTree, table: Batch, batch: int, mesh: Mesh) -> Detections:
-    """Detections ``[V, K]`` of all V videos, ``batch`` at a time, each batch spread over the mesh; traceable."""
-    videos = table.video.shape[0]
-    batch = min(batch, videos)
-    chunks = -(-videos // batch)
-    padded = chunks * batch - videos
-    fold = lambda x: jnp.pad(x, [(0, padded)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, batch, *x.shape[1:])
-    spread = lambda chunk: jax.lax.with_sharding_constraint(chunk, batch_sharding(mesh, batch))
-    detections = jax.lax.map(
-        lambda chunk: detector.decode(detector.apply(params, spread(chunk), None)), jax.tree.map(fold, table)
-    )
-    return jax.tree.map(lambda x: x.reshape(chunks * batch, *x.shape[2:])[:videos], detections)
+    """Detections ``[V, K]`` of all V videos, about ``batch`` at a time, each batch spread over the mesh; traceable."""
+    batch = -(-batch // mesh.size) * mesh.size
+    return map_rows(lambda chunk: detector.decode(detector.apply(params, chunk, None)), table, batch)
 
 
 def to_rows(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from apl_jax.nn.discriminator import InstanceDiscriminator
+from apl_jax.ops.masking import map_rows
 from apl_jax.ops.segments import pool_max
 from apl_jax.settings import DiscriminatorSettings
 from apl_jax.structs import Array, Batch, PyTree, pytree
@@ -75,10 +76,12 @@ def mean_similarity(
     labels: Array,
     discriminator: InstanceDiscriminator,
     settings: DiscriminatorSettings,
+    batch: int = 1,
 ) -> Array:
     """Similarity S ``[V, K]`` of each detection to all labelled instances of its class (APL Eq. 10).
 
     A class without a labelled instance gives ``unknown_similarity``, at which nothing is dropped or promoted (A19).
+    ``batch`` videos are asked about at a time: one per device is enough, each meets the whole bank.
     """
 
     def one_video(row: tuple[Array, Array, Array, Array]) -> Array:
@@ -89,4 +92,4 @@ def mean_similarity(
         mean = jnp.where(related, pairs, 0.0).sum(-1) / jnp.maximum(related.sum(-1), 1)
         return jnp.where(related.any(-1), mean, settings.unknown_similarity)
 
-    return jax.lax.map(one_video, (unlabelled.features, unlabelled.mask.sum(-1), segments_t, labels))
+    return map_rows(jax.vmap(one_video), (unlabelled.features, unlabelled.mask.sum(-1), segments_t, labels), batch)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from apl_jax.ops.segments import tiou
 from apl_jax.settings import SelectionSettings
 from apl_jax.structs import Array, Detections, PseudoLabels, PyTree, Reason
 
@@ -89,17 +90,29 @@ def build_selector(settings: SelectionSettings) -> Selector:
     return SELECTORS[settings.rule](settings)
 
 
+def _overlaps_surer(detections: Detections, label_mask: Array, limit: float) -> Array:
+    """Which detections ``[V, K]`` overlap a label of their class and of higher confidence by a tIoU above ``limit``."""
+    segments, labels, confidence = detections.segments_t, detections.labels, detections.confidence
+    rival = label_mask[:, None, :] & (labels[:, None, :] == labels[..., None])
+    rival &= confidence[:, None, :] > confidence[..., None]
+    return (rival & (tiou(segments[:, :, None], segments[:, None]) > limit)).any(-1)
+
+
 def refine(
     detections: Detections, selection: Selection, similarity: Array, settings: SelectionSettings
 ) -> PseudoLabels:
     """ICD's verdict: eliminate ambiguous positives (EAP), promote potential ones (MPP) (APL 3.2).
 
     ``similarity`` ``[V, K]`` is the mean similarity to labelled instances of the predicted class. Boundaries and class
-    stay as predicted (systems A22).
+    stay as predicted (systems A22). With ``promote_overlap`` below 1, a candidate that overlaps a surer label of its
+    class by more is not promoted: soft-NMS leaves decayed duplicates of the positives among the candidates, and those
+    are similar to labelled instances because the positives are.
     """
-    icd = settings.discriminator
-    drop = selection.positive_mask & (similarity < icd.eliminate_below) & (icd.enabled and icd.eliminate)
-    promote = selection.candidate_mask & (similarity > icd.promote_above) & (icd.enabled and icd.promote)
+    enabled = settings.discriminator.enabled
+    drop = selection.positive_mask & (similarity < settings.eliminate_below) & (enabled and settings.eliminate)
+    promote = selection.candidate_mask & (similarity > settings.promote_above) & (enabled and settings.promote)
+    if settings.promote_overlap < 1:
+        promote &= ~_overlaps_surer(detections, selection.positive_mask | promote, settings.promote_overlap)
     reason = jnp.where(selection.positive_mask, Reason.KEPT, Reason.BELOW)
     reason = jnp.where(selection.candidate_mask, Reason.CANDIDATE, reason)
     reason = jnp.where(drop, Reason.DROPPED, jnp.where(promote, Reason.PROMOTED, reason)).astype(jnp.int32)

@@ -1,7 +1,11 @@
-"""Masks of variable-length sequences, and resampling that looks at valid steps only."""
+"""Masks of variable-length sequences, resampling that looks at valid steps only, and maps over many of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -29,3 +33,19 @@ def upsample_linear(
     fraction = (position - jnp.floor(position))[..., None].astype(x.dtype)
     take = lambda index: jnp.take_along_axis(x, index[..., None], axis=1)
     return take(left) * (1 - fraction) + take(right) * fraction
+
+
+def map_rows(function: Callable[[Any], Any], tree: Any, batch: int) -> Any:
+    """``function`` of the V rows of a tree, ``batch`` of them at a time so that memory stays bounded.
+
+    A chunk takes every (V / batch)-th row: where the rows are split over devices and their number divides ``batch``,
+    each device maps over rows of its own and nothing travels. Rows of zeros fill the last chunk.
+    """
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    batch = min(batch, rows)
+    chunks = -(-rows // batch)
+    pad = lambda x: jnp.pad(x, [(0, chunks * batch - rows)] + [(0, 0)] * (x.ndim - 1))
+    folded = jax.tree.map(lambda x: pad(x).reshape(batch, chunks, *x.shape[1:]), tree)
+    chunk = lambda c: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, c, 1, keepdims=False), folded)
+    results = jax.lax.map(lambda c: function(chunk(c)), jnp.arange(chunks))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(batch * chunks, *x.shape[2:])[:rows], results)

@@ -22,12 +22,13 @@ from apl_jax.nn.discriminator import build_discriminator
 from apl_jax.pipeline.ledger import Ledger
 from apl_jax.settings import Settings, StageSettings
 from apl_jax.structs import Batch
-from apl_jax.training.mesh import place, replicated
+from apl_jax.training.mesh import replicated, split_rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Room:
-    """One run's surroundings. Tables are placed on the devices when first asked for, and stay there."""
+    """One run's surroundings. Tables are split over the devices when first asked for, and stay there; rows of zeros
+    may follow their videos, to let the devices divide them."""
 
     settings: Settings
     dataset: Dataset
@@ -72,7 +73,7 @@ class Room:
         """
         table = dataclasses.replace(self.dataset.unlabelled, records=tuple(records))
         most = max(len(record.labels) for record in records)
-        return place(whole_table(table, 1 << max(most - 1, 0).bit_length()), replicated(self.mesh))
+        return split_rows(whole_table(table, 1 << max(most - 1, 0).bit_length()), self.mesh)
 
     def detector(self, settings: Settings) -> Detector:
         """The detector of an arm's settings."""
@@ -91,7 +92,7 @@ class Room:
         return self.dataset.labelled.features.shape[-1]
 
     def _place(self, table: VideoTable) -> Batch:
-        return place(whole_table(table), replicated(self.mesh))
+        return split_rows(whole_table(table), self.mesh)
 
 
 def join_tables(first: VideoTable, second: VideoTable) -> VideoTable:

@@ -175,15 +175,19 @@ def averaged_parameters(room: Room, stage: str, like: TrainState) -> PyTree:
 
 def _feed(room: Room, stage: StageSettings, kind: str, labels: str | None) -> Feed:
     tables: dict[str, Batch] = {}
+    videos: dict[str, int] = {}
     sizes: dict[str, int] = {}
     constants: dict[str, PyTree] = {}
     if stage.labelled_batch:
         tables["labelled"], sizes["labelled"] = room.labelled, stage.labelled_batch
+        videos["labelled"] = len(room.dataset.labelled.ids)
         constants["bank"] = room.bank
     if stage.unlabelled_batch:
         sizes["unlabelled"] = stage.unlabelled_batch
+        videos["unlabelled"] = len(room.dataset.unlabelled.ids)
         if labels is None:
             tables["unlabelled"] = room.all_training
+            videos["unlabelled"] += len(room.dataset.labelled.ids)
         else:
             path = room.ledger.folder(labels) / "pseudo_labels.json"
             pseudo = read_annotations(path, room.dataset.classes).videos
@@ -191,7 +195,7 @@ def _feed(room: Room, stage: StageSettings, kind: str, labels: str | None) -> Fe
     missing = {"labelled", "unlabelled"} - set(tables) if kind in METHODS else set()
     if missing:
         raise ValueError(f"config.learning: stage {kind!r} needs a batch of {', '.join(missing)} videos, found 0")
-    return device_feed(tables, sizes, constants)
+    return device_feed(tables, videos, sizes, constants)
 
 
 def _stage_key(room: Room, seed: int, name: str) -> Array:
@@ -243,7 +247,7 @@ def label_table(
     if selection.discriminator.enabled:
         similarity = mean_similarity(
             params["discriminator"], bank, table, detections.segments_t, detections.labels,
-            parts.discriminator, selection.discriminator,
+            parts.discriminator, selection.discriminator, room.mesh.size,
         )  # fmt: skip
     else:
         similarity = jax.numpy.full_like(detections.confidence, selection.discriminator.unknown_similarity)
@@ -252,10 +256,15 @@ def label_table(
     return refine(detections, selected, similarity, selection), tau
 
 
+def first_rows(tree: PyTree, count: int) -> PyTree:
+    """The rows that are videos, without those that let the devices divide the table."""
+    return jax.tree.map(lambda x: x[:count], tree)
+
+
 def _label(room: Room, settings: Settings, params: PyTree) -> tuple[PseudoLabels, float]:
     label = jax.jit(lambda p, table, bank: label_table(settings, room, p, table, bank))
     labels, tau = to_host(label(params, room.unlabelled, room.bank))
-    return labels, float(tau)
+    return first_rows(labels, len(room.dataset.unlabelled.ids)), float(tau)
 
 
 def _document(room: Room, labels: PseudoLabels, name: str) -> dict[str, Any]:
@@ -293,7 +302,7 @@ def evaluation_stage(name: str, settings: Settings, trained: str) -> Stage:
         params = _teacher_parameters(room, settings, trained)
         detector, table = room.detector(settings), room.dataset.evaluation
         predict = jax.jit(lambda p, t: predict_table(detector, p, t, settings.evaluation.batch, room.mesh))
-        detections: Detections = to_host(predict(params["detector"], room.evaluation))
+        detections: Detections = first_rows(to_host(predict(params["detector"], room.evaluation)), len(table.ids))
         instances, _ = to_instances(detections, table.grids, None, [record.duration_s for record in table.records])
         if room.ledger.first_process:
             write_submission(folder / "predictions.json", instances, table.ids, room.dataset.classes)

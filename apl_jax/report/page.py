@@ -152,7 +152,7 @@ def _round_figures(run: FinishedRun, name: str, labels: Mapping[str, Any], colou
     ]
     if icd.enabled:
         number = "similarity to labelled instances of the class"
-        marks = {number: [(icd.eliminate_below, "EAP below"), (icd.promote_above, "MPP above")]}
+        marks = {number: [(selection.eliminate_below, "EAP below"), (selection.promote_above, "MPP above")]}
         values = {number: table.similarity}
         figures.append(
             figure(HALF_WIDTH_IN, 2.6, "Similarity (ICD)", plots.reason_histograms, values, table.reason, marks)

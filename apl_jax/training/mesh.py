@@ -29,6 +29,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def split_rows(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Host arrays, equal on every process, with their leading axis split over the devices; rows of zeros (videos
+    without a valid step) fill it up to a multiple of their number."""
+    fill = lambda x: np.pad(x, [(0, -len(x) % mesh.size)] + [(0, 0)] * (x.ndim - 1))
+    return place(jax.tree.map(lambda x: fill(np.asarray(x)), tree), NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+
+
 def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     """Leading axis over the devices where they divide it; otherwise whole on each, which computes the same numbers."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS)) if batch % mesh.size == 0 else replicated(mesh)

@@ -22,13 +22,13 @@ from apl_jax.data.feeds import device_feed
 from apl_jax.detectors import DETECTORS
 from apl_jax.settings import DiscriminatorSettings, OptimizerSettings, PerturbSettings
 from apl_jax.structs import PyTree
-from apl_jax.training.mesh import build_mesh, place, replicated, to_host
+from apl_jax.training.mesh import build_mesh, place, replicated, split_rows, to_host
 from apl_jax.training.optimizer import build_optimizer
 from apl_jax.training.state import TrainState
 from apl_jax.training.step import build_dispatch
 
 CASES = [(kind, detector) for kind in KINDS for detector in DETECTORS]
-DEVICES, STEPS, BATCH = 4, 16, 4
+DEVICES, STEPS, BATCH, VIDEOS = 4, 16, 4, 6
 PORTION, PORTIONS = 3, 2
 # With Adam's usual epsilon, gradients that are zero but for rounding (of a key projection's bias, say) become steps of
 # the full learning rate in a direction that rounding decides.
@@ -68,8 +68,11 @@ def train(kind: str, detector: str, devices: int) -> Trained:
         "labelled": random_batch([16, 13, 9, 16, 5, 12, 16, 11], STEPS, seed=1),
         "unlabelled": random_batch([7, 16, 16, 10, 14, 16, 8, 15], STEPS, seed=2, instances=3),
     }
-    tables, constants = place((tables, {"bank": random_bank()}), replicated(mesh))
-    feed = device_feed(tables, dict.fromkeys(tables, BATCH), constants)
+    tables["labelled"] = jax.tree.map(lambda x: x[:VIDEOS], tables["labelled"])  # the devices do not divide it
+    feed = device_feed(
+        split_rows(tables, mesh), {"labelled": VIDEOS, "unlabelled": 8}, dict.fromkeys(tables, BATCH),
+        place({"bank": random_bank()}, replicated(mesh)),
+    )  # fmt: skip
     dispatch = build_dispatch(method._replace(loss=counted), optimizer, feed, mesh, PORTION)
     key = jax.jit(lambda: jax.random.key(5), out_shardings=replicated(mesh))()
 

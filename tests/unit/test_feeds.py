@@ -47,7 +47,7 @@ def test_batches_are_rows_of_their_tables() -> None:
         "unlabelled": random_batch([16, 3, 8, 11, 5, 16, 2, 9], 16, seed=2, instances=2),
     }
     bank = random_bank()
-    feed = device_feed(tables, {"labelled": 2, "unlabelled": 4}, {"bank": bank})
+    feed = device_feed(tables, {"labelled": 5, "unlabelled": 8}, {"labelled": 2, "unlabelled": 4}, {"bank": bank})
     assert feed.batch_sizes == {"labelled": 2, "unlabelled": 4}
     draw = jax.jit(feed.batches)
     seen = {"labelled": [], "unlabelled": []}
@@ -65,9 +65,18 @@ def test_batches_are_rows_of_their_tables() -> None:
     assert len(set(seen["labelled"][:4])) == 4
 
 
+def test_rows_that_fill_a_table_are_never_drawn() -> None:
+    table = random_batch([4] * 8, 4)
+    feed = device_feed({"labelled": table}, {"labelled": 5}, {"labelled": 5}, {})
+    for step in range(3):
+        batches = feed.batches(feed.arrays, jax.random.key(0), jnp.int32(step))
+        assert sorted(batches["labelled"].video.tolist()) == [0, 1, 2, 3, 4]
+
+
 def test_roles_of_equal_size_are_ordered_independently() -> None:
     table = random_batch([4] * 10, 4)
-    feed = device_feed({"labelled": table, "unlabelled": table}, {"labelled": 5, "unlabelled": 5}, {})
+    tables = {"labelled": table, "unlabelled": table}
+    feed = device_feed(tables, dict.fromkeys(tables, 10), dict.fromkeys(tables, 5), {})
     batches = jax.jit(feed.batches)(feed.arrays, jax.random.key(0), jnp.int32(0))
     assert batches["labelled"].video.tolist() != batches["unlabelled"].video.tolist()
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apl_jax.ops.masking import silence, upsample_linear
+from apl_jax.ops.masking import map_rows, silence, upsample_linear
 
 
 def test_silence_stops_nan_and_its_gradient() -> None:
@@ -54,3 +54,18 @@ def test_twin_and_padding(factor: int) -> None:
 def test_an_empty_video() -> None:
     found = upsample_linear(jnp.zeros((1, 4, 2)), jnp.zeros((1, 4), bool), jnp.zeros((1, 8), jnp.int32), 8)
     assert found.shape == (1, 8, 2) and not found.any()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 7, 50])
+def test_map_rows_is_the_function_of_every_row(batch: int) -> None:
+    tree = {"x": jnp.arange(21.0).reshape(7, 3), "n": jnp.arange(7)}
+    shapes = []
+
+    def function(chunk: dict) -> dict:
+        shapes.append(chunk["x"].shape)
+        return {"sum": chunk["x"].sum(-1), "twice": 2 * chunk["n"]}
+
+    found = map_rows(function, tree, batch)
+    assert set(shapes) == {(min(batch, 7), 3)}
+    np.testing.assert_array_equal(found["sum"], np.arange(21.0).reshape(7, 3).sum(-1))
+    np.testing.assert_array_equal(found["twice"], 2 * np.arange(7))

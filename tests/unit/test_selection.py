@@ -103,15 +103,15 @@ STATES = ["below", "positive", "candidate"]
 SIMILARITY = [0.1, 0.3, 0.5, 0.7, 0.9]
 
 
-def verdict(icd: DiscriminatorSettings) -> PseudoLabels:
+def verdict(settings: SelectionSettings) -> PseudoLabels:
     """Every state with every similarity: ``[3, 5]``."""
     state = np.repeat(np.arange(3)[:, None], 5, axis=1)
     selection = Selection(jnp.asarray(state == 1), jnp.asarray(state == 2), jnp.zeros((3, 5)))
     similarity = jnp.asarray(np.tile(np.float32(SIMILARITY), (3, 1)))
-    settings = dataclasses.replace(SETTINGS, discriminator=icd)
     return jax.device_get(refine(detections([[0.5] * 5] * 3), selection, similarity, settings))
 
 
+OFF = DiscriminatorSettings(enabled=False)
 B, K, P, D, C = Reason.BELOW, Reason.KEPT, Reason.PROMOTED, Reason.DROPPED, Reason.CANDIDATE
 
 
@@ -121,14 +121,30 @@ B, K, P, D, C = Reason.BELOW, Reason.KEPT, Reason.PROMOTED, Reason.DROPPED, Reas
         pytest.param({}, [D, K, K, K, K], [C, C, C, C, P], id="both"),
         pytest.param({"eliminate": False}, [K, K, K, K, K], [C, C, C, C, P], id="promotion_only"),
         pytest.param({"promote": False}, [D, K, K, K, K], [C, C, C, C, C], id="elimination_only"),
-        pytest.param({"enabled": False}, [K, K, K, K, K], [C, C, C, C, C], id="off"),
+        pytest.param({"discriminator": OFF}, [K, K, K, K, K], [C, C, C, C, C], id="off"),
         pytest.param({"eliminate_below": 0.6, "promote_above": 0.4}, [D, D, D, K, K], [C, C, P, P, P], id="thresholds"),
     ],
 )
 def test_reasons(changes: dict, positives: list[Reason], candidates: list[Reason]) -> None:
     """Strictly below one threshold is eliminated, strictly above the other promoted; what is below stays so."""
-    found = verdict(dataclasses.replace(DiscriminatorSettings(), **changes))
+    found = verdict(dataclasses.replace(SETTINGS, **changes))
     assert found.reason.tolist() == [[B] * 5, positives, candidates]
     assert found.reason.dtype == np.int32
     expected = np.isin(found.reason, [Reason.KEPT, Reason.PROMOTED])
     assert (found.weight == expected).all() and found.weight.dtype == np.float32
+
+
+def test_duplicates_of_surer_labels_are_not_promoted() -> None:
+    """One video: a positive, its duplicate, the same of another class, a new candidate, and a duplicate of that."""
+    segments = [[10, 20], [11, 21], [10, 20], [40, 50], [40, 49]]
+    found = dataclasses.replace(
+        detections([[0.9, 0.4, 0.3, 0.3, 0.2]], [[0, 0, 1, 0, 0]]), segments_t=jnp.asarray([segments], jnp.float32)
+    )
+    selection = Selection(jnp.asarray([[True] + [False] * 4]), jnp.asarray([[False] + [True] * 4]), jnp.zeros((1, 5)))
+    reasons = {
+        limit: refine(
+            found, selection, jnp.full((1, 5), 0.9), dataclasses.replace(SETTINGS, promote_overlap=limit)
+        ).reason.tolist()[0]
+        for limit in (0.5, 0.85, 1.0)
+    }
+    assert reasons == {0.5: [K, C, P, P, C], 0.85: [K, P, P, P, C], 1.0: [K, P, P, P, P]}
