@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def _run() -> None:
     if settings.runtime.distributed == "auto":
         jax.distributed.initialize()
     workdir = Path(FLAGS.workdir).expanduser()
-    results = run(settings, workdir)
+    results = run(settings, workdir, shlex.join(["apl-jax", *sys.argv[1:]]))
     if jax.process_index() == 0:
         print_table(results)
         page = write_report(workdir)
@@ -115,7 +116,7 @@ def _quiet_closed_loop(problem: Any) -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    from apl_jax.data.annotations import DataError
+    from apl_jax.data.files import DataError
     from apl_jax.training.loop import Preempted
 
     _set_up_log()

@@ -103,7 +103,7 @@ class ActionFormerSettings(Checked):
     layer_scale: bool = True  # the reference drops it when drop_path is 0; here it is its own switch
     layer_scale_init: float = 1e-4
     regression_ranges: tuple[tuple[float, float], ...] = (
-        (0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000),
+        (0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0),
     )  # fmt: skip
     center_radius: float = 1.5  # in strides
     prior_probability: float = 0.01  # of a class at initialisation
@@ -291,14 +291,20 @@ def _coerce(default: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(default):
         return from_dict(type(default), dict(value), where)
     if isinstance(default, tuple):
-        if isinstance(value, (str, int, float)):
-            raise ValueError(f"{where}: found {value!r}, expected a list like {list(default)}")
-        return tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in value)
+        return _coerce_tuple(default, value, where)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
         raise ValueError(f"{where}: found {value!r} ({type(value).__name__}), expected {type(default).__name__}")
     return value
+
+
+def _coerce_tuple(default: tuple, value: Any, where: str) -> tuple:
+    """A list as a tuple whose entries have the type of the default's first; an empty default holds integers."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{where}: found {value!r}, expected a list like {list(default)}")
+    kind = default[0] if default else 0
+    return tuple(_coerce(kind, entry, f"{where}[{i}]") for i, entry in enumerate(value))
 
 
 def fingerprint(*parts: Any) -> str:

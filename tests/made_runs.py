@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from apl_jax.data.annotations import write_annotations
+from apl_jax.data.files import write_json
 from apl_jax.evaluation.average_precision import (
     Instances,
     average_precision,
@@ -48,7 +48,7 @@ def make_run(
         }
         for v, video in enumerate(ids)
     }  # fmt: skip
-    write_annotations(data / "annotations.json", {"version": "test", "database": database})
+    write_json(data / "annotations.json", {"version": "test", "database": database})
     settings = Settings(arms=arms)
     settings = dataclasses.replace(
         settings,
@@ -57,9 +57,9 @@ def make_run(
     )
     document = to_dict(settings)
     document["learning"]["selection"]["discriminator"]["enabled"] = icd
-    write_annotations(run / "settings.json", document)
+    write_json(run / "settings.json", document)
     split = {"labelled": ids[:2], "unlabelled": ids[2 : videos - 3], "evaluation": ids[videos - 3 :]}
-    write_annotations(run / "split.json", split | {"digest": "d" * 16})
+    write_json(run / "split.json", split | {"digest": "d" * 16})
     trained = {name: n for name, n in (("supervised", 500), ("supervised_matched", 700)) if name in arms}
     if "semi_supervised" in arms:
         trained |= {"pretrain": 300, "teacher": 200} | {f"self_train_{r}": 100 for r in range(1, rounds + 1)}
@@ -75,7 +75,7 @@ def make_run(
             run / "stages" / f"pseudo_label_{r}", split["unlabelled"], [truth_s[v] for v in rows],
             [labels[v] for v in rows], classes, duration_s, rng,
         )  # fmt: skip
-    write_annotations(run / "results.json", {
+    write_json(run / "results.json", {
         "version": "0.1.0", "settings_fingerprint": "f" * 16, "seed": 0, "devices": "1 x cpu", "jax": "0.10.2",
         "data": {
             "name": settings.data.name, "digest": "a" * 16, "classes": classes, "label_ratio": 0.1, "split_seed": 0,
@@ -132,7 +132,7 @@ def _label(
             "confidence": float(found.score[i]), "score": float(found.score[i]) ** 0.5, "tiou": 0.9, "tnd": 0.01,
             "similarity": float(similarity[i]), "reason": r.name.lower(), "weight": 1.0,
         })  # fmt: skip
-    write_annotations(folder / "pseudo_labels.json", {"version": "pseudo labels", "database": database})
+    write_json(folder / "pseudo_labels.json", {"version": "pseudo labels", "database": database})
     counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW}
     quality = label_quality(found, reason, instances_from_videos(truth_s, labels))
     return {"tau_pos": 0.6, "counts": counts, "quality": quality, "seconds": 1.0}

@@ -1,9 +1,10 @@
 """The porch: files on the host become records, grids and padded numpy arrays. No jax transformation happens here."""
 
-from apl_jax.data.annotations import Annotations, DataError, VideoRecord, read_annotations, write_annotations
+from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
 from apl_jax.data.batching import Standardizer, VideoTable, build_table, build_targets
 from apl_jax.data.dataset import Dataset, open_dataset, open_truth
 from apl_jax.data.features import FeatureSource, open_features
+from apl_jax.data.files import DataError, write_json
 from apl_jax.data.grids import build_grid, window_signal
 from apl_jax.data.splits import Split, build_split, write_split
 
@@ -25,6 +26,6 @@ __all__ = [
     "open_truth",
     "read_annotations",
     "window_signal",
-    "write_annotations",
+    "write_json",
     "write_split",
 ]

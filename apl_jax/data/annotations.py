@@ -1,4 +1,4 @@
-"""Annotation files: the ActivityNet JSON layout in, checked records out, and files written without ever damaging one.
+"""Annotation files: the ActivityNet JSON layout in, checked records out.
 
 Layout: ``database[id] = {subset, duration, fps, subject, annotations: [{segment: [start, end], label, label_id}]}``,
 times in seconds. ``fps``, ``subject``, ``label_id`` may be absent. Pseudo labels come back through this same door: each
@@ -8,30 +8,20 @@ layout (no ``database``, ``duration_second``, subsets in ``*_video_info.csv`` be
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
-import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from apl_jax.data.files import load_json, refusal
+
 _TOLERANCE_S = 0.5  # players and annotators disagree this much about where a recording ends ...
 _TOLERANCE_SHARE = 0.01  # ... or by 1 % of it (ActivityNet v_m--b-Ltjm_Y: 0.85 s of 143 s)
 _LENIENT = "correct the file, or read it as published with --config.data.strict_annotations=False"
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names file, video and field, what was found, expected, and what to try."""
-
-
-def refusal(where: str, found: str, expected: str, remedy: str) -> DataError:
-    """The package's one form of complaint, as an exception to raise."""
-    return DataError(f"{where}: found {found}; expected {expected}. Try: {remedy}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,63 +120,6 @@ def read_annotations(path: str | Path, classes: tuple[str, ...] | None = None, *
             )
     videos = {video: _with_rows(record, rows, index) for video, (record, rows) in drafts.items()}
     return Annotations(str(document.get("version", "")), names, videos, reading.notes())
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; :class:`DataError` with line and column where it is not one, or names a key twice."""
-
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            seen: set[str] = set()
-            key = next(k for k, _ in pairs if k in seen or seen.add(k))
-            raise refusal(str(path), f"the key {key!r} twice in one object", "each key once", "remove or rename one")
-        return result
-
-    try:
-        document = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=without_duplicates)
-    except FileNotFoundError:
-        raise refusal(str(path), "no such file", "a JSON file", "check the path, e.g. --config.data.root") from None
-    except json.JSONDecodeError as error:
-        where = f"{path}: line {error.lineno}, column {error.colno}"
-        raise refusal(where, f"broken JSON ({error.msg})", "valid JSON", "copy the file again, or repair it") from None
-    except UnicodeDecodeError as error:
-        raise refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", "a JSON text", "check the path") from None
-    except RecursionError:
-        raise refusal(str(path), "JSON nested too deeply", "an annotation file", "check the path") from None
-    except OSError as error:
-        raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
-    if not isinstance(document, dict):
-        raise refusal(str(path), f"a JSON {type(document).__name__}", "a JSON object", "check the path")
-    return document
-
-
-def write_annotations(path: str | Path, document: dict[str, Any]) -> None:
-    """Writes a JSON document beside ``path`` and renames it: readers see the old file or the new one, never a part.
-
-    Raises ``OSError`` (same ``errno``) with a message for people when the disk is full or the folder not writable; the
-    old file is then untouched and nothing is left behind. Raises :class:`DataError` for NaN or infinite numbers.
-    """
-    path = Path(path)
-    try:
-        content = (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    except ValueError as error:
-        found = f"a value that JSON cannot hold ({error})"
-        raise refusal(str(path), found, "finite numbers and text", "correct the value") from None
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a delayed "disk full" must surface before the rename
-        os.replace(beside, path)
-    except OSError as error:
-        remedy = "the former file, if any, is untouched. Try: free some space, or another folder"
-        raise OSError(error.errno, f"could not save ({error.strerror}); {remedy}", str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):  # after the rename, or in a folder that could not be made, there is none
-            beside.unlink()
 
 
 def _database(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]:

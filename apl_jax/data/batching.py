@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from apl_jax.data.annotations import VideoRecord, refusal
+from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.features import FeatureSource
+from apl_jax.data.files import refusal
 from apl_jax.data.grids import build_grid, window_signal
 from apl_jax.settings import DataSettings
 from apl_jax.structs import Targets, TimeGrid

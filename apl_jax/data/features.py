@@ -19,7 +19,7 @@ from typing import IO
 
 import numpy as np
 
-from apl_jax.data.annotations import DataError, refusal
+from apl_jax.data.files import DataError, refusal
 from apl_jax.settings import DataSettings
 
 _EDGE_BYTES = 65536  # of each file of a features/ folder that enter its digest, from either end

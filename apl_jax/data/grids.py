@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apl_jax.data.annotations import refusal
+from apl_jax.data.files import refusal
 from apl_jax.structs import TimeGrid
 
 _DISAGREEMENT = 0.05  # of the duration; more means features of another rate or another cut (systems.md 8, row 11)

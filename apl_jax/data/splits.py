@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from apl_jax.data.annotations import Annotations, DataError, VideoRecord, load_json, refusal, write_annotations
+from apl_jax.data.annotations import Annotations, VideoRecord
+from apl_jax.data.files import DataError, load_json, refusal, write_json
 from apl_jax.settings import DataSettings, fingerprint
 
 
@@ -65,7 +66,7 @@ def write_split(path: str | Path, split: Split) -> None:
 
     The file is a valid ``--config.data.split_file``.
     """
-    write_annotations(path, {**asdict(split), "digest": split.digest})
+    write_json(path, {**asdict(split), "digest": split.digest})
 
 
 def _subsets(annotations: Annotations, settings: DataSettings) -> tuple[list[VideoRecord], list[str]]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from apl_jax.data.annotations import VideoRecord, load_json, refusal, write_annotations
+from apl_jax.data.annotations import VideoRecord
+from apl_jax.data.files import load_json, refusal, write_json
 
 DUPLICATE_TOLERANCE_S = 1e-3  # both ends of two annotations of one class within this: one instance (systems 1.10)
 _PAIRS_AT_ONCE = 4_000_000  # prediction-truth pairs held in memory together
@@ -140,7 +141,7 @@ def write_submission(path: str | Path, predictions: Instances, videos: Sequence[
     columns: list[list[Any]] = [getattr(predictions, name).tolist() for name in names]
     for video, label, score, segment in zip(*columns, strict=True):
         results[videos[int(video)]].append({"label": classes[label], "score": score, "segment": segment})
-    write_annotations(path, {"version": "VERSION 1.3", "results": results, "external_data": {}})
+    write_json(path, {"version": "VERSION 1.3", "results": results, "external_data": {}})
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Ingredients(NamedTuple):
     feature_width: int
     num_classes: int
     max_steps: int  # grid steps of a training crop
+    edge_t: float = 0.0  # half a window: how far a crop sees beyond its first and last row
 
 
 def exponential_average(averaged: PyTree, params: PyTree, step: Array, settings: OptimizerSettings) -> PyTree:
@@ -74,7 +75,7 @@ def _initialise(parts: Ingredients) -> Callable[[Array], tuple[PyTree, PyTree]]:
 
 def _detect(parts: Ingredients, params: PyTree, batch: Batch, key: Array) -> tuple[Batch, PyTree]:
     view_key, dropout_key = jax.random.split(key)
-    view = perturb(view_key, batch, parts.stage.perturb, parts.max_steps)
+    view = perturb(view_key, batch, parts.stage.perturb, parts.max_steps, parts.edge_t)
     return view, parts.detector.apply(params["detector"], view, dropout_key)
 
 

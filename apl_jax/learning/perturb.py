@@ -11,19 +11,22 @@ from apl_jax.settings import PerturbSettings
 from apl_jax.structs import Array, Batch, Targets
 
 
-def perturb(key: Array, batch: Batch, settings: PerturbSettings, steps: int) -> Batch:
-    """A random view of every video of ``batch``, cut to at most ``steps`` grid steps."""
+def perturb(key: Array, batch: Batch, settings: PerturbSettings, steps: int, edge_t: float = 0.0) -> Batch:
+    """A random view of every video of ``batch``, cut to at most ``steps`` grid steps; ``edge_t`` as in
+    :func:`random_truncation`."""
     crop_key, noise_key = jax.random.split(key)
-    return add_noise(noise_key, random_truncation(crop_key, batch, settings, steps), settings)
+    return add_noise(noise_key, random_truncation(crop_key, batch, settings, steps, edge_t), settings)
 
 
-def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps: int) -> Batch:
+def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps: int, edge_t: float = 0.0) -> Batch:
     """Random truncation (systems 1.2), for labelled, pseudo-labelled and unlabelled videos alike (A15).
 
     A video that fits is cut to a uniform length in [crop_ratio, 1] of itself, a longer one to ``steps``. Several starts
     are drawn at once and the first one that keeps an instance is used; if none does, or the video has no instance, the
-    first start stands. An instance is clipped to the crop and survives if at least ``keep_ratio`` of it is inside; the
-    reference widens the crop by half a window for this, which a batch does not know.
+    first start stands. An instance is clipped to what the crop's windows see and survives if at least ``keep_ratio`` of
+    it is inside.
+
+    ``edge_t`` is half a window, in grid steps: rows stand for window centres, so a crop sees that much beyond them.
 
     Returns a batch of ``[B, min(steps, T)]`` grid steps.
     """
@@ -38,7 +41,7 @@ def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps
         drawn = jax.random.randint(length_key, (), shortest, jnp.maximum(length, shortest) + 1)
         crop = jnp.where(length <= steps, drawn, steps)
         starts = jax.random.randint(start_key, (settings.crop_attempts,), 0, jnp.maximum(length - crop, 0) + 1)
-        crops = jax.vmap(lambda start: clip_targets(video.targets, start, crop, settings.keep_ratio))(starts)
+        crops = jax.vmap(lambda start: clip_targets(video.targets, start, crop, settings.keep_ratio, edge_t))(starts)
         usable = (crops.mask & ~crops.ignore_mask).any(-1)
         chosen = jnp.argmax(usable)
         rows = starts[chosen] + jnp.arange(steps)
@@ -54,10 +57,10 @@ def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps
     return jax.vmap(one_video)(jax.random.split(key, batch.features.shape[0]), batch)
 
 
-def clip_targets(targets: Targets, start: Array, length: Array, keep_ratio: float) -> Targets:
-    """Instances ``[N, ...]`` of one video as seen from the crop [start, start + length)."""
+def clip_targets(targets: Targets, start: Array, length: Array, keep_ratio: float, edge_t: float = 0.0) -> Targets:
+    """Instances ``[N, ...]`` of one video as seen from the crop [start, start + length), widened by ``edge_t``."""
     low, high = start.astype(jnp.float32), (start + length).astype(jnp.float32)
-    clipped = jnp.clip(targets.segments_t, low, high)
+    clipped = jnp.clip(targets.segments_t, low - edge_t, high + edge_t)
     inside = clipped[:, 1] - clipped[:, 0]
     whole = jnp.maximum(targets.segments_t[:, 1] - targets.segments_t[:, 0], 1e-6)
     kept = targets.mask & (inside / whole >= keep_ratio)

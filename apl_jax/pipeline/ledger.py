@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from apl_jax.data.annotations import load_json, write_annotations
+from apl_jax.data.files import load_json, write_json
 
 _DONE, _STARTED = "done.json", "started.json"
 
@@ -53,20 +53,20 @@ class Ledger:
             if folder.exists() and (not started.exists() or load_json(started)["fingerprint"] != fingerprint):
                 self._supersede(folder)
             if not started.exists():
-                write_annotations(started, {"fingerprint": fingerprint})
+                write_json(started, {"fingerprint": fingerprint})
         self._wait(f"begin {name}")
         return folder
 
     def finish(self, name: str, fingerprint: str, result: dict[str, Any]) -> None:
         """Declares the stage done; everything it wrote must be on disk by now."""
         if self.first_process:
-            write_annotations(self.folder(name) / _DONE, {"fingerprint": fingerprint, "result": result})
+            write_json(self.folder(name) / _DONE, {"fingerprint": fingerprint, "result": result})
         self._wait(f"finish {name}")
 
     def write(self, path: Path, document: dict[str, Any]) -> None:
         """Writes a JSON file whole, from the first process only."""
         if self.first_process:
-            write_annotations(path, document)
+            write_json(path, document)
         self._wait(f"write {path.name}")
 
     def _supersede(self, folder: Path) -> None:

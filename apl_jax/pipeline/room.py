@@ -84,6 +84,7 @@ class Room:
         return Ingredients(
             self.detector(settings), build_discriminator(settings.learning.selection.discriminator),
             settings.learning, stage, self.feature_width, len(self.dataset.classes), settings.data.max_length_t,
+            0.5 * settings.data.window / settings.data.stride,
         )  # fmt: skip
 
     @property

@@ -45,11 +45,11 @@ def open_room(settings: Settings, workdir: Path) -> Room:
     return room
 
 
-def run(settings: Settings, workdir: Path) -> dict[str, Any]:
+def run(settings: Settings, workdir: Path, command: str = "") -> dict[str, Any]:
     """Carries out every stage that is not done yet and returns the results, which ``results.json`` holds too.
 
     Running the same command again after any interruption ends in the same final state; after a change of settings,
-    only the stages that depend on it are done again.
+    only the stages that depend on it are done again. ``command`` is kept in the results, for whoever reads them.
     """
     room = open_room(settings, workdir)
     ledger = room.ledger
@@ -66,7 +66,7 @@ def run(settings: Settings, workdir: Path) -> dict[str, Any]:
             mark = _fingerprint(stage, room, fingerprints)
             fingerprints[stage.name] = mark
             results[stage.name] = _carry_out(stage, mark, room, f"{number}/{len(stages)}")
-        summary = summarise(room, results)
+        summary = summarise(room, results) | {"command": command}
         ledger.write(workdir / "results.json", summary)
     return summary
 

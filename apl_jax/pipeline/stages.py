@@ -150,12 +150,18 @@ def training_stage(
     learning = settings.learning
     depends = {
         "kind": kind, "stage": dataclasses.asdict(stage), "detector": settings.detector, "seed": settings.seed,
-        "actionformer": dataclasses.asdict(settings.actionformer), "max_length_t": settings.data.max_length_t,
+        "network": _trained_part(settings),
+        "crop": [settings.data.max_length_t, settings.data.window / settings.data.stride],
         "contrastive": dataclasses.asdict(learning.contrastive), "unlabelled_weight": learning.unlabelled_weight,
         "discriminator": dataclasses.asdict(learning.selection.discriminator),
         "portions": [settings.runtime.steps_per_dispatch],
     }  # fmt: skip
     return Stage(name, tuple(n for n in (start, labels) if n), depends, run)
+
+
+def _trained_part(settings: Settings) -> dict[str, Any]:
+    """The detector's settings but for its NMS, which may be changed without training again."""
+    return {k: v for k, v in dataclasses.asdict(settings.actionformer).items() if k != "nms"}
 
 
 def _fresh(room: Room, settings: Settings, kind: str, stage: StageSettings, key: Array):

@@ -1,12 +1,9 @@
-"""The elements of the page: text is escaped here, figures become inline SVG, and the file is written whole."""
+"""The elements of the page: text is escaped here, and figures become inline SVG."""
 
 from __future__ import annotations
 
-import contextlib
 import html
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -121,17 +118,3 @@ def figure(width_in: float, height_in: float, caption: str, draw: Callable[..., 
 def row(figures: Sequence[str]) -> str:
     """Figures side by side as far as the page is wide."""
     return f'<div class="row">{"".join(figures)}</div>'
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a page beside ``path`` and renames it. Raises ``OSError`` with a message for people."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, "utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        remedy = "a former page is untouched. Try: free some space, then apl-jax report"
-        raise OSError(error.errno, f"could not save ({error.strerror}); {remedy}", str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):  # after the rename there is none
-            beside.unlink()

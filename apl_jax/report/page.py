@@ -13,6 +13,7 @@ import numpy as np
 
 from apl_jax import plots
 from apl_jax.data.annotations import VideoRecord
+from apl_jax.data.files import write_text
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations, without_duplicates
 from apl_jax.evaluation.label_quality import quality_per_class
 from apl_jax.plots import FULL_WIDTH_IN, HALF_WIDTH_IN, REASON_COLOURS, Lane, Panel
@@ -26,7 +27,6 @@ from apl_jax.report.elements import (
     paragraph,
     row,
     text_table,
-    write_whole,
 )
 from apl_jax.report.finished_run import FinishedRun, PseudoLabelTable, open_run
 from apl_jax.report.tables import (
@@ -79,7 +79,7 @@ def write_report(workdir: Path) -> Path:
     ]
     title = f"{run.results['data']['name']}, {100 * run.results['data']['label_ratio']:g} % of labels"
     path = workdir / "report.html"
-    write_whole(path, document(title, headline(run.results).partition(": ")[2], sections))
+    write_text(path, document(title, headline(run.results).partition(": ")[2], sections))
     return path
 
 

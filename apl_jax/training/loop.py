@@ -60,6 +60,7 @@ def fit(
         values = {name: float(value) for name, value in to_host(metrics).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
+            store.finish()
             raise NotFiniteError(
                 f"{plan.name}: {', '.join(bad)} not finite in steps {done} to {done + count}. The last checkpoint is "
                 "intact. Try a lower learning_rate, or look at the features of the videos in these steps."

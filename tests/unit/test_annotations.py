@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apl_jax.data.annotations import DataError, read_annotations, write_annotations
+from apl_jax.data.annotations import read_annotations
 from apl_jax.data.features import embedded_root
+from apl_jax.data.files import DataError, write_json
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder {SHARED} is absent")
@@ -216,11 +217,11 @@ def test_bmn_layout_needs_its_table(tmp_path):
 def test_write_round_trip_and_no_leftovers(tmp_path):
     path = tmp_path / "deep" / "labels.json"
     content = document({**ROW, "label": "marche à pied", "weight": 0.5}, fps=30.0, subject=4)
-    write_annotations(path, document(ROW))
+    write_json(path, document(ROW))
     os.link(
         path, tmp_path / "former"
     )  # a second name of the first file: renaming leaves it alone, overwriting does not
-    write_annotations(path, content)
+    write_json(path, content)
     assert json.loads((tmp_path / "former").read_text()) == document(ROW)
     record = read_annotations(path).videos["v"]
     assert (record.fps, record.subject, record.weight.tolist()) == (30.0, 4, [0.5])
@@ -230,24 +231,24 @@ def test_write_round_trip_and_no_leftovers(tmp_path):
 
 def test_write_refuses_nan_and_keeps_the_former_file(tmp_path):
     path = tmp_path / "labels.json"
-    write_annotations(path, document(ROW))
+    write_json(path, document(ROW))
     before = path.read_bytes()
     with pytest.raises(DataError, match="JSON cannot hold"):
-        write_annotations(path, document({**ROW, "score": float("nan")}))
+        write_json(path, document({**ROW, "score": float("nan")}))
     assert path.read_bytes() == before
 
 
 def test_full_disk_leaves_the_former_file(tmp_path):
     """A limit on file size makes the write fail midway, as a full disk does."""
     path = tmp_path / "labels.json"
-    write_annotations(path, document(ROW))
+    write_json(path, document(ROW))
     before = path.read_bytes()
     program = """
 import resource, sys
-from apl_jax.data.annotations import write_annotations
+from apl_jax.data.files import write_json
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    write_annotations(sys.argv[1], {"database": {str(i): {"duration": 1.0} for i in range(5000)}})
+    write_json(sys.argv[1], {"database": {str(i): {"duration": 1.0} for i in range(5000)}})
 except OSError as error:
     print(error.errno, error)
     sys.exit(3)
@@ -262,4 +263,4 @@ except OSError as error:
 def test_unwritable_folder_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not save"):
-        write_annotations(tmp_path / "file" / "labels.json", document(ROW))
+        write_json(tmp_path / "file" / "labels.json", document(ROW))

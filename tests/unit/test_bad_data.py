@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from apl_jax.data.annotations import DataError
 from apl_jax.data.dataset import open_dataset
+from apl_jax.data.files import DataError
 from apl_jax.settings import DataSettings
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apl_jax.data.annotations import DataError
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.features import open_features
+from apl_jax.data.files import DataError
 from apl_jax.data.grids import build_grid, window_signal
 from apl_jax.settings import DataSettings
 

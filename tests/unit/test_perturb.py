@@ -108,6 +108,10 @@ def test_clip_targets_by_hand() -> None:
     found = clip_targets(targets, jnp.array(4), jnp.array(4), 0.5)
     assert found.mask.tolist() == [True, True, False, False, False]
     assert found.segments_t[:2].tolist() == [[0, 2], [0, 4]]
+    # Windows that reach one step further see one step more of the second and third, 6 of 8 and of 8.1.
+    wider = clip_targets(targets, jnp.array(4), jnp.array(4), 0.5, 1.0)
+    assert wider.mask.tolist() == [True, True, True, False, False]
+    assert wider.segments_t[:3].tolist() == [[-1, 2], [0, 5], [0, 5]]
 
 
 def test_no_crop_is_asked_for() -> None:

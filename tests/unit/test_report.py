@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,11 +13,10 @@ from made_runs import TIOU, make_run
 from matplotlib.figure import Figure
 
 from apl_jax import plots
-from apl_jax.data.annotations import DataError, load_json, write_annotations
+from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations, instances_from_videos
 from apl_jax.evaluation.label_quality import label_quality
 from apl_jax.report import print_average_precision, print_table, write_report
-from apl_jax.report.elements import write_whole
 from apl_jax.report.finished_run import open_run
 from apl_jax.report.page import TIMELINE_LENGTHS, TIMELINE_VIDEOS
 from apl_jax.structs import Reason
@@ -134,7 +132,7 @@ def test_no_pseudo_label_at_all(tmp_path: Path) -> None:
     path = run / "stages" / "pseudo_label_1" / "pseudo_labels.json"
     document = load_json(path)
     document["database"] = {v: e | {"annotations": [], "ignored": []} for v, e in document["database"].items()}
-    write_annotations(path, document)
+    write_json(path, document)
     assert Page(write_report(run)).of("h2") == SECTIONS
 
 
@@ -148,19 +146,6 @@ def test_many_classes_and_long_videos_are_cut_and_say_so(tmp_path: Path) -> None
         low, high = (int(x.replace(",", "")) for x in title.groups())
         assert 0 < high - low <= TIMELINE_LENGTHS * 3 + 1
     assert len(page.source) < 2e6
-
-
-def test_a_full_disk_leaves_the_former_page(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    write_whole(path, "former")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a real refusal by the operating system
-    try:
-        with pytest.raises(OSError, match=r"could not save .*former page is untouched"):
-            write_whole(path, "x" * 100_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_text() == "former" and list(tmp_path.iterdir()) == [path]
 
 
 # Reading a run
@@ -195,7 +180,7 @@ def test_other_data_than_the_runs_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, CLASSES, 40.0, 2.0, arms=("supervised",))
     document = load_json(tmp_path / "data" / "annotations.json")
     del document["database"]["video_8"]
-    write_annotations(tmp_path / "data" / "annotations.json", document)
+    write_json(tmp_path / "data" / "annotations.json", document)
     with pytest.raises(DataError, match=r"split\.json: evaluation: found video 'video_8'"):
         write_report(run)
 

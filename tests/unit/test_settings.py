@@ -71,7 +71,7 @@ def changed(settings: Any, path: tuple[str, ...]) -> Any:
         return dataclasses.replace(settings, **{name: changed(value, tuple(rest))})
     (field,) = (f for f in dataclasses.fields(settings) if f.name == name)
     words = field.metadata.get("choices", ("", f"{value}x"))
-    other = {bool: lambda: not value, str: lambda: words[1], tuple: lambda: (*value, 1)}
+    other = {bool: lambda: not value, str: lambda: words[1], tuple: lambda: (*value, *(value[:1] or (1,)))}
     return dataclasses.replace(settings, **{name: other.get(type(value), lambda: value + 1)()})
 
 
@@ -92,6 +92,20 @@ def test_fingerprints_are_stable() -> None:
     assert fingerprint("a", "b") != fingerprint("ab") != fingerprint("b", "a")
     # Changing the hash would make every finished stage of every run begin again.
     assert fingerprint("apl", [1, 2.5, None]) == "b069366404fe4bb8"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ["supervised", 3]}, r"config\.arms\[1\]: found 3 \(int\), expected str"),
+        ({"evaluation": {"tiou": [0.5, "all"]}}, r"config\.evaluation\.tiou\[1\]: found 'all' \(str\), expected float"),
+        ({"data": {"validation_subjects": [2.5]}}, r"validation_subjects\[0\]: found 2\.5 \(float\), expected int"),
+        ({"actionformer": {"regression_ranges": [[0, 4], 8]}}, r"regression_ranges\[1\]: found 8, expected a list"),
+    ],
+)
+def test_entries_of_lists_have_types_too(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_dict(Settings, change)
 
 
 def test_words_outside_the_choices_are_refused_wherever_they_come_from() -> None:

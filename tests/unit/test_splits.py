@@ -8,8 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from apl_jax.data.annotations import Annotations, DataError, VideoRecord
+from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.dataset import open_truth
+from apl_jax.data.files import DataError
 from apl_jax.data.splits import build_split, write_split
 from apl_jax.settings import DataSettings
 

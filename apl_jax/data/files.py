@@ -1,0 +1,80 @@
+"""Files read and written so that a person knows what is wrong, and nothing is ever left half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names file, video and field, what was found, expected, and what to try."""
+
+
+def refusal(where: str, found: str, expected: str, remedy: str) -> DataError:
+    """The package's one form of complaint, as an exception to raise."""
+    return DataError(f"{where}: found {found}; expected {expected}. Try: {remedy}.")
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; :class:`DataError` with line and column where it is not one, or names a key twice."""
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            seen: set[str] = set()
+            key = next(k for k, _ in pairs if k in seen or seen.add(k))
+            raise refusal(str(path), f"the key {key!r} twice in one object", "each key once", "remove or rename one")
+        return result
+
+    try:
+        document = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=without_duplicates)
+    except FileNotFoundError:
+        raise refusal(str(path), "no such file", "a JSON file", "check the path, e.g. --config.data.root") from None
+    except json.JSONDecodeError as error:
+        where = f"{path}: line {error.lineno}, column {error.colno}"
+        raise refusal(where, f"broken JSON ({error.msg})", "valid JSON", "copy the file again, or repair it") from None
+    except UnicodeDecodeError as error:
+        raise refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", "a JSON text", "check the path") from None
+    except RecursionError:
+        raise refusal(str(path), "JSON nested too deeply", "an annotation file", "check the path") from None
+    except OSError as error:
+        raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
+    if not isinstance(document, dict):
+        raise refusal(str(path), f"a JSON {type(document).__name__}", "a JSON object", "check the path")
+    return document
+
+
+def write_json(path: str | Path, document: dict[str, Any]) -> None:
+    """Writes a JSON document as :func:`write_text` does. Raises :class:`DataError` for NaN or infinite numbers."""
+    try:
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        found = f"a value that JSON cannot hold ({error})"
+        raise refusal(str(path), found, "finite numbers and text", "correct the value") from None
+    write_text(path, text)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text beside ``path`` and renames it: readers see the old file or the new one, never a part.
+
+    Raises ``OSError`` (same ``errno``) with a message for people when the disk is full or the folder not writable; the
+    old file is then untouched and nothing is left behind.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())  # a delayed "disk full" must surface before the rename
+        os.replace(beside, path)
+    except OSError as error:
+        remedy = "the former file, if any, is untouched. Try: free some space, or another folder"
+        raise OSError(error.errno, f"could not save ({error.strerror}); {remedy}", str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):  # after the rename, or in a folder that could not be made, there is none
+            beside.unlink()
