@@ -72,7 +72,7 @@ class NmsSettings(Checked):
     """Turning dense predictions into detections (systems 1.9)."""
 
     score_threshold: float = 0.001  # before NMS
-    top_k_per_level: int = 2000
+    top_k_per_level: int = 2000  # SPOT: runs of class sequences per window
     duration_threshold_t: float = 0.05  # grid steps; shorter predictions are discarded
     method: str = one_of("gaussian", "hard")  # gaussian (soft-NMS) | hard
     sigma: float = 0.5
@@ -143,7 +143,8 @@ class SpotSettings(Checked):
     bce_share: float = 0.4  # of the mask loss; the rest is dice
     dice_factor: float = 2.0  # 1 = the public code, whose perfect mask loses 0.5
     mask_smoothing: float = 10.0  # cells added to the counts of the weighted BCE
-    target_shrink: int = 0  # snippets taken off each end of the mask target; 1 = the public code
+    target_edges: str = one_of("floor", "nearest")  # which snippet edge an annotated time becomes (systems 3.3: floor)
+    target_shrink: int = 0  # snippets taken off each end of a target; 1 = the public code
     reconstruction_weight: float = 1.0
     refinement_weight: float = 0.5
     refinement_temperature: float = 0.07
@@ -161,7 +162,7 @@ class SpotSettings(Checked):
     label: str = one_of("snippet", "video")  # class of a proposal: its snippet's | the recording's (one action only)
     dtype: str = one_of("float32", "bfloat16")
     nms: NmsSettings = field(
-        default_factory=lambda: NmsSettings(sigma=0.1, max_detections=100)  # exp(-10 IoU^2), C13
+        default_factory=lambda: NmsSettings(sigma=0.1, max_detections=100, top_k_per_level=200)  # exp(-10 IoU^2), C13
     )
 
 
@@ -248,6 +249,22 @@ class SelectionSettings(Checked):
 
 
 @dataclass(frozen=True)
+class NonTargetSettings(Checked):
+    """Learning from non-target classes (paper 002 III-C to III-F; systems 7.B)."""
+
+    closeness: float = 0.85  # lambda: least probability of a positive class, as a fraction of the target's (Table IV)
+    max_positives: int = 5  # of a snippet; a flat distribution would make every class positive (systems 7.B)
+    negative_weight: float = 1.0  # of l_neg; 0 leaves it out, as rows of Table II do
+    positive_weight: float = 1.0  # of l_pos
+    labelled_negative: bool = True  # negative learning on labelled snippets too (III-F)
+    pseudo_labels: str = one_of("online", "teacher")  # this step's own (C8) | those of the pseudo_label stage
+    rival: str = one_of("none", "soft_label", "complementary")  # Table V, in place of positive and negative classes
+    sharpening: float = 0.5  # temperature of the soft label (C12)
+    unlabelled_weight: float = 1.0  # alpha, Eq. 1
+    silenced_weight: float = 0.5  # apl_nontarget: of negative learning under instances that selection left aside
+
+
+@dataclass(frozen=True)
 class StageSettings(Checked):
     """Length and batch of one training stage."""
 
@@ -265,10 +282,13 @@ class LearningSettings(Checked):
     method: str = "apl"  # name in learning.methods.METHODS
     rounds: int = 1  # (pseudo_label -> self_train) repetitions
     unlabelled_weight: float = 2.0  # beta, Eq. 12
+    pretext: str = one_of("contrast", "foreground")  # of pre-training: ACP | SPOT's random foreground
+    foreground_share: float = 0.1  # shortest random foreground, as a fraction of the video
     pretrain: StageSettings = field(default_factory=lambda: StageSettings(labelled_batch=0, unlabelled_batch=2))
     supervised: StageSettings = field(default_factory=StageSettings)
     self_train: StageSettings = field(default_factory=lambda: StageSettings(unlabelled_batch=2))
     contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
+    nontarget: NonTargetSettings = field(default_factory=NonTargetSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
 
 
@@ -279,6 +299,8 @@ class EvaluationSettings(Checked):
     tiou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     recall_at: tuple[int, ...] = (1, 5)
     batch: int = 16
+    label_space: bool = False  # measure on unlabelled videos what the true class is to a snippet (paper 002, III-B)
+    label_space_examples: int = 6  # snippets whose whole distribution is kept for the report (Figure 6)
 
 
 @dataclass(frozen=True)
@@ -305,6 +327,11 @@ class Settings(Checked):
     learning: LearningSettings = field(default_factory=LearningSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+
+    @property
+    def network(self) -> Any:
+        """The settings of the detector that ``detector`` names: those under its own name."""
+        return getattr(self, self.detector)
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

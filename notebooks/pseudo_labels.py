@@ -208,7 +208,7 @@ import jax
 
 from apl_jax.learning.methods import STAGE_METHODS
 from apl_jax.pipeline.run import open_room
-from apl_jax.pipeline.stages import averaged_parameters
+from apl_jax.pipeline.training import averaged_parameters
 from apl_jax.training.optimizer import build_optimizer
 from apl_jax.training.state import initial_state
 

@@ -18,7 +18,8 @@ import numpy as np
 from apl_jax.cli import to_settings
 from apl_jax.detectors import build_detector
 from apl_jax.learning.instances import InstanceBank
-from apl_jax.learning.methods import METHODS, STAGE_METHODS, Ingredients, Method
+from apl_jax.learning.methods import METHODS, STAGE_METHODS
+from apl_jax.learning.objective import Ingredients, Method
 from apl_jax.nn.discriminator import build_discriminator
 from apl_jax.settings import (
     ActionFormerSettings,
@@ -31,6 +32,7 @@ from apl_jax.settings import (
     QualitySettings,
     SelectionSettings,
     Settings,
+    SpotSettings,
     StageSettings,
 )
 from apl_jax.structs import Batch, Targets
@@ -54,6 +56,18 @@ _ACTIONFORMER = ActionFormerSettings(
     nms=NmsSettings(top_k_per_level=64, max_detections=24),
 )
 
+_SPOT = SpotSettings(
+    steps=16,
+    heads=2,
+    mask_hidden=6,
+    easy_snippets=3,
+    hard_snippets=4,
+    band_inner=2,
+    band_outer=4,
+    top_snippets=6,
+    nms=NmsSettings(top_k_per_level=64, max_detections=24),
+)
+
 # Per detector, variants that together reach all its branches; the first is the one that further tests train.
 # A new detector is tested by being registered and by having its line here.
 _DETECTORS: dict[str, dict[str, Settings]] = {
@@ -70,6 +84,16 @@ _DETECTORS: dict[str, dict[str, Settings]] = {
                 "windows": (0, 7), "absolute_position": True, "regression_weight": -1.0,
                 "label_smoothing": 0.1, "quality": QualitySettings(branches="none"),
                 "nms": dataclasses.replace(_ACTIONFORMER.nms, class_wise=False),
+            },
+        }.items()
+    },
+    "spot": {
+        name: Settings(detector="spot", spot=dataclasses.replace(_SPOT, **changes))
+        for name, changes in {
+            "resize": {},
+            "windows": {
+                "steps": 8, "fit": "windows", "width": 8, "head_width": 3, "mask_head": "bilinear",
+                "target_edges": "nearest", "class_loss": "reference",
             },
         }.items()
     },

@@ -197,9 +197,11 @@ def detection_losses(
     balance = s.regression_weight
     if balance <= 0:
         balance = jax.lax.stop_gradient(class_loss) / jnp.maximum(jax.lax.stop_gradient(regression), 0.01)
-    total = class_loss + balance * regression + s.quality.weight * quality
+    localisation = balance * regression + s.quality.weight * quality
     terms = {"class": class_loss, "regression": regression, "quality": quality, "positives": count}
-    return Losses(total, terms, normalizer, Roles(positive, goal.silent & outputs.point_mask))
+    with_background = jnp.concatenate([classes, 1 - classes.max(-1, keepdims=True)], -1)
+    roles = Roles(with_background, positive, goal.silent & outputs.point_mask)
+    return Losses(class_loss + localisation, class_loss, localisation, terms, normalizer, roles)
 
 
 def own_targets(outputs: PyramidOutputs, settings: ActionFormerSettings) -> Targets:

@@ -36,6 +36,7 @@ class Outputs(Protocol):
 class Roles(NamedTuple):
     """What the targets made of each of the S snippets of :class:`ClassDistribution`."""
 
+    classes: Array  # [B, S, C + 1] 1 at each class that the targets give the snippet; background last
     foreground_mask: Array  # [B, S] assigned to an instance
     silent_mask: Array  # [B, S] under an ignored instance: no loss looked at it
 
@@ -44,6 +45,8 @@ class Losses(NamedTuple):
     """A detector's supervised objective on one batch."""
 
     total: Array  # scalar, to be minimised
+    class_loss: Array  # the part of it that one-hot class labels make
+    localisation_loss: Array  # the part of it that needs no class: what a pretext task of spans can train
     terms: dict[str, Array]  # named scalars that make it up, before weighting, for the log
     state: PyTree  # running normalisers after this batch
     roles: Roles

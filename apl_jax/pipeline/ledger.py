@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,6 +15,15 @@ from jax.experimental import multihost_utils
 from apl_jax.data.files import load_json, write_json
 
 _DONE, _STARTED = "done.json", "started.json"
+
+
+class Stage(NamedTuple):
+    """A step of the calendar: reads what its needs wrote, writes into its own folder, and returns JSON types."""
+
+    name: str
+    needs: tuple[str, ...]  # names of earlier stages
+    depends_on: Any  # JSON types: with the needs' fingerprints and the data's digest, all that the result depends on
+    run: Callable[[Any, Path], dict[str, Any]]  # (room, folder) -> result
 
 
 class LedgerError(RuntimeError):

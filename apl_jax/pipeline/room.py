@@ -17,7 +17,7 @@ from apl_jax.data.feeds import whole_table
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.base import Detector
 from apl_jax.learning.instances import InstanceBank, build_bank
-from apl_jax.learning.methods import Ingredients
+from apl_jax.learning.objective import Ingredients
 from apl_jax.nn.discriminator import build_discriminator
 from apl_jax.pipeline.ledger import Ledger
 from apl_jax.settings import Settings, StageSettings

@@ -15,9 +15,9 @@ from apl_jax.data.dataset import open_dataset
 from apl_jax.data.splits import write_split
 from apl_jax.learning.methods import METHODS
 from apl_jax.learning.selection import build_selector
-from apl_jax.pipeline.ledger import Ledger
+from apl_jax.pipeline.ledger import Ledger, Stage
 from apl_jax.pipeline.room import Room
-from apl_jax.pipeline.stages import Stage, matched_steps, plan_stages
+from apl_jax.pipeline.stages import matched_steps, plan_stages
 from apl_jax.settings import Settings, fingerprint, to_dict
 from apl_jax.training.mesh import build_mesh, enable_compile_cache
 from apl_jax.training.state import describe_parameters
@@ -155,4 +155,8 @@ def summarise(room: Room, results: dict[str, Any]) -> dict[str, Any]:
         "arms": arms,
         "final_arm": final if final in arms else next(reversed(arms), None),
         "pseudo_labels": {name: value for name, value in results.items() if "tau_pos" in value},
+        "label_space": {
+            name.removesuffix("_label_space"): value["label_space"]
+            for name, value in results.items() if "label_space" in value
+        },
     }  # fmt: skip

@@ -27,7 +27,7 @@ def stage_name(stage: str) -> str:
         kind, _, number = stage.rpartition("_")
         words = {"self_train": "Self-training", "pseudo_label": "Pseudo labels"}
         return f"{words[kind]}, round {number}"
-    name = {"pretrain": "pre-training (ACP)"}.get(stage) or arm_name(stage)
+    name = {"pretrain": "pre-training"}.get(stage) or arm_name(stage)
     return name[0].upper() + name[1:]
 
 

@@ -57,6 +57,11 @@ def to_host(tree: PyTree) -> PyTree:
     )  # fmt: skip
 
 
+def first_rows(tree: PyTree, count: int) -> PyTree:
+    """The rows that are videos, without those that let the devices divide the table."""
+    return jax.tree.map(lambda x: x[:count], tree)
+
+
 def enable_compile_cache() -> None:
     """Keeps compiled programs in ``$JAX_COMPILATION_CACHE_DIR``, or else in the user's cache folder."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from clu import parameter_overview
 
-from apl_jax.learning.methods import Method
+from apl_jax.learning.objective import Method
 from apl_jax.structs import Array, PyTree, pytree
 
 

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from apl_jax.data.feeds import Feed
-from apl_jax.learning.methods import Method
+from apl_jax.learning.objective import Method
 from apl_jax.structs import Array, PyTree
 from apl_jax.training.mesh import batch_sharding, replicated
 from apl_jax.training.state import TrainState

@@ -112,7 +112,7 @@ def test_checkpoint_of_another_shape_is_refused_by_name(small_run: Path, tmp_pat
     from specimens import smoke_settings
 
     from apl_jax.pipeline.run import open_room
-    from apl_jax.pipeline.stages import _fresh
+    from apl_jax.pipeline.training import _fresh
     from apl_jax.training.checkpoint import CheckpointError, Checkpoints
 
     shutil.copytree(small_run / "stages" / "supervised" / "checkpoints", tmp_path / "checkpoints")

@@ -75,13 +75,14 @@ def twin(points: np.ndarray, targets: Targets, classes: int) -> Assignment:
     exists, ignored = np.asarray(targets.mask), np.asarray(targets.ignore_mask)
     positive, one_hot = np.zeros(len(points), bool), np.zeros((len(points), classes), np.float32)
     offsets, weight = np.zeros((len(points), 2), np.float32), np.ones(len(points), np.float32)
+    silent = np.zeros(len(points), bool)
     for p, (t, low, high, stride) in enumerate(points):
         cost = np.full(len(segments), np.inf, np.float32)
         for n, (a, b) in enumerate(segments):
             if not exists[n]:
                 continue
             if ignored[n]:
-                weight[p] = 0 if a <= t <= b else weight[p]
+                silent[p] |= a <= t <= b
                 continue
             center, radius = np.float32(0.5) * (a + b), np.float32(THUMOS.center_radius) * stride
             inside = min(t - max(center - radius, a), min(center + radius, b) - t) > 0
@@ -89,10 +90,11 @@ def twin(points: np.ndarray, targets: Targets, classes: int) -> Assignment:
                 cost[n] = b - a
         best = int(np.argmin(cost))
         if np.isfinite(cost[best]):
-            positive[p], weight[p] = True, np.asarray(targets.weight)[best]
+            positive[p], silent[p], weight[p] = True, False, np.asarray(targets.weight)[best]
             offsets[p] = (t - segments[best, 0]) / stride, (segments[best, 1] - t) / stride
             one_hot[p, labels[cost <= cost[best] + 1e-3]] = 1
-    return Assignment(positive, one_hot, offsets, weight)  # pyright: ignore[reportArgumentType]
+    weight[silent] = 0
+    return Assignment(positive, one_hot, offsets, weight, silent)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -119,6 +121,7 @@ def test_twin_in_loops(seed: int) -> None:
     positive = expected.positive
     np.testing.assert_allclose(goal.offsets[positive], expected.offsets[positive], rtol=1e-6)
     np.testing.assert_allclose(goal.weight, expected.weight, rtol=1e-6)
+    assert (goal.silent == expected.silent).all()
 
 
 def test_no_instances() -> None:

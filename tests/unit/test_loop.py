@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from apl_jax.data.feeds import Feed
-from apl_jax.learning.methods import Method
+from apl_jax.learning.objective import Method
 from apl_jax.settings import RuntimeSettings
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.loop import NotFiniteError, Plan, fit

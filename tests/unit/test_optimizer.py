@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from apl_jax.detectors.actionformer import build_actionformer
-from apl_jax.learning.methods import exponential_average
+from apl_jax.learning.objective import exponential_average
 from apl_jax.settings import ActionFormerSettings, DiscriminatorSettings, OptimizerSettings, QualitySettings
 from apl_jax.training.optimizer import build_optimizer, clip_by_norm, decay_mask, warmup_cosine
 

@@ -1,0 +1,100 @@
+"""Learning from non-target classes (Xia et al.): the classes of every unlabelled snippet divided into four, and what
+each part teaches.
+
+Nothing here knows a detector; all of it works on a class distribution (:class:`~apl_jax.detectors.base.
+ClassDistribution`) over C actions and background. The division is made without gradient, the losses are not.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from apl_jax.settings import NonTargetSettings
+from apl_jax.structs import Array
+
+
+class Part(enum.IntEnum):
+    """What a class is to a snippet (Eq. 4)."""
+
+    TARGET = 0  # the surest class
+    POSITIVE = 1  # nearly as sure
+    NEGATIVE = 2  # among the least likely classes that together weigh no more than the target
+    AMBIGUOUS = 3  # neither: teaches nothing
+
+
+class Terms(NamedTuple):
+    """Losses per snippet ``[...]``, not yet weighted or averaged."""
+
+    target: Array
+    positive: Array
+    negative: Array
+
+
+# Rounding must not decide whether a flat distribution has negatives (C10).
+_SLACK = 1e-6
+
+
+def divide_classes(probability: Array, settings: NonTargetSettings) -> Array:
+    """The :class:`Part` of every class: ``[..., C + 1]`` int32 from probabilities ``[..., C + 1]`` that sum to 1.
+
+    Negative: the largest set of least likely classes whose probabilities sum to at most that of the target (Eq. 8).
+    Positive: at least ``closeness`` times as likely as the target (Eq. 10), the ``max_positives`` likeliest of them;
+    those beyond are ambiguous. A class that meets both rules is positive, and the target is only the target (systems
+    C1, C2). The first of equally likely classes is the target.
+    """
+    p = jax.lax.stop_gradient(probability)
+    target = jnp.arange(p.shape[-1]) == jnp.argmax(p, -1, keepdims=True)
+    most = p.max(-1, keepdims=True)
+
+    close = (p >= settings.closeness * most) & ~target
+    # Place in the falling order of likelihood, the target being first; ties keep the order of the classes.
+    place = jnp.argsort(jnp.argsort(-jnp.where(target, jnp.inf, p), -1, stable=True), -1, stable=True)
+    positive = close & (place <= settings.max_positives)
+
+    rising = jnp.argsort(p, -1, stable=True)
+    weight = jnp.cumsum(jnp.take_along_axis(p, rising, -1), -1)
+    back = jnp.argsort(rising, -1, stable=True)
+    light = jnp.take_along_axis(weight, back, -1) <= most + _SLACK
+    negative = light & ~target & ~close
+
+    part = jnp.where(negative, Part.NEGATIVE, Part.AMBIGUOUS)
+    part = jnp.where(positive, Part.POSITIVE, part)
+    return jnp.where(target, Part.TARGET, part).astype(jnp.int32)
+
+
+def non_target_losses(part: Array, log_in: Array, log_out: Array) -> Terms:
+    """Target, positive and negative losses of each snippet (Eq. 5, 11, 9): sums over the classes of each part (C3).
+
+    ``log_in`` and ``log_out`` ``[..., C + 1]`` are log-likelihoods of being, and of not being, of a class.
+    """
+    total = lambda kind, value: -jnp.where(part == kind, value, 0.0).sum(-1)
+    return Terms(total(Part.TARGET, log_in), total(Part.POSITIVE, log_in), total(Part.NEGATIVE, log_out))
+
+
+def labelled_negative_loss(classes: Array, log_out: Array) -> Array:
+    """Negative learning where the class is known: every other class, background too, is excluded (III-F; C5).
+
+    ``classes [..., C + 1]`` is 1 at the true class (or classes) of a snippet.
+    """
+    return -jnp.where(classes > 0, 0.0, log_out).sum(-1)
+
+
+def sharpened(probability: Array, temperature: float) -> Array:
+    """Distribution ``[..., C + 1]`` with its differences enlarged: ``p^(1/temperature)``, normalised (C12)."""
+    return jax.nn.softmax(jnp.log(jnp.maximum(probability, 1e-12)) / temperature, -1)
+
+
+def soft_label_loss(probability: Array, log_in: Array, temperature: float) -> Array:
+    """Cross-entropy with the sharpened distribution itself, the rival "soft pseudo label" of Table V."""
+    return -(jax.lax.stop_gradient(sharpened(probability, temperature)) * log_in).sum(-1)
+
+
+def complementary_loss(key: Array, part: Array, log_out: Array) -> Array:
+    """One random class other than the target is excluded, the rival "complementary label" of Table V."""
+    draw = jax.random.uniform(key, part.shape) - jnp.where(part == Part.TARGET, jnp.inf, 0.0)
+    chosen = jnp.argmax(draw, -1)[..., None]
+    return -jnp.take_along_axis(log_out, chosen, -1)[..., 0]

@@ -1,0 +1,95 @@
+"""The pseudo-label stage: the unlabelled set predicted, selected from, asked about, and written as annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from apl_jax.evaluation.average_precision import instances_from_annotations
+from apl_jax.evaluation.label_quality import label_quality
+from apl_jax.evaluation.predict import predict_table, to_instances, to_rows
+from apl_jax.learning.instances import mean_similarity
+from apl_jax.learning.selection import build_selector, refine
+from apl_jax.pipeline.ledger import Stage
+from apl_jax.pipeline.room import Room
+from apl_jax.pipeline.training import trained_parameters
+from apl_jax.settings import Settings
+from apl_jax.structs import Array, Batch, PseudoLabels, PyTree, Reason
+from apl_jax.training.mesh import first_rows, to_host
+
+
+def labelling_stage(name: str, settings: Settings, teacher: str) -> Stage:
+    """Predicts the whole unlabelled set with the teacher's averaged parameters, selects, asks ICD, and writes the
+    verdicts as annotations; then scores them against the truth that training never sees (Figure 3(c))."""
+
+    def run(room: Room, folder: Path) -> dict[str, Any]:
+        params = trained_parameters(room, settings, teacher)
+        labels, tau = _label(room, settings, params)
+        ids = [record.id for record in room.dataset.unlabelled.records]
+        room.ledger.write(folder / "pseudo_labels.json", _document(room, labels, name))
+        instances, reason = to_instances(labels.detections, room.dataset.unlabelled.grids, np.asarray(labels.reason))
+        truth = instances_from_annotations([room.truth.videos[video] for video in ids])
+        counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW}
+        return {"tau_pos": tau, "counts": counts, "quality": label_quality(instances, reason, truth)}
+
+    depends = {
+        "selection": dataclasses.asdict(settings.learning.selection),
+        "nms": dataclasses.asdict(settings.network.nms),
+    }
+    return Stage(name, (teacher,), depends, run)
+
+
+def label_table(
+    settings: Settings, room: Room, params: PyTree, table: Batch, bank: PyTree
+) -> tuple[PseudoLabels, Array]:
+    """The whole pass over the unlabelled set as one traceable masked computation: predict, NMS, tau_pos, ICD."""
+    parts = room.ingredients(settings, settings.learning.supervised)
+    selection = settings.learning.selection
+    selector = build_selector(selection)
+    detections = predict_table(parts.detector, params["detector"], table, settings.evaluation.batch, room.mesh)
+    _, selected = selector.select(selector.init(), detections, parts.num_classes)
+    if selection.discriminator.enabled:
+        similarity = mean_similarity(
+            params["discriminator"], bank, table, detections.segments_t, detections.labels,
+            parts.discriminator, selection.discriminator, room.mesh.size,
+        )  # fmt: skip
+    else:
+        similarity = jax.numpy.full_like(detections.confidence, selection.discriminator.unknown_similarity)
+    considered = selected.positive_mask | selected.candidate_mask
+    tau = jax.numpy.where(considered, selected.tau_pos, 0).sum() / jax.numpy.maximum(considered.sum(), 1)
+    return refine(detections, selected, similarity, selection), tau
+
+
+def _label(room: Room, settings: Settings, params: PyTree) -> tuple[PseudoLabels, float]:
+    label = jax.jit(lambda p, table, bank: label_table(settings, room, p, table, bank))
+    labels, tau = to_host(label(params, room.unlabelled, room.bank))
+    return first_rows(labels, len(room.dataset.unlabelled.ids)), float(tau)
+
+
+def _document(room: Room, labels: PseudoLabels, name: str) -> dict[str, Any]:
+    """Annotation JSON: selected instances as ``annotations``, the others as ``ignored``, each with its scores."""
+    table, classes = room.dataset.unlabelled, room.dataset.classes
+    columns = {name: np.asarray(getattr(labels, name)) for name in ("similarity", "reason", "weight")}
+    rows = to_rows(labels.detections, table.records, table.grids, classes, columns)
+    database = {}
+    for record in table.records:
+        entry: dict[str, Any] = {
+            "subset": record.subset, "duration": record.duration_s, "fps": record.fps,
+            "annotations": [], "ignored": [],
+        }  # fmt: skip
+        for row in rows[record.id]:
+            reason = Reason(row["reason"])
+            if reason is Reason.BELOW or row["segment"][1] <= row["segment"][0]:
+                continue
+            chosen = "annotations" if row["weight"] > 0 else "ignored"
+            weight = row["weight"] if row["weight"] > 0 else 1.0
+            label_id = classes.index(row["label"])
+            entry[chosen].append(row | {"label_id": label_id, "reason": reason.name.lower(), "weight": weight})
+        if room.settings.learning.selection.candidates == "background":
+            entry["unselected"] = entry.pop("ignored")  # kept on record, but not read back: background
+        database[record.id] = entry
+    return {"version": "pseudo labels", "provenance": name, "database": database}

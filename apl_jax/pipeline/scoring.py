@@ -1,0 +1,111 @@
+"""Stages that score a trained network: its detections on the evaluation videos, its class distributions on the
+unlabelled ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apl_jax.data.batching import VideoTable
+from apl_jax.evaluation.average_precision import (
+    Instances,
+    average_precision,
+    instances_from_annotations,
+    write_submission,
+)
+from apl_jax.evaluation.label_space import examples, frame_truth, label_space
+from apl_jax.evaluation.predict import predict_table, to_instances
+from apl_jax.learning.nontarget import divide_classes
+from apl_jax.ops.masking import map_rows
+from apl_jax.pipeline.ledger import Stage
+from apl_jax.pipeline.room import Room
+from apl_jax.pipeline.training import trained_parameters
+from apl_jax.settings import Settings
+from apl_jax.structs import Detections
+from apl_jax.training.mesh import first_rows, to_host
+
+
+def evaluation_stage(name: str, settings: Settings, trained: str) -> Stage:
+    """Predicts the evaluation videos with a stage's averaged parameters and scores them."""
+
+    def run(room: Room, folder: Path) -> dict[str, Any]:
+        params = trained_parameters(room, settings, trained)
+        detector, table = room.detector(settings), room.dataset.evaluation
+        predict = jax.jit(lambda p, t: predict_table(detector, p, t, settings.evaluation.batch, room.mesh))
+        detections: Detections = first_rows(to_host(predict(params["detector"], room.evaluation)), len(table.ids))
+        instances, _ = to_instances(detections, table.grids, None, [record.duration_s for record in table.records])
+        if room.ledger.first_process:
+            write_submission(folder / "predictions.json", instances, table.ids, room.dataset.classes)
+        return score(room, instances)
+
+    depends = {
+        "evaluation": dataclasses.asdict(settings.evaluation),
+        "nms": dataclasses.asdict(settings.network.nms),
+    }
+    return Stage(name, (trained,), depends, run)
+
+
+def score(room: Room, predictions: Instances) -> dict[str, Any]:
+    """mAP and recall of predictions on the evaluation videos, as JSON types."""
+    truth = instances_from_annotations([room.truth.videos[video] for video in room.dataset.evaluation.ids])
+    e = room.settings.evaluation
+    result = average_precision(truth, predictions, e.tiou, len(room.dataset.classes), e.recall_at)
+    return result.as_dict(room.dataset.classes)
+
+
+def label_space_stage(name: str, settings: Settings, trained: str) -> Stage:
+    """Divides the classes of every unlabelled snippet as non-target learning does, and looks where the true class is.
+
+    The counts go into the results, a few whole distributions into ``label_space.json`` (Figure 6). Of a detector whose
+    head has no background, points without a class score above ``tau_neg`` are left out.
+    """
+
+    def run(room: Room, folder: Path) -> dict[str, Any]:
+        params, table = trained_parameters(room, settings, trained), room.dataset.unlabelled
+        detector = room.detector(settings)
+
+        @jax.jit
+        def divide(params: Any, videos: Any) -> tuple:
+            def some(chunk: Any) -> tuple:
+                belief = detector.apply(params, chunk, None).distribution()
+                part = divide_classes(belief.probability, settings.learning.nontarget).astype(jnp.int8)
+                mask = belief.mask
+                if not detector.background:  # most points of a pyramid answer for no instance, and are sure of that
+                    mask &= belief.log_in[..., :-1].max(-1) > jnp.log(settings.learning.selection.tau_neg)
+                return belief.probability, part, belief.time_t, mask
+
+            batch = -(-settings.evaluation.batch // room.mesh.size) * room.mesh.size
+            return map_rows(some, videos, batch)
+
+        found = to_host(divide(params["detector"], room.unlabelled))
+        probability, part, time_t, mask = first_rows(found, len(table.ids))
+        truth = _true_classes(room, table, time_t)
+        shown = examples(probability, part, time_t, mask, truth, settings.evaluation.label_space_examples)
+        classes = [*room.dataset.classes, "background"]
+        for row in shown:
+            row |= {"video": table.ids[row["video"]], "time_s": float(table.grids[row["video"]].to_s(row["time_t"]))}
+        room.ledger.write(folder / "label_space.json", {"classes": classes, "examples": shown})
+        return {"label_space": label_space(part, mask, truth)}
+
+    depends = {
+        "nontarget": dataclasses.asdict(settings.learning.nontarget),
+        "examples": settings.evaluation.label_space_examples,
+        "tau_neg": settings.learning.selection.tau_neg,
+    }
+    return Stage(name, (trained,), depends, run)
+
+
+def _true_classes(room: Room, table: VideoTable, time_t: np.ndarray) -> np.ndarray:
+    """The annotated class of every snippet ``[V, S]``; C is background."""
+    records = [room.truth.videos[video] for video in table.ids]
+    return np.stack(
+        [
+            frame_truth(grid.to_s(times), record, len(room.dataset.classes))
+            for record, grid, times in zip(records, table.grids, time_t, strict=True)
+        ]
+    )
