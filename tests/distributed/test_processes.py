@@ -31,6 +31,31 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    """Six steps of self-training on two devices of each of two processes end in the parameters of one device."""
+    program = REPOSITORY / "tests" / "laws" / "test_devices.py"
+    address = f"127.0.0.1:{free_port()}"
+    path = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
+    runs = {"one": (1, []), **{f"rank{r}": (2, [address, "2", str(r)]) for r in range(2)}}
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(program), "apl", "actionformer", str(tmp_path / f"{name}.npz"), *extra],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": path},
+        )
+        for name, (devices, extra) in runs.items()
+    ]  # fmt: skip
+    outputs = [child.communicate(timeout=600)[0] for child in children]
+    assert all(child.returncode == 0 for child in children), "\n".join(outputs)
+    found = {name: np.load(tmp_path / f"{name}.npz", allow_pickle=False) for name in runs}
+    assert [int(found[name]["devices"]) for name in runs] == [1, 4, 4]
+    parameters = [name for name in found["one"].files if "params" in name]
+    assert len(parameters) > 20
+    for name in parameters:
+        for rank in ("rank0", "rank1"):
+            np.testing.assert_allclose(found[rank][name], found["one"][name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
 def test_two_processes_train_label_and_write_one_run(small_run: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     children = []

@@ -1,7 +1,7 @@
 """Law 4: one device computes what four do. Law 5: a training step is traced and compiled once.
 
-Run as a program, ``python test_devices.py KIND DETECTOR FILE``, this file trains one kind on all devices and saves what
-came out; the tests start it with four.
+Run as a program, ``python test_devices.py KIND DETECTOR FILE [ADDRESS PROCESSES RANK]``, this file trains one kind on
+all devices and saves what came out; the tests start it with four, tests/distributed as one of several processes.
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def test_one_trace_and_no_late_compilation(pair: Pair) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        jax.distributed.initialize(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
     result = train(sys.argv[1], sys.argv[2], len(jax.devices()))
     counts = {"traces": result.traces, "late_compilations": result.late_compilations}
     np.savez(sys.argv[3], devices=len(jax.devices()), **counts, **result.leaves)
