@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from apl_jax.data.files import write_json
@@ -18,7 +19,9 @@ from apl_jax.evaluation.average_precision import (
     write_submission,
 )
 from apl_jax.evaluation.label_quality import label_quality
-from apl_jax.settings import Settings, to_dict
+from apl_jax.evaluation.label_space import examples, label_space
+from apl_jax.learning.nontarget import divide_classes
+from apl_jax.settings import NonTargetSettings, Settings, to_dict
 from apl_jax.structs import Reason
 
 TIOU = (0.3, 0.5, 0.7)
@@ -27,6 +30,7 @@ TIOU = (0.3, 0.5, 0.7)
 def make_run(
     folder: Path, classes: list[str], duration_s: float, length_s: float, rounds: int = 1, videos: int = 9,
     arms: tuple[str, ...] = ("supervised", "supervised_matched", "semi_supervised"), icd: bool = True,
+    space: bool = False,
 ) -> Path:  # fmt: skip
     """A run folder as ``pipeline.run`` leaves it, with blurred truth in place of a network's output."""
     rng = np.random.default_rng(0)
@@ -75,6 +79,7 @@ def make_run(
             run / "stages" / f"pseudo_label_{r}", split["unlabelled"], [truth_s[v] for v in rows],
             [labels[v] for v in rows], classes, duration_s, rng,
         )  # fmt: skip
+    spaces = {n: _divide(run, n, split["unlabelled"], classes, rng) for n in trained if space and n == "teacher"}
     write_json(run / "results.json", {
         "version": "0.1.0", "settings_fingerprint": "f" * 16, "seed": 0, "devices": "1 x cpu", "jax": "0.10.2",
         "data": {
@@ -84,6 +89,7 @@ def make_run(
         },
         "protocol": "strict", "steps": trained, "matched_steps": 600, "arms": scores,
         "final_arm": next(reversed(scores)), "pseudo_labels": quality,
+        "label_space": spaces,
     })  # fmt: skip
     return run
 
@@ -136,6 +142,19 @@ def _label(
     counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW}
     quality = label_quality(found, reason, instances_from_videos(truth_s, labels))
     return {"tau_pos": 0.6, "counts": counts, "quality": quality, "seconds": 1.0}
+
+
+def _divide(run: Path, name: str, ids: list[str], classes: list[str], rng: np.random.Generator) -> dict[str, Any]:
+    """Random beliefs of random truth, divided and counted by the package."""
+    probability = rng.dirichlet([0.5] * (len(classes) + 1), (len(ids), 30)).astype(np.float32)
+    part = np.asarray(divide_classes(jnp.asarray(probability), NonTargetSettings()))
+    truth = rng.integers(0, len(classes) + 1, part.shape[:2])
+    mask, time_t = np.ones(truth.shape, bool), np.tile(np.arange(30.0), (len(ids), 1))
+    shown = examples(probability, part, time_t, mask, truth, 4)
+    shown = [row | {"video": ids[row["video"]], "time_s": row["time_t"]} for row in shown]
+    path = run / "stages" / f"{name}_label_space" / "label_space.json"
+    write_json(path, {"classes": [*classes, "background"], "examples": shown})
+    return label_space(part, mask, truth)
 
 
 def _write_metrics(path: Path, steps: int, stage: str) -> None:

@@ -29,6 +29,7 @@ from apl_jax.report.elements import (
     text_table,
 )
 from apl_jax.report.finished_run import FinishedRun, PseudoLabelTable, open_run
+from apl_jax.report.label_space import label_space_section
 from apl_jax.report.tables import (
     arm_name,
     counts,
@@ -73,6 +74,7 @@ def write_report(workdir: Path) -> Path:
         ("Average precision per class", _per_class(run)),
         ("Training", _curves(run)),
         ("Pseudo labels", _pseudo_labels(run, colours)),
+        ("Non-target classes", label_space_section(run)),
         ("Timelines of unlabelled videos", _unlabelled_timelines(run, colours)),
         ("Timelines of evaluated videos", _evaluation_timelines(run, colours)),
         ("What was run", _provenance(run)),

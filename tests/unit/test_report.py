@@ -24,8 +24,8 @@ from apl_jax.structs import Reason
 NASTY = '<script>alert("1")</script> & $x_2$'
 CLASSES = ["walking", NASTY, "turning", "sitting"]
 SECTIONS = [
-    "Results", "Average precision per class", "Training", "Pseudo labels", "Timelines of unlabelled videos",
-    "Timelines of evaluated videos", "What was run",
+    "Results", "Average precision per class", "Training", "Pseudo labels", "Non-target classes",
+    "Timelines of unlabelled videos", "Timelines of evaluated videos", "What was run",
 ]  # fmt: skip
 
 
@@ -64,7 +64,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every arm, two rounds, and a class name that must be escaped; its page is written."""
-    run = make_run(tmp_path_factory.mktemp("whole"), CLASSES, 40.0, 2.0, rounds=2, videos=12)
+    run = make_run(tmp_path_factory.mktemp("whole"), CLASSES, 40.0, 2.0, rounds=2, videos=12, space=True)
     write_report(run)
     return run
 
@@ -114,8 +114,8 @@ def test_page_is_the_same_twice(whole: Path) -> None:
 
 def test_missing_arms_leave_their_sections_out(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path, CLASSES, 40.0, 2.0, arms=("supervised",))))
-    left = [name for name in SECTIONS if name not in ("Pseudo labels", "Timelines of unlabelled videos")]
-    assert page.of("h2") == left
+    left = ("Pseudo labels", "Non-target classes", "Timelines of unlabelled videos")
+    assert page.of("h2") == [name for name in SECTIONS if name not in left]
     assert not any("points of average mAP" in text for _, text in page.texts)
 
 
@@ -133,7 +133,14 @@ def test_no_pseudo_label_at_all(tmp_path: Path) -> None:
     document = load_json(path)
     document["database"] = {v: e | {"annotations": [], "ignored": []} for v, e in document["database"].items()}
     write_json(path, document)
-    assert Page(write_report(run)).of("h2") == SECTIONS
+    assert Page(write_report(run)).of("h2") == [name for name in SECTIONS if name != "Non-target classes"]
+
+
+def test_label_space_says_what_was_counted(whole: Path) -> None:
+    page, found = Page(whole / "report.html"), load_json(whole / "results.json")["label_space"]["teacher"]["foreground"]
+    for name in ("target", "positive", "negative", "ambiguous"):
+        assert f"{100 * found[name]:.1f}" in page.of("td")
+    assert "where the target is wrong" in page.of("text") and any("★" in text for text in page.of("text"))
 
 
 def test_many_classes_and_long_videos_are_cut_and_say_so(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ _TERMS = {
 _MORE_TERMS = ["#8C510A", "#35978F", "#762A83", "#5AAE61", "#4D4D4D"]
 _INK, _RULE = "#333D47", "#D5DAE0"
 
-_styled = matplotlib.rc_context(
+styled = matplotlib.rc_context(
     {
         "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
         "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
@@ -126,7 +126,7 @@ def _settle(figure: Figure) -> None:
         axes.set_position((left, bottom, width, height))
 
 
-@_styled
+@styled
 def reason_histograms(
     figure: Figure, values: Mapping[str, np.ndarray], reason: np.ndarray,
     marks: Mapping[str, Sequence[tuple[float, str]]],
@@ -167,7 +167,7 @@ def _stack(axes: Axes, values: np.ndarray, reason: np.ndarray) -> None:
     axes.grid(axis="y")
 
 
-@_styled
+@styled
 def quality_bars(figure: Figure, quality: Mapping[str, Mapping[str, float | None]]) -> None:
     """Figure 3(c) of one round: the :data:`MEASURES` of the sets that EAP and MPP make, in percent.
 
@@ -192,7 +192,7 @@ def quality_bars(figure: Figure, quality: Mapping[str, Mapping[str, float | None
     figure.legend(loc="outside upper left", ncols=4, handlelength=0.9, columnspacing=1.2)
 
 
-@_styled
+@styled
 def class_counts(
     figure: Figure, classes: Sequence[str], truth: np.ndarray, selected: np.ndarray, correct: np.ndarray,
     colours: Sequence[str],
@@ -212,7 +212,7 @@ def class_counts(
     for row, c in enumerate(shown):
         text = f"{correct[c]:,.0f} of {selected[c]:,.0f}"
         axes.annotate(text, (selected[c], row + 0.2), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
-    axes.set_yticks(y, [_short(classes[int(c)]) for c in shown])
+    axes.set_yticks(y, [short_name(classes[int(c)]) for c in shown])
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0, 1.12 * furthest), ylim=(len(shown) - 0.4, -0.6), xlabel="instances in the unlabelled videos")
     axes.grid(axis="x")
@@ -222,11 +222,11 @@ def class_counts(
     return len(truth) - len(shown)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     return name if len(name) <= CLASS_LABEL else name[: CLASS_LABEL - 1] + "…"
 
 
-@_styled
+@styled
 def training_curves(figure: Figure, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Scalars of one stage by step, name -> (steps [S], values [S]); a panel per group, the part before "/".
 
@@ -271,7 +271,7 @@ def timeline_height(panels: Sequence[Panel]) -> float:
     return sum(PANEL_IN + LANE_IN * len(panel.lanes) for panel in panels)
 
 
-@_styled
+@styled
 def timelines(figure: Figure, panels: Sequence[Panel], colours: Sequence[str]) -> None:
     """One panel per video, one lane per origin, every instance in the colour of its class (Figures S3 and S4).
 
@@ -323,7 +323,7 @@ def _draw_lane(axes: Axes, row: int, lane: Lane, span_s: tuple[float, float], co
             )  # fmt: skip
 
 
-@_styled
+@styled
 def embeddings(figure: Figure, points: Mapping[str, np.ndarray], groups: Sequence[tuple[str, np.ndarray, str]]) -> None:
     """Planar embeddings ``[M, 2]`` side by side, title -> points, coloured by group: (name, ``[M]`` bool, colour)."""
     grid = figure.subplots(1, len(points), squeeze=False)[0]
@@ -336,7 +336,7 @@ def embeddings(figure: Figure, points: Mapping[str, np.ndarray], groups: Sequenc
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 8), markerscale=2.2)
 
 
-@_styled
+@styled
 def calibration(figure: Figure, estimates: Mapping[str, np.ndarray], tiou: np.ndarray) -> None:
     """What an estimate promises and what it is worth: true tIoU ``[M]`` against each estimate, name -> ``[M]``.
 
