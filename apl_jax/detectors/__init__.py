@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from apl_jax.detectors.actionformer import build_actionformer
 from apl_jax.detectors.base import Detector
+from apl_jax.detectors.spot import build_spot
 from apl_jax.settings import Settings
 
 DETECTORS: dict[str, Callable[[Settings, int, int], Detector]] = {
     "actionformer": lambda settings, width, classes: build_actionformer(settings.actionformer, width, classes),
+    "spot": lambda settings, width, classes: build_spot(settings.spot, width, classes),
 }
 
 

@@ -47,8 +47,20 @@ def valid_points(outputs: Any, steps: int) -> dict[str, np.ndarray]:
     return levels
 
 
+def valid_snippets(outputs: Any, steps: int) -> dict[str, np.ndarray]:
+    """SPOT's predictions at valid snippets, and at cells of which both snippets are, as flat rows."""
+    del steps
+    valid = outputs.snippet_mask
+    cells = valid[..., None] & valid[..., None, :]
+    rows = {name: getattr(outputs, name)[valid] for name in ("class_logits", "features", "inputs")}
+    return rows | {"mask_logits": outputs.mask_logits[cells]}
+
+
 # Per detector: what it predicts where the video is, given the padded length.
-VALID_OUTPUTS: dict[str, Callable[[Any, int], dict[str, np.ndarray]]] = {"actionformer": valid_points}
+VALID_OUTPUTS: dict[str, Callable[[Any, int], dict[str, np.ndarray]]] = {
+    "actionformer": valid_points,
+    "spot": valid_snippets,
+}
 
 
 @pytest.mark.parametrize(("detector_name", "variant"), CASES)
@@ -62,14 +74,14 @@ def test_detector(detector_name: str, variant: str) -> None:
     def examine(batch: Batch) -> tuple:
         outputs = detector.apply(params, batch, None)
         return (
-            (outputs, outputs.represent(rows)),
+            (outputs, outputs.represent(rows), outputs.distribution()),
             detector.loss(outputs, batch.targets, state),
             detector.decode(outputs),
         )
 
     short, long = random_batch(LENGTHS, SHORT), random_batch(LENGTHS, LONG, padding=np.nan)
     (seen_a, losses_a, found_a), (seen_b, losses_b, found_b) = jax.device_get((examine(short), examine(long)))
-    (outputs_a, represented_a), (outputs_b, represented_b) = seen_a, seen_b
+    (outputs_a, represented_a, beliefs_a), (outputs_b, represented_b, beliefs_b) = seen_a, seen_b
 
     valid = np.asarray(short.mask)
     np.testing.assert_allclose(represented_a[valid], represented_b[valid], atol=2e-5)
@@ -79,8 +91,13 @@ def test_detector(detector_name: str, variant: str) -> None:
     for name, values in rows_a.items():
         np.testing.assert_allclose(values, rows_b[name], atol=2e-5, err_msg=name)
 
+    for part_a, part_b in ((beliefs_a, beliefs_b), (losses_a.roles, losses_b.roles)):
+        for name, ours, theirs in zip(part_a._fields, part_a, part_b, strict=True):
+            np.testing.assert_allclose(ours[beliefs_a.mask], theirs[beliefs_b.mask], atol=2e-5, err_msg=name)
+
     assert losses_a.terms["positives"] > 3
-    for ours, theirs in zip(jax.tree.leaves(losses_a), jax.tree.leaves(losses_b), strict=True):
+    scalars_a, scalars_b = (jax.tree.leaves(losses._replace(roles=None)) for losses in (losses_a, losses_b))
+    for ours, theirs in zip(scalars_a, scalars_b, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5)
 
     assert found_a.mask.sum(-1)[:2].min() >= 3  # the video of one step may have none

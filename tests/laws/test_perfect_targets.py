@@ -14,9 +14,11 @@ from specimens import CLASSES, FEATURE_WIDTH, variants
 
 from apl_jax.detectors import DETECTORS, build_detector
 from apl_jax.detectors.actionformer import PyramidOutputs, assign, pyramid_points
+from apl_jax.detectors.spot import SpotOutputs, assign_snippets
 from apl_jax.evaluation.average_precision import Instances, average_precision
 from apl_jax.evaluation.predict import to_instances
 from apl_jax.nn.quality import QUALITY_BRANCHES
+from apl_jax.nn.snippets import to_snippets
 from apl_jax.settings import Settings
 from apl_jax.structs import Targets, TimeGrid
 
@@ -43,12 +45,56 @@ def perfect_actionformer(settings: Settings, targets: Targets, mask: jax.Array) 
     )
 
 
+def perfect_spot(settings: Settings, targets: Targets, mask: jax.Array) -> SpotOutputs:
+    """What SPOT would say if its class and mask losses were zero."""
+    s = settings.spot
+    cut = to_snippets(jnp.zeros((*mask.shape, FEATURE_WIDTH)), mask, s)
+    logits, cells = (jnp.zeros((*cut.mask.shape, size)) for size in (CLASSES + 1, s.steps))
+    geometry = cut.mask, cut.start_t, cut.scale_t, cut.lengths
+    goal = assign_snippets(SpotOutputs(logits, cells, cut.inputs, cut.inputs, *geometry), targets, s)
+    logits = SURE * (2 * jax.nn.one_hot(goal.classes, CLASSES + 1) - 1)
+    return SpotOutputs(logits, jnp.where(goal.cells_mask, SURE, -SURE), cut.inputs, cut.inputs, *geometry)
+
+
 # Per detector: outputs of a network that has learnt its targets (settings, targets, mask) perfectly.
-PERFECT: dict[str, Callable[[Settings, Targets, jax.Array], Any]] = {"actionformer": perfect_actionformer}
+PERFECT: dict[str, Callable[[Settings, Targets, jax.Array], Any]] = {
+    "actionformer": perfect_actionformer,
+    "spot": perfect_spot,
+}
+
+Annotated = Sequence[list[tuple[float, float, int]]]  # per video (start, end, class) on the grid
 
 
-def annotated() -> Sequence[list[tuple[float, float, int]]]:
-    """Per video (start, end, class) on the grid: short, long, at the ends, touching, overlapping, two of one place."""
+def annotated_snippets(settings: Settings) -> Annotated:
+    """On the edges of snippets, one class at a time: short, long, at the ends, touching; resized, one within another.
+
+    In windows of 8 snippets that overlap by 4, an instance is seen whole if it is not longer than 4, or well placed.
+    """
+    s = settings.spot
+    if s.fit == "windows":
+        scales = [1.0, 1.0, 1.0]
+        videos = (
+            [(0, 1, 0), (1, 4, 1), (33, 39, 2), (60, 64, 0)],
+            [(13, 18, 2), (22, 25, 0), (26, 30, 0)],
+            [(38, 41, 2)],
+        )
+    else:
+        scales = [length / s.steps for length in LENGTHS]
+        videos = (
+            [(0, 1, 0), (1, 2, 1), (4, 10, 2), (6, 7, 0), (15, 16, 1)],
+            [(0, 6, 2), (7, 9, 0), (10, 12, 0)],
+            [(1, 3, 0), (8, 15, 2)],
+        )
+    return tuple(
+        [(i * scale - 0.5, j * scale - 0.5, label) for i, j, label in rows]
+        for scale, rows in zip(scales, videos, strict=True)
+    )
+
+
+def annotated(settings: Settings) -> Annotated:
+    """What the detector can represent: short, long, at the ends, touching, overlapping, two of one place."""
+    if settings.detector == "spot":
+        return annotated_snippets(settings)
     return (
         [(0.4, 3.1, 0), (3.1, 7.6, 1), (12.0, 40.0, 2), (20.0, 26.0, 0), (58.5, 63.0, 1)],
         [(-0.8, 6.0, 2), (10.0, 18.5, 0), (10.0, 18.5, 1), (30.2, 49.5, 2)],
@@ -56,7 +102,7 @@ def annotated() -> Sequence[list[tuple[float, float, int]]]:
     )
 
 
-def as_targets(videos: Sequence[list[tuple[float, float, int]]]) -> Targets:
+def as_targets(videos: Annotated) -> Targets:
     """Padded."""
     count = max(len(rows) for rows in videos) + 1
     segments_t, labels = np.zeros((len(videos), count, 2), np.float32), np.zeros((len(videos), count), np.int32)
@@ -76,10 +122,11 @@ def as_targets(videos: Sequence[list[tuple[float, float, int]]]) -> Targets:
 def test_perfect_predictions_score_one(detector_name: str, variant: str) -> None:
     settings = variants(detector_name)[variant]
     # Two classes in one place are two instances only if suppression knows classes.
-    nms = dataclasses.replace(settings.actionformer.nms, class_wise=True, max_detections=64, top_k_per_level=200)
-    settings = dataclasses.replace(settings, actionformer=dataclasses.replace(settings.actionformer, nms=nms))
+    own = getattr(settings, detector_name)
+    nms = dataclasses.replace(own.nms, class_wise=True, max_detections=64, top_k_per_level=200)
+    settings = dataclasses.replace(settings, **{detector_name: dataclasses.replace(own, nms=nms)})
     detector = build_detector(settings, FEATURE_WIDTH, CLASSES)
-    videos = annotated()
+    videos = annotated(settings)
     mask = jnp.arange(STEPS) < jnp.asarray(LENGTHS)[:, None]
     outputs = PERFECT[detector_name](settings, as_targets(videos), mask)
     predictions, _ = to_instances(jax.device_get(jax.jit(detector.decode)(outputs)), [GRID] * len(videos))

@@ -20,7 +20,7 @@ ORDER = jnp.array([2, 0, 1])
     ("detector_name", "variant"), [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
 )
 def test_detector(detector_name: str, variant: str) -> None:
-    """Outputs and detections move with their videos; losses, which are of the whole batch, stay."""
+    """Outputs, detections and roles move with their videos; losses, which are of the whole batch, stay."""
     detector = build_detector(variants(detector_name)[variant], FEATURE_WIDTH, CLASSES)
     params, state = random_weights(jax.eval_shape(detector.init, jax.random.key(0)))
 
@@ -28,7 +28,9 @@ def test_detector(detector_name: str, variant: str) -> None:
     def examine(batch: Batch) -> tuple:
         outputs = detector.apply(params, batch, None)
         represented = outputs.represent(jnp.tile(jnp.arange(STEPS), (len(LENGTHS), 1)))
-        return (outputs, represented, detector.decode(outputs)), detector.loss(outputs, batch.targets, state)
+        losses = detector.loss(outputs, batch.targets, state)
+        per_video = outputs, represented, outputs.distribution(), detector.decode(outputs), losses.roles
+        return per_video, losses._replace(roles=None)
 
     batch = random_batch(LENGTHS, STEPS)
     move = lambda tree: jax.tree.map(lambda x: x[ORDER], tree)

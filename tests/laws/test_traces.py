@@ -35,7 +35,7 @@ def test_prediction_and_selection(detector_name: str) -> None:
             chosen[rule] = refine(detections, selected, similarity, selection)
         return chosen
 
-    most = tiny_settings(detector_name).actionformer.nms.max_detections
+    most = getattr(tiny_settings(detector_name), detector_name).nms.max_detections
     counts = []
     for seed, lengths in enumerate([(16, 9, 3), (12, 12, 12), (30, 4, 17), (16, 1, 5), (25, 32, 2)]):
         table = random_batch(lengths, padded_length(lengths, 16), seed=seed)

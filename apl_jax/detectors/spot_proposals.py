@@ -1,0 +1,72 @@
+"""SPOT's proposals: thresholded mask rows and runs of class sequences of one window (systems 3.5), unbatched."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from apl_jax.nn.snippets import hop
+from apl_jax.ops import runs
+from apl_jax.settings import SpotSettings
+from apl_jax.structs import Array
+
+
+class Proposals(NamedTuple):
+    """M candidates, each ``[..., M]``; extents are in snippets of their window."""
+
+    first: Array
+    last: Array
+    label: Array
+    score: Array  # largest probability of the class inside
+    location: Array  # how surely the mask says that this is the extent
+    mask: Array
+
+
+def mask_proposals(action: Array, mask_logits: Array, valid: Array, label: Array | None, s: SpotSettings) -> Proposals:
+    """Rows of the snippets that are surest of an action, at every threshold; one window, ``action [W, C]``."""
+    width = len(valid)
+    query = jax.lax.top_k(action.max(-1), min(s.top_snippets, width))[1]
+    label = action[query].argmax(-1) if label is None else jnp.broadcast_to(label, query.shape)
+    row = jnp.where(valid, jax.nn.sigmoid(mask_logits[query]), 0)[:, None]  # [Q, 1, W]
+    active = (row > jnp.asarray(s.mask_thresholds)[:, None]) & valid  # [Q, R, W]
+    first, last = runs.component(active, query[:, None]) if s.extent == "component" else runs.span(active)
+    inside = runs.within(first, last, width)
+    # Of equal extents at several thresholds one is enough: NMS would remove the others.
+    same = (first[:, 1:] == first[:, :-1]) & (last[:, 1:] == last[:, :-1])
+    fresh = ~jnp.pad(same, [(0, 0), (1, 0)])
+    score = jnp.where(inside, action[:, label].T[:, None], 0).max(-1)
+    location = jnp.where(inside, row, 0).sum(-1) / jnp.maximum(last - first, 1)
+    labels = jnp.broadcast_to(label[:, None], first.shape)
+    exists = fresh & (last - first > s.shortest_share * width) & valid[query][:, None]
+    return Proposals(*(x.reshape(-1) for x in (first, last, labels, score, location, exists)))
+
+
+def class_proposals(action: Array, mask_logits: Array, valid: Array, classes: Array, s: SpotSettings) -> Proposals:
+    """Runs of the sequences of ``classes`` at every threshold, the surest ``top_k_per_level`` of one window."""
+    width = len(valid)
+    sequence = action[:, classes].T  # [C', W]
+    active = (sequence[:, None] > jnp.asarray(s.class_thresholds)[:, None]) & valid  # [C', R, W]
+    first, ends = runs.run_starts(active)
+    same = ends[:, 1:] & ends[:, :-1] & (first[:, 1:] == first[:, :-1])
+    exists = ends & ~jnp.pad(same, [(0, 0), (1, 0), (0, 0)])
+    exists &= jnp.arange(width) + 1 - first > s.shortest_share * width
+    peak = runs.running_max(jnp.broadcast_to(sequence[:, None], first.shape), first)
+    score, chosen = jax.lax.top_k(jnp.where(exists, peak, 0).reshape(-1), min(s.nms.top_k_per_level, exists.size))
+    row = chosen // (active.shape[1] * width)
+    start, stop = first.reshape(-1)[chosen], chosen % width + 1
+    inside = runs.within(start, stop, width)
+    surest = jnp.where(inside, sequence[row], -1).argmax(-1)
+    location = jnp.where(inside, jax.nn.sigmoid(mask_logits[surest]), 0).max(-1)
+    return Proposals(start, stop, classes[row], score, location, score > 0)
+
+
+def severed(found: Proposals, start: Array, length: Array, s: SpotSettings) -> Array:
+    """Proposals that a window's end cuts off although the neighbouring window sees more of them."""
+    if s.fit == "resize":
+        return jnp.zeros_like(found.mask)
+    size, shared = found.last - found.first, s.steps - hop(s)
+    before = (found.first == 0) & (start[:, None] > 0) & (size < shared)
+    after = (found.last == s.steps) & (start[:, None] + s.steps < length) & (size <= shared)
+    return before | after

@@ -1,0 +1,148 @@
+"""SPOT's parts: from grid rows to snippets, self-attention over snippets, class head and mask heads (systems 3.2).
+
+Modules see windows: ``x [N, W, C]`` and ``mask [N, W]``, N = videos x windows per video.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from apl_jax.nn.blocks import LayerNorm, Linear, MaskedConv, uniform_fan_in
+from apl_jax.ops import sequence
+from apl_jax.ops.masking import silence
+from apl_jax.settings import SpotSettings
+from apl_jax.structs import Array
+
+_NO_KEY = -1e30  # for -inf: a window without any valid snippet still has a finite softmax
+
+
+class Snippets(NamedTuple):
+    """n windows of W snippets per video; snippet i stands for grid step ``start_t + (i + .5) * scale_t - .5``."""
+
+    inputs: Array  # [B, n, W, D]
+    mask: Array  # [B, n, W]
+    start_t: Array  # [B, n]
+    scale_t: Array  # [B] grid steps per snippet
+    lengths: Array  # [B] int32, valid grid steps
+
+
+def hop(settings: SpotSettings) -> int:
+    """Grid steps from one window to the next."""
+    return max(round(settings.steps * (1 - settings.overlap)), 1)
+
+
+def to_snippets(features: Array, mask: Array, settings: SpotSettings) -> Snippets:
+    """Resizes the valid rows of ``features [B, T, D]`` to W snippets, or cuts them in windows of W rows.
+
+    ``mask [B, T]`` is a prefix of true values. Neither form looks at padding. Resizing: linear, half-pixel centres,
+    clamped at the last valid row, no anti-aliasing (systems 1.2). Windows: n follows from T alone; a video that needs
+    fewer has masked ones, and its last window ends with the video, so that only videos shorter than W see padding.
+    """
+    width, (batch, steps) = settings.steps, mask.shape
+    lengths = mask.sum(-1, dtype=jnp.int32)
+    last_row = jnp.maximum(lengths - 1, 0)[:, None, None]
+    take = lambda rows: jnp.take_along_axis(features, rows.reshape(batch, -1)[..., None], axis=1)
+    if settings.fit == "resize":
+        scale = jnp.maximum(lengths, 1) / width
+        start = jnp.zeros((batch, 1))
+        snippet_mask = jnp.broadcast_to((lengths > 0)[:, None, None], (batch, 1, width))
+        position = jnp.maximum((jnp.arange(width) + 0.5) * scale[:, None, None] - 0.5, 0.0)
+        left = jnp.minimum(jnp.floor(position).astype(jnp.int32), last_row)
+        fraction = (position - jnp.floor(position)).reshape(batch, width, 1).astype(features.dtype)
+        inputs = take(left) * (1 - fraction) + take(jnp.minimum(left + 1, last_row)) * fraction
+    else:
+        count = 1 if steps <= width else -(-(steps - width) // hop(settings)) + 1
+        scale = jnp.ones(batch)
+        first = hop(settings) * jnp.arange(count)
+        last_start = jnp.maximum(lengths - width, 0)[:, None]
+        row = jnp.minimum(first, last_start)[..., None] + jnp.arange(width)
+        snippet_mask = ((first < last_start + hop(settings))[..., None]) & (row < lengths[:, None, None])
+        start = row[..., 0].astype(scale.dtype)
+        inputs = take(jnp.minimum(row, last_row))
+    inputs = inputs.reshape(batch, -1, width, features.shape[-1])
+    return Snippets(jnp.where(snippet_mask[..., None], inputs, 0), snippet_mask, start, scale, lengths)
+
+
+def products_in(settings: SpotSettings, x: Array) -> DTypeLike:
+    """The dtype of large products: bfloat16 where asked for, otherwise that of the data."""
+    return jnp.bfloat16 if settings.dtype == "bfloat16" else jnp.promote_types(x.dtype, jnp.float32)
+
+
+class SnippetAttention(nn.Module):
+    """Multi-head self-attention without position, a skip path, LayerNorm: the embedding ``[N, W, E]``.
+
+    Heads are visited one by one: their queries, keys and values then come out of their products as the next product
+    wants them, where splitting one product in heads would write out the transposition of all of them.
+    """
+
+    settings: SpotSettings
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array, deterministic: bool) -> tuple[Array, Array]:
+        """Returns the input as the skip path takes it (projected, if there is a projection) and the embedding."""
+        s = self.settings
+        dtype = products_in(s, x)
+        if s.width:
+            x = silence(Linear(s.width, dtype, name="projection")(x).astype(x.dtype), mask)
+        width = x.shape[-1]
+        size = s.head_width or width
+        normal = nn.initializers.normal(math.sqrt(2 / (width + size)))
+        kernels = [self.param(f"{name}_kernel", normal, (width, s.heads * size)) for name in ("query", "key", "value")]
+        # The query's scale is taken into its kernel: the smaller of the two.
+        kernels[0] = kernels[0] / math.sqrt(size)
+        merge = self.param("merge_kernel", nn.initializers.xavier_normal(), (s.heads * size, width))
+        bias = self.param("merge_bias", nn.initializers.zeros, (width,))
+        attention_dropout = nn.Dropout(s.attention_dropout, deterministic=deterministic)
+        rows = x.astype(dtype)
+
+        def head(h: int) -> Array:
+            own = slice(h * size, (h + 1) * size)
+            query, key, value = (sequence.linear(rows, kernel[:, own]) for kernel in kernels)
+            wide = jnp.promote_types(dtype, jnp.float32)
+            logits = jnp.einsum("nqe,nke->nqk", query, key, preferred_element_type=wide)
+            weights = attention_dropout(jax.nn.softmax(jnp.where(mask[:, None], logits, _NO_KEY), axis=-1))
+            seen = jnp.einsum("nqk,nke->nqe", weights.astype(dtype), value, preferred_element_type=wide)
+            return sequence.linear(seen.astype(dtype), merge[own]).astype(x.dtype)
+
+        y = sum((head(h) for h in range(1, s.heads)), head(0)) + bias.astype(x.dtype)
+        y = nn.Dropout(s.dropout, deterministic=deterministic)(y)
+        return x, silence(LayerNorm(name="norm")(y + x), mask)
+
+
+class SnippetClassHead(nn.Module):
+    """Softmax logits ``[N, W, C + 1]``, background last, in the dtype of the data."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, embedding: Array) -> Array:
+        return Linear(self.num_classes + 1, embedding.dtype, name="predictor")(embedding)
+
+
+class MaskHead(nn.Module):
+    """Foreground logits ``[N, query, time]``: how likely snippet ``time`` is of the instance that ``query`` is of.
+
+    ``rows``: the channels of the last layer are the queries, so its weights know the position of a snippet and depend
+    on W. ``bilinear``: products of a query vector and a key vector of each snippet; the weights fit any W.
+    """
+
+    settings: SpotSettings
+
+    @nn.compact
+    def __call__(self, embedding: Array, mask: Array) -> Array:
+        s = self.settings
+        dtype = products_in(s, embedding)
+        hidden = nn.relu(MaskedConv(s.mask_hidden, bias_init=0.0, dtype=dtype, name="hidden")(embedding, mask))
+        hidden = hidden.astype(embedding.dtype)  # predictors do not round: logits never are bfloat16
+        if s.mask_head == "rows":
+            kernel = self.param("kernel", uniform_fan_in, (s.mask_hidden, s.steps))
+            return jnp.swapaxes(sequence.linear(hidden, kernel), 1, 2)
+        query = Linear(s.mask_hidden, embedding.dtype, name="query")(hidden) / math.sqrt(s.mask_hidden)
+        key = Linear(s.mask_hidden, embedding.dtype, name="key")(hidden)
+        return jnp.einsum("nqh,nth->nqt", query, key) + self.param("bias", nn.initializers.zeros, ())
