@@ -29,7 +29,7 @@ $(VENV)/.lint: $(VENV)/.made pyproject.toml
 	touch $@
 
 demo: $(VENV)/.run
-	$(BIN)/apl-jax run --config=configs/spsw.py:apl --workdir=$(WORKDIR)
+	$(BIN)/apl-jax run --config=configs/spsw.py:demo --workdir=$(WORKDIR)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -3,7 +3,7 @@
     apl-jax run --config=configs/spsw.py:apl --workdir=runs/spsw
 
 `apl` is the whole method at 10 % labels; `fixed`, `alqa`, `icd` are the lower rungs of APL's Table 2; `full` is the
-supervised detector with every label; `smoke` runs every stage for a few steps with a tiny model, to see that all works.
+supervised detector with every label; `demo` is `apl` in stages of 300 steps, for `make demo`; `smoke` runs every stage for a few steps with a tiny model, to see that all works.
 """
 
 import dataclasses
@@ -40,6 +40,10 @@ def get_config(variant: str = "apl") -> ConfigDict:
 
     if variant == "smoke":
         return shrink(config)
+    if variant == "demo":
+        for stage in (learning.pretrain, learning.supervised, learning.self_train):
+            stage.steps = 300
+        return config
     rungs = ("fixed", "alqa", "icd", "apl")
     if variant == "full":
         config.data.label_ratio = 1.0
@@ -48,7 +52,7 @@ def get_config(variant: str = "apl") -> ConfigDict:
         learning.supervised.labelled_batch = 8
         return config
     if variant not in rungs:
-        raise ValueError(f"configs/spsw.py:{variant}: expected one of full, smoke, {', '.join(rungs)}")
+        raise ValueError(f"configs/spsw.py:{variant}: expected one of full, demo, smoke, {', '.join(rungs)}")
     rung = rungs.index(variant)
     if rung < 3:
         learning.pretrain.steps = 0
