@@ -3,7 +3,8 @@
     apl-jax run --config=configs/spsw.py:apl --workdir=runs/spsw
 
 `apl` is the whole method at 10 % labels; `fixed`, `alqa`, `icd` are the lower rungs of APL's Table 2; `full` is the
-supervised detector with every label; `demo` is `apl` in stages of 300 steps, for `make demo`; `smoke` runs every stage for a few steps with a tiny model, to see that all works.
+supervised detector with every label; `demo` is `apl` in stages of 300 steps, for `make demo`; `smoke` runs every stage
+for a few steps with a tiny model, to see that all works.
 """
 
 import dataclasses
