@@ -9,18 +9,25 @@ as in production, ``JAX_COMPILATION_CACHE_DIR=`` with a folder of your own, or e
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-# jax reads these when it is imported, hence before any import of it. The flags exist in jaxlib 0.10 to 0.12; XLA stops
-# with "Unknown flag" at one that it does not know.
+# XLA stops with "Unknown flag" at one that it does not know; jaxlib 0.12 has dropped the choice of emitters.
+FLAGS = [
+    "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]  # fmt: skip
+if tuple(int(part) for part in version("jaxlib").split(".")[:2]) < (0, 12):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+
+# jax reads these when it is imported, hence before any import of it.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    "XLA_FLAGS": " ".join(FLAGS),
     "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".cache" / "xla-tests"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
 }

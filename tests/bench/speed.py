@@ -7,6 +7,7 @@ median of the rounds counts.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -20,14 +21,24 @@ from threadpoolctl import threadpool_limits
 
 from apl_jax.data.annotations import read_annotations
 from apl_jax.detectors.actionformer import build_actionformer
+from apl_jax.detectors.base import Detector
+from apl_jax.detectors.spot import build_spot
 from apl_jax.evaluation.average_precision import Instances, average_precision, instances_from_annotations
 from apl_jax.ops.kmeans import kmeans
-from apl_jax.settings import ActionFormerSettings, DiscriminatorSettings, OptimizerSettings, QualitySettings
-from apl_jax.structs import Batch, Targets
+from apl_jax.settings import (
+    ActionFormerSettings,
+    DiscriminatorSettings,
+    OptimizerSettings,
+    QualitySettings,
+    SpotSettings,
+)
+from apl_jax.structs import Batch, PyTree, Targets
 from apl_jax.training.mesh import enable_compile_cache
 from apl_jax.training.optimizer import build_optimizer
 
 FORWARD_MULTIPLY_ADDS = 45.044e9  # per video of 2304 x 2048 steps: APL Table S6, with ALQA's branches
+# Per recording of 100 x 400: attention (400 to 3 x 4 x 400, and back), its two products, classifier, mask head.
+SPOT_MULTIPLY_ADDS = 100 * (4 * 400 * 1600 + 2 * 4 * 100 * 400 + 400 * 201 + 3 * 400 * 256 + 256 * 100)
 STEPS = 2  # per dispatch
 PRODUCTS = 10  # per measurement of the matmul rate
 THUMOS14 = Path(__file__).parents[3] / "shared" / "data" / "annotations" / "thumos14.json"
@@ -56,14 +67,14 @@ def report(what: str, found: str, asked: str) -> None:
     print(f"{what:<58}{found:>34}   asked: {asked}", flush=True)
 
 
-def thumos_batch(videos: int, steps: int, width: int, instances: int) -> Batch:
-    """A batch of THUMOS14's size, features at random."""
+def random_batch(videos: int, steps: int, width: int, instances: int, classes: int) -> Batch:
+    """A batch of this size, features at random."""
     draws = np.random.default_rng(0)
-    start = draws.uniform(0, steps - 60, (videos, instances))
-    segments = np.stack([start, start + draws.uniform(4, 60, (videos, instances))], -1)
+    start = draws.uniform(0, 0.7 * steps, (videos, instances))
+    segments = np.stack([start, start + draws.uniform(4, min(60, 0.3 * steps), (videos, instances))], -1)
     targets = Targets(
         jnp.float32(segments),
-        jnp.int32(draws.integers(0, 20, (videos, instances))),
+        jnp.int32(draws.integers(0, classes, (videos, instances))),
         jnp.ones((videos, instances), bool),
         jnp.ones((videos, instances)),
         jnp.zeros((videos, instances), bool),
@@ -76,47 +87,20 @@ def measure_detector(rounds: int) -> None:
     """The full training step against the matmul rate, and decoding + NMS against the forward pass."""
     settings = ActionFormerSettings(quality=QualitySettings(branches="tiou_tnd"))
     detector = build_actionformer(settings, 2048, 20)
-    batch = thumos_batch(2, 2304, 2048, 20)
+    batch = random_batch(2, 2304, 2048, 20, 20)
     params, normalizer = detector.init(jax.random.key(0))
-    params = {"detector": params}
-    optimizer = build_optimizer(OptimizerSettings(), DiscriminatorSettings(), 1000)
-    state = optimizer.init(params)
-
-    def loss(params, normalizer, batch, key):
-        result = detector.loss(detector.apply(params["detector"], batch, key), batch.targets, normalizer)
-        return result.total, result.state
-
-    @jax.jit
-    def steps(carry, batch, key):
-        """Two steps in one dispatch, as training runs them."""
-
-        def step(carry, key):
-            params, state, normalizer = carry
-            (_, normalizer), grads = jax.value_and_grad(loss, has_aux=True)(params, normalizer, batch, key)
-            updates, state = optimizer.update(grads, state, params)
-            return (jax.tree.map(lambda p, u: p + u, params, updates), state, normalizer), None
-
-        return jax.lax.scan(step, carry, jax.random.split(key, STEPS))[0]
-
-    forward = jax.jit(lambda p, b: detector.apply(p["detector"], b, None))
-    decode = jax.jit(lambda p, b: detector.decode(detector.apply(p["detector"], b, None)))
-    left, right = jnp.ones((4608, 2048)), jnp.full((2048, 2048), 1 / 2048)
-    # Chained inside one program, so that neither dispatch nor fresh memory slows the yardstick.
-    matmul = jax.jit(lambda a, b: jax.lax.fori_loop(0, PRODUCTS, lambda _, x: x @ b, a))
-    square = jax.jit(lambda a: a @ a)
-    key = jax.random.key(1)
+    forward = jax.jit(lambda p, b: detector.apply(p, b, None))
+    decode = jax.jit(lambda p, b: detector.decode(detector.apply(p, b, None)))
     times = take_turns(
-        {
-            "matmul": lambda: matmul(left, right),
-            "square": lambda: [square(right) for _ in range(PRODUCTS)],
+        matmul_turns()
+        | {
             "forward": lambda: forward(params, batch),
             "decode": lambda: decode(params, batch),
-            "step": lambda: steps((params, state, normalizer), batch, key),
+            "step": training_step(detector, params, normalizer, batch),
         },
         rounds,
     )
-    # The faster of two shapes is the yardstick.
-    rate = PRODUCTS * 2 * 2048 * 2048 * max(4608 / times["matmul"], 2048 / times["square"])
+    rate = matmul_rate(times)
     work = 2 * 2 * FORWARD_MULTIPLY_ADDS
     times["step"] /= STEPS
     report("float32 matmul rate", f"{rate / 1e9:.1f} GFLOP/s", "-")
@@ -128,6 +112,82 @@ def measure_detector(rounds: int) -> None:
     report("training step of the same", f"{times['step']:.2f} s, {3 * work / times['step'] / rate:.0%}", ">= 60 %")
     added = times["decode"] / times["forward"] - 1
     report("decoding + NMS, added to the forward pass", f"{added:.1%}", "<= 15 %")
+
+
+def training_step(detector: Detector, params: PyTree, state: PyTree, batch: Batch) -> Callable[[], object]:
+    """:data:`STEPS` optimiser steps in one dispatch, as training runs them."""
+    params = {"detector": params}
+    optimizer = build_optimizer(OptimizerSettings(), DiscriminatorSettings(), 1000)
+
+    def loss(params: PyTree, state: PyTree, batch: Batch, key: jax.Array):
+        result = detector.loss(detector.apply(params["detector"], batch, key), batch.targets, state)
+        return result.total, result.state
+
+    @jax.jit
+    def steps(carry: tuple, batch: Batch, key: jax.Array):
+        def step(carry: tuple, key: jax.Array):
+            params, moments, state = carry
+            (_, state), grads = jax.value_and_grad(loss, has_aux=True)(params, state, batch, key)
+            updates, moments = optimizer.update(grads, moments, params)
+            return (jax.tree.map(lambda p, u: p + u, params, updates), moments, state), None
+
+        return jax.lax.scan(step, carry, jax.random.split(key, STEPS))[0]
+
+    carry = params, optimizer.init(params), state
+    return lambda: steps(carry, batch, jax.random.key(1))
+
+
+def matmul_turns() -> dict[str, Callable[[], object]]:
+    """Products of two shapes, chained inside one program so that neither dispatch nor fresh memory slows them."""
+    left, right = jnp.ones((4608, 2048)), jnp.full((2048, 2048), 1 / 2048)
+    chained = jax.jit(lambda a, b: jax.lax.fori_loop(0, PRODUCTS, lambda _, x: x @ b, a))
+    square = jax.jit(lambda a: a @ a)
+    return {
+        "matmul": lambda: chained(left, right),
+        "square": lambda: [square(right) for _ in range(PRODUCTS)],
+    }
+
+
+def matmul_rate(times: dict[str, float]) -> float:
+    """Floating-point operations per second; the faster of two shapes is the yardstick."""
+    return PRODUCTS * 2 * 2048 * 2048 * max(4608 / times["matmul"], 2048 / times["square"])
+
+
+def measure_spot(rounds: int) -> None:
+    """SPOT at ActivityNet's size: the training step against the matmul rate, inference with all thresholds against the
+    forward pass, and the memory of a step with 256 snippets."""
+    settings = SpotSettings()
+    detector = build_spot(settings, 400, 200)
+    batch = random_batch(100, 100, 400, 3, 200)
+    few = random_batch(16, 100, 400, 3, 200)
+    params, state = detector.init(jax.random.key(0))
+    forward = jax.jit(lambda p, b: detector.apply(p, b, None))
+    decode = jax.jit(lambda p, b: detector.decode(detector.apply(p, b, None)))
+    times = take_turns(
+        matmul_turns()
+        | {
+            "step": training_step(detector, params, state, batch),
+            "forward": lambda: forward(params, few),
+            "decode": lambda: decode(params, few),
+        },
+        rounds,
+    )
+    rate = matmul_rate(times)
+    work = 3 * STEPS * 100 * 2 * SPOT_MULTIPLY_ADDS
+    report(
+        "SPOT training step, 100 x 100 x 400, 201 classes",
+        f"{times['step'] / STEPS:.2f} s, {work / times['step'] / rate:.0%}",
+        ">= 50 %",
+    )
+    report("SPOT inference, added to the forward pass", f"{times['decode'] / times['forward'] - 1:.1%}", "<= 30 %")
+
+    long = build_spot(dataclasses.replace(settings, steps=256), 2048, 20)
+    wide = random_batch(16, 256, 2048, 10, 20)
+    params, state = long.init(jax.random.key(0))
+    gradient = jax.jit(jax.grad(lambda p, b, k: long.loss(long.apply(p, b, k), b.targets, state).total))
+    memory = gradient.lower(params, wide, jax.random.key(1)).compile().memory_analysis()
+    total = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    report("SPOT gradient, 16 x 256 x 2048, by the compiler's count", f"{total / 2**30:.1f} GiB", "<= 4 GiB")
 
 
 def measure_kmeans(rounds: int) -> None:
@@ -178,7 +238,12 @@ def measure_average_precision(rounds: int) -> None:
 
 def main() -> None:
     """Measures everything, or what is named on the command line."""
-    parts = {"detector": measure_detector, "kmeans": measure_kmeans, "map": measure_average_precision}
+    parts = {
+        "detector": measure_detector,
+        "kmeans": measure_kmeans,
+        "spot": measure_spot,
+        "map": measure_average_precision,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="all by default")
     parser.add_argument("--rounds", type=int, default=5)
