@@ -250,7 +250,8 @@ for stage, name in (("pretrain", "after ACP"), ("teacher", "teacher")):
         print(f"this run has no stage {stage!r}: left out")
 
 detector = room.detector(run.settings)
-represent = jax.jit(lambda p: detector.apply(p["detector"], batch, None).representation)
+steps = np.broadcast_to(np.arange(batch.mask.shape[1]), batch.mask.shape)
+represent = jax.jit(lambda p: detector.apply(p["detector"], batch, None).represent(steps))
 features = {"input features": np.asarray(batch.features)[row, step]}
 features |= {name: np.asarray(represent(p))[row, step] for name, p in parameters.items()}
 

@@ -59,12 +59,6 @@ class PyramidOutputs:
         time = jnp.concatenate([jnp.arange(0, steps, steps // mask.shape[1]) for _, mask in self.pyramid])
         return jnp.broadcast_to(time.astype(jnp.float32), self.point_mask.shape)
 
-    @property
-    def representation(self) -> Array:
-        """All T frames ``[B, T, L * width]``."""
-        batch, steps = self.pyramid[0][1].shape
-        return self.represent(jnp.broadcast_to(jnp.arange(steps), (batch, steps)))
-
 
 class Assignment(NamedTuple):
     """What label assignment asks of each point of one video."""
