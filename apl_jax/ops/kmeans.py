@@ -16,6 +16,30 @@ class Clusters(NamedTuple):
     inertia: Float[Array, ""]  # sum over masked rows of the squared distance to their centre
 
 
+# Products that XLA's CPU backend is given one by one; more would only lengthen compilation.
+_UNROLLED = 32
+
+
+@jax.custom_batching.custom_vmap
+def gram_matrix(points: jax.Array) -> jax.Array:
+    """Inner products ``[n, n]`` of rows ``[n, d]``.
+
+    Under ``vmap`` a CPU gets one product per problem: it computes those side by side, but a batched product one after
+    the other (1.9 against 2.8 ms for 16 problems of 64 x 2048 on two cores). Other devices get the batched product.
+    """
+    return jnp.matmul(points, points.T, precision=jax.lax.Precision.HIGHEST)
+
+
+@gram_matrix.def_vmap
+def _gram_matrices(size: int, batched: list[bool], points: jax.Array) -> tuple[jax.Array, bool]:
+    del batched  # the only argument
+    together = jax.vmap(lambda x: jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST))
+    one_by_one = lambda x: jnp.stack([gram_matrix(rows) for rows in x])
+    if size > _UNROLLED or points.ndim > 3:
+        return together(points), True
+    return jax.lax.platform_dependent(points, cpu=one_by_one, default=together), True
+
+
 def kmeans(
     key: PRNGKeyArray, points: Float[Array, "n d"], mask: Bool[Array, " n"], *, clusters: int, iterations: int
 ) -> Clusters:
@@ -33,7 +57,7 @@ def kmeans(
         mask: rows that count.
     """
     counts = mask.astype(points.dtype)
-    gram = jnp.matmul(points, points.T, precision=jax.lax.Precision.HIGHEST)
+    gram = gram_matrix(points)
     norms = jnp.diagonal(gram)
 
     def distances(weights: jax.Array) -> jax.Array:  # [k, n] -> [n, k]
