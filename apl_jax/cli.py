@@ -13,7 +13,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from apl_jax.settings import Settings, from_dict
+from apl_jax.declarations import from_dict
+from apl_jax.settings import Settings
 
 FLAGS = flags.FLAGS
 USAGE = """usage:

@@ -6,14 +6,17 @@ The folder holds annotations.json and signals_50hz.npz; at 10 % labels 4 of 42 t
 as in configs/spsw.py.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+# This file says what is unlike configs/spsw.py, which lies beside it.
+SPSW = runpy.run_path(str(Path(__file__).with_name("spsw.py")))
+
 
 def get_config(variant: str = "apl") -> ConfigDict:
-    config = _spsw().get_config(variant)
+    config = SPSW["get_config"](variant)
     config.data.name = "hapt"
     config.data.root = "../shared/data/hapt"
     config.data.window = 50
@@ -31,11 +34,3 @@ def get_config(variant: str = "apl") -> ConfigDict:
         learning.pretrain.unlabelled_batch = 4
     config.evaluation.batch = 4
     return config
-
-
-def _spsw():
-    """This file says what is unlike configs/spsw.py, which lies beside it."""
-    spec = importlib.util.spec_from_file_location("spsw", Path(__file__).with_name("spsw.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

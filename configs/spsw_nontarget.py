@@ -8,10 +8,13 @@ The variant is DETECTOR-LOSS. Detectors: `spot`, `actionformer` (plain, as in Ta
 Table V. `apl-hybrid` is both papers at once. The arm "supervised" of any of them is its supervised-only row.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+# This file says what is unlike configs/spsw.py, which lies beside it.
+SPSW = runpy.run_path(str(Path(__file__).with_name("spsw.py")))
 
 LOSSES = ("target", "negative", "hybrid", "soft", "complementary")
 
@@ -22,7 +25,7 @@ def get_config(variant: str = "spot-hybrid") -> ConfigDict:
         expected = f"(spot|actionformer|apl)-({'|'.join(LOSSES)})"
         raise ValueError(f"configs/{Path(__file__).name}:{variant}: expected {expected}")
     # "fixed": no quality heads, no ICD, no ACP, pseudo labels above .3.
-    config = _spsw().get_config("apl" if detector == "apl" else "fixed")
+    config = SPSW["get_config"]("apl" if detector == "apl" else "fixed")
     learning = config.learning
     config.arms = ("supervised", "semi_supervised")
     config.evaluation.label_space = True
@@ -48,11 +51,3 @@ def get_config(variant: str = "spot-hybrid") -> ConfigDict:
         config.spot.mask_threshold = 0.5
         learning.supervised.steps = 1000
     return config
-
-
-def _spsw():
-    """This file says what is unlike configs/spsw.py, which lies beside it."""
-    spec = importlib.util.spec_from_file_location("spsw", Path(__file__).with_name("spsw.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

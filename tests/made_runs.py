@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from apl_jax.data.files import write_json
+from apl_jax.declarations import to_dict
 from apl_jax.evaluation.average_precision import (
     Instances,
     average_precision,
@@ -21,7 +22,7 @@ from apl_jax.evaluation.average_precision import (
 from apl_jax.evaluation.label_quality import label_quality
 from apl_jax.evaluation.label_space import examples, label_space
 from apl_jax.learning.nontarget import divide_classes
-from apl_jax.settings import NonTargetSettings, Settings, to_dict
+from apl_jax.settings import NonTargetSettings, Settings
 from apl_jax.structs import Reason
 
 TIOU = (0.3, 0.5, 0.7)

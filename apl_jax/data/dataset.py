@@ -8,7 +8,8 @@ from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
 from apl_jax.data.batching import Standardizer, VideoTable, padded_length, read_rows, stack_table
 from apl_jax.data.features import FeatureSource, data_root, open_features
 from apl_jax.data.splits import Split, build_split
-from apl_jax.settings import DataSettings, fingerprint
+from apl_jax.declarations import fingerprint
+from apl_jax.settings import DataSettings
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ import numpy as np
 
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.files import DataError, load_json, refusal, write_json
-from apl_jax.settings import DataSettings, fingerprint
+from apl_jax.declarations import fingerprint
+from apl_jax.settings import DataSettings
 
 
 @dataclass(frozen=True)

@@ -215,14 +215,13 @@ def snippet_losses(
         "refinement": _refinement_loss(outputs, s) if s.refinement_weight else jnp.zeros(()),
         "positives": jnp.where(foreground, weight, 0).sum(),
     }
-    class_loss = s.class_weight * terms["class"]
     # Refinement is in neither part: it needs no labels, but a class head that knows something.
     localisation = terms["mask"] + s.reconstruction_weight * terms["reconstruction"]
-    total = class_loss + localisation + s.refinement_weight * terms["refinement"]
+    total = terms["class"] + localisation + s.refinement_weight * terms["refinement"]
     flat = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
     classes = jax.nn.one_hot(goal.classes, background + 1)
     roles = Roles(flat(classes), flat(foreground), flat(goal.silent_mask & mask))
-    return Losses(total, class_loss, localisation, terms, state, roles)
+    return Losses(total, terms["class"], localisation, terms, state, roles)
 
 
 def decode_detections(outputs: SpotOutputs, settings: SpotSettings) -> Detections:

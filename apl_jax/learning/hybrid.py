@@ -40,10 +40,8 @@ from apl_jax.learning.objective import (
     Taught,
     average,
     consistency,
-    detect,
+    detect_both,
     initialise,
-    join_batches,
-    split_rows,
     taught,
 )
 from apl_jax.settings import NonTargetSettings
@@ -85,53 +83,30 @@ def _unlabelled_terms(
     return s.positive_weight * positive + s.negative_weight * negative, metrics
 
 
-def build_nontarget(parts: Ingredients) -> Method:
-    """Hybrid positive-negative learning on any detector (paper 002, Eq. 12); see the module's text."""
+def _hybrid(parts: Ingredients, weight: float, online: bool, with_apl: bool) -> Method:
+    """Both methods; ``weight`` is that of all unlabelled losses, ``with_apl`` restricts the division to selected points
+    and adds what those left aside exclude."""
     s = parts.settings.nontarget
 
     def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
         detect_key, labelled_key, unlabelled_key, pair_key, rival_key = jax.random.split(key, 5)
-        count = batches["labelled"].video.shape[0]
-        seen = detect(parts, params, join_batches(batches["labelled"], batches["unlabelled"]), detect_key)
-        labelled, unlabelled = split_rows(seen, count)
+        labelled, unlabelled = detect_both(parts, params, batches, detect_key)
         known = taught(parts, labelled, state, "labelled", labelled_key)
-        own = parts.detector.annotate(unlabelled[1]) if s.pseudo_labels == "online" else None
+        own = parts.detector.annotate(unlabelled[1]) if online else None
         unknown = taught(parts, unlabelled, known.state, "unlabelled", unlabelled_key, own)
-        total, metrics = known.total, known.metrics | unknown.metrics
-        if s.labelled_negative:
-            excluded, more = _labelled_negatives(parts, labelled[1].distribution(), known)
-            total, metrics = total + excluded, metrics | more
-        belief = unlabelled[1].distribution()
-        extra, more = _unlabelled_terms(
-            s, belief, _divided_mask(parts, belief, unknown.losses.roles), unknown, rival_key
-        )
-        pair_loss, pair_metrics = consistency(parts, params, batches, pair_key)
-        total = total + s.unlabelled_weight * (unknown.total + extra) + pair_loss
-        return total, (unknown.state, metrics | more | pair_metrics)
+        metrics = known.metrics | unknown.metrics
 
-    return Method(initialise(parts), loss, average(parts))
-
-
-def build_apl_nontarget(parts: Ingredients) -> Method:
-    """APL's self-training, and non-target classes where its selection is sure and where it is not; see the module's
-    text. Pseudo labels are those of the pseudo_label stage, whatever ``nontarget.pseudo_labels`` says."""
-    s = parts.settings.nontarget
-
-    def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
-        detect_key, labelled_key, unlabelled_key, pair_key, rival_key = jax.random.split(key, 5)
-        count = batches["labelled"].video.shape[0]
-        seen = detect(parts, params, join_batches(batches["labelled"], batches["unlabelled"]), detect_key)
-        labelled, unlabelled = split_rows(seen, count)
-        known = taught(parts, labelled, state, "labelled", labelled_key)
-        unknown = taught(parts, unlabelled, known.state, "unlabelled", unlabelled_key)
         belief, roles = unlabelled[1].distribution(), unknown.losses.roles
-        extra, metrics = _unlabelled_terms(s, belief, roles.foreground_mask & belief.mask, unknown, rival_key)
-        part = divide_classes(belief.probability, s)
-        doubtful = _mean(
-            non_target_losses(part, belief.log_in, belief.log_out).negative, roles.silent_mask & belief.mask
-        )
-        metrics |= known.metrics | unknown.metrics | {"unlabelled/silenced_negative": doubtful}
-        total = known.total + parts.settings.unlabelled_weight * (unknown.total + extra + s.silenced_weight * doubtful)
+        divided = roles.foreground_mask & belief.mask if with_apl else _divided_mask(parts, belief, roles)
+        extra, more = _unlabelled_terms(s, belief, divided, unknown, rival_key)
+        metrics |= more
+        if with_apl:
+            terms = non_target_losses(divide_classes(belief.probability, s), belief.log_in, belief.log_out)
+            doubtful = _mean(terms.negative, roles.silent_mask & belief.mask)
+            extra = extra + s.silenced_weight * doubtful
+            metrics |= {"unlabelled/silenced_negative": doubtful}
+
+        total = known.total + weight * (unknown.total + extra)
         if s.labelled_negative:
             excluded, more = _labelled_negatives(parts, labelled[1].distribution(), known)
             total, metrics = total + excluded, metrics | more
@@ -139,3 +114,15 @@ def build_apl_nontarget(parts: Ingredients) -> Method:
         return total + pair_loss, (unknown.state, metrics | more)
 
     return Method(initialise(parts), loss, average(parts))
+
+
+def build_nontarget(parts: Ingredients) -> Method:
+    """Hybrid positive-negative learning on any detector (paper 002, Eq. 12); see the module's text."""
+    s = parts.settings.nontarget
+    return _hybrid(parts, s.unlabelled_weight, online=s.pseudo_labels == "online", with_apl=False)
+
+
+def build_apl_nontarget(parts: Ingredients) -> Method:
+    """APL's self-training, and non-target classes where its selection is sure and where it is not; see the module's
+    text. Pseudo labels are those of the pseudo_label stage, whatever ``nontarget.pseudo_labels`` says."""
+    return _hybrid(parts, parts.settings.unlabelled_weight, online=False, with_apl=True)

@@ -22,9 +22,8 @@ from apl_jax.learning.objective import (
     average,
     consistency,
     detect,
+    detect_both,
     initialise,
-    join_batches,
-    split_rows,
     taught,
 )
 from apl_jax.learning.perturb import perturb
@@ -106,9 +105,7 @@ def build_apl(parts: Ingredients) -> Method:
 
     def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
         detect_key, labelled_key, unlabelled_key, pair_key = jax.random.split(key, 4)
-        count = batches["labelled"].video.shape[0]
-        seen = detect(parts, params, join_batches(batches["labelled"], batches["unlabelled"]), detect_key)
-        labelled, unlabelled = split_rows(seen, count)
+        labelled, unlabelled = detect_both(parts, params, batches, detect_key)
         known = taught(parts, labelled, state, "labelled", labelled_key)
         unknown = taught(parts, unlabelled, known.state, "unlabelled", unlabelled_key)
         pair_loss, metrics = consistency(parts, params, batches, pair_key)

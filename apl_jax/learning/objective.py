@@ -92,6 +92,12 @@ def split_rows(tree: PyTree, count: int) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x[:count], tree), jax.tree.map(lambda x: x[count:], tree)
 
 
+def detect_both(parts: Ingredients, params: PyTree, batches: dict, key: Array) -> tuple[Any, Any]:
+    """:func:`detect` on labelled and unlabelled videos, which pass the network together: (view, outputs) of each."""
+    seen = detect(parts, params, join_batches(batches["labelled"], batches["unlabelled"]), key)
+    return split_rows(seen, batches["labelled"].video.shape[0])
+
+
 class Taught(NamedTuple):
     """What one role's batch taught the detector."""
 

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
 from apl_jax.data.files import load_json, write_json
+
+if TYPE_CHECKING:
+    from apl_jax.pipeline.room import Room
 
 _DONE, _STARTED = "done.json", "started.json"
 
@@ -23,7 +26,7 @@ class Stage(NamedTuple):
     name: str
     needs: tuple[str, ...]  # names of earlier stages
     depends_on: Any  # JSON types: with the needs' fingerprints and the data's digest, all that the result depends on
-    run: Callable[[Any, Path], dict[str, Any]]  # (room, folder) -> result
+    run: Callable[[Room, Path], dict[str, Any]]
 
 
 class LedgerError(RuntimeError):

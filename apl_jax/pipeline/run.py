@@ -13,12 +13,13 @@ import jax
 from apl_jax import __version__
 from apl_jax.data.dataset import open_dataset
 from apl_jax.data.splits import write_split
+from apl_jax.declarations import fingerprint, to_dict
 from apl_jax.learning.methods import METHODS
 from apl_jax.learning.selection import build_selector
 from apl_jax.pipeline.ledger import Ledger, Stage
 from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.stages import matched_steps, plan_stages
-from apl_jax.settings import Settings, fingerprint, to_dict
+from apl_jax.settings import Settings
 from apl_jax.training.mesh import build_mesh, enable_compile_cache
 from apl_jax.training.state import describe_parameters
 

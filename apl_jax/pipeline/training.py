@@ -62,7 +62,7 @@ def training_stage(
     learning = settings.learning
     depends = {
         "kind": kind, "stage": dataclasses.asdict(stage), "detector": settings.detector, "seed": settings.seed,
-        "network": _trained_part(settings),
+        "network": _trained_part(settings, kind),
         "crop": [settings.data.max_length_t, settings.data.window / settings.data.stride],
         "contrastive": dataclasses.asdict(learning.contrastive), "unlabelled_weight": learning.unlabelled_weight,
         "nontarget": dataclasses.asdict(learning.nontarget) if "nontarget" in kind else None,
@@ -73,9 +73,11 @@ def training_stage(
     return Stage(name, tuple(n for n in (start, labels) if n), depends, run)
 
 
-def _trained_part(settings: Settings) -> dict[str, Any]:
-    """The detector's settings but for its NMS, which may be changed without training again."""
-    return {k: v for k, v in dataclasses.asdict(settings.network).items() if k != "nms"}
+def _trained_part(settings: Settings, kind: str) -> dict[str, Any]:
+    """The detector's settings but for its NMS, which may be changed without training again; not so where pseudo labels
+    are made on line, for they pass it."""
+    online = kind == "nontarget" and settings.learning.nontarget.pseudo_labels == "online"
+    return {k: v for k, v in dataclasses.asdict(settings.network).items() if k != "nms" or online}
 
 
 def _fresh(room: Room, settings: Settings, kind: str, stage: StageSettings, key: Array):
@@ -125,7 +127,8 @@ def _stage_key(room: Room, seed: int, name: str) -> Array:
     return make(np.uint32(seed), np.uint32(number))
 
 
-def trained_parameters(room: Room, settings: Settings, teacher: str) -> PyTree:
+def trained_parameters(room: Room, settings: Settings, stage: str) -> PyTree:
+    """The averaged parameters of a finished training stage of the arm with these settings."""
     # All training stages of an arm share the shape of their state, whatever they minimise.
     _, _, like = _fresh(room, settings, "supervised", settings.learning.supervised, jax.random.key(0))
-    return averaged_parameters(room, teacher, like)
+    return averaged_parameters(room, stage, like)

@@ -22,10 +22,10 @@ from apl_jax.plots.drawing import (
     term_colours,
     timeline_height,
     timelines,
-    to_svg,
     training_curves,
 )
 from apl_jax.plots.label_space import MOST_CLASSES, PART_COLOURS, class_distributions, true_class_shares
+from apl_jax.plots.svg import to_svg
 
 __all__ = [
     "CLASS_LABEL",

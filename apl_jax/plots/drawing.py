@@ -7,8 +7,6 @@ classes have Paul Tol's "muted" scheme, reasons ColorBrewer's "Dark2", loss term
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,30 +98,6 @@ def term_colours(names: Sequence[str]) -> dict[str, str]:
     terms = list(dict.fromkeys(name.rpartition("/")[2] for name in names))
     strange = [term for term in terms if term not in _TERMS]
     return {t: _TERMS.get(t) or _MORE_TERMS[strange.index(t) % len(_MORE_TERMS)] for t in terms}
-
-
-def to_svg(figure: Figure) -> str:
-    """The figure as one ``<svg>`` element, the same text for the same figure.
-
-    An artist whose gid is ``tip:TEXT`` gets TEXT as its tooltip. Text stays text: it is set in the page's own fonts.
-    """
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "apl_jax", "text.parse_math": False}):
-        _settle(figure)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = file.getvalue()
-    text = re.sub(r"""<g id=(["'])tip:(.*?)\1>""", r"<g><title>\2</title>", text[text.index("<svg") :])
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-
-
-def _settle(figure: Figure) -> None:
-    """Lays the figure out once and rounds where its axes stand: matplotlib's constraint solver adds up in the order of
-    memory addresses, so that its last digits, and with them every number and identifier of the SVG, differ by run."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes in figure.axes:
-        left, bottom, width, height = (round(float(x), 5) for x in axes.get_position().bounds)
-        axes.set_position((left, bottom, width, height))
 
 
 @styled

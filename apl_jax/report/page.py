@@ -14,6 +14,7 @@ import numpy as np
 from apl_jax import plots
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.files import write_text
+from apl_jax.declarations import to_dict
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations, without_duplicates
 from apl_jax.evaluation.label_quality import quality_per_class
 from apl_jax.plots import FULL_WIDTH_IN, HALF_WIDTH_IN, REASON_COLOURS, Lane, Panel
@@ -41,7 +42,7 @@ from apl_jax.report.tables import (
     quality_rows,
     stage_name,
 )
-from apl_jax.settings import Settings, to_dict
+from apl_jax.settings import Settings
 from apl_jax.structs import Reason
 
 TIMELINE_VIDEOS = 6  # of each kind

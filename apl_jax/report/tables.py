@@ -16,18 +16,15 @@ def arm_name(arm: str) -> str:
     words = {
         "supervised": "supervised only",
         "supervised_matched": "supervised, matched steps",
-        "teacher": "APL teacher (stage 2)",
+        "teacher": "teacher (stage 2)",
     }
-    return words.get(arm) or arm.replace("self_train_", "APL, round ")
+    return words.get(arm) or arm.replace("self_train_", "self-training, round ")
 
 
 def stage_name(stage: str) -> str:
     """A training or labelling stage in words."""
-    if stage.startswith(("self_train_", "pseudo_label_")):
-        kind, _, number = stage.rpartition("_")
-        words = {"self_train": "Self-training", "pseudo_label": "Pseudo labels"}
-        return f"{words[kind]}, round {number}"
-    name = {"pretrain": "pre-training"}.get(stage) or arm_name(stage)
+    words = {"pretrain": "pre-training"}
+    name = words.get(stage) or arm_name(stage).replace("pseudo_label_", "pseudo labels, round ")
     return name[0].upper() + name[1:]
 
 

@@ -212,13 +212,15 @@ def test_table_of_arms_and_of_pseudo_labels(whole: Path, capsys: pytest.CaptureF
     table = _table(text, "mAP")
     steps = {name: cells[0] for name, cells in table.items() if name != "mAP, %"}
     assert steps == {
-        "supervised only": "500", "supervised, matched steps": "700", "APL teacher (stage 2)": "500",
-        "APL, round 1": "600", "APL, round 2": "700",
+        "supervised only": "500", "supervised, matched steps": "700", "teacher (stage 2)": "500",
+        "self-training, round 1": "600", "self-training, round 2": "700",
     }  # fmt: skip
     final = results["arms"]["self_train_2"]
-    assert table["APL, round 2"][1:] == [f"{100 * x:.1f}" for x in (*final["map"].values(), final["average_map"])]
+    assert table["self-training, round 2"][1:] == [
+        f"{100 * x:.1f}" for x in (*final["map"].values(), final["average_map"])
+    ]
     points = 100 * (final["average_map"] - results["arms"]["supervised_matched"]["average_map"])
-    assert f"APL, round 2: {points:+.1f} points" in text
+    assert f"self-training, round 2: {points:+.1f} points" in text
     second = text[text.index("Pseudo labels, round 2") :]
     quality = results["pseudo_labels"]["pseudo_label_2"]["quality"]["after_eap"]
     assert _table(second, "%")["after EAP"][:2] == [f"{quality['count']:,}", f"{100 * quality['class_accuracy']:.1f}"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from apl_jax.settings import ActionFormerSettings, DataSettings, Settings, fingerprint, from_dict, to_dict
+from apl_jax.declarations import fingerprint, from_dict, to_dict
+from apl_jax.settings import ActionFormerSettings, DataSettings, Settings
 
 CHANGED = dataclasses.replace(
     Settings(),
