@@ -53,7 +53,8 @@ def _run() -> None:
 
 def _evaluate() -> None:
     from apl_jax.data.annotations import read_annotations
-    from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations, read_submission
+    from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations
+    from apl_jax.evaluation.submission import read_submission
     from apl_jax.report import print_average_precision
 
     if not FLAGS.annotations or not FLAGS.predictions:

@@ -116,6 +116,7 @@ class SpotSettings(Checked):
     fit: str = one_of("resize", "windows")  # how a recording becomes snippets: resized, or cut in windows of grid steps
     overlap: float = 0.5  # of neighbouring windows
     width: int = 0  # of the embedding; 0 = the feature width, without a projection (the public code)
+    embedding_convs: int = 0  # 3-wide convolutions instead of the projection, for features without temporal context
     heads: int = 4
     head_width: int = 0  # of each head's queries, keys and values; 0 = width (the public code)
     attention_dropout: float = 0.1

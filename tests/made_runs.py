@@ -17,10 +17,10 @@ from apl_jax.evaluation.average_precision import (
     Instances,
     average_precision,
     instances_from_videos,
-    write_submission,
 )
 from apl_jax.evaluation.label_quality import label_quality
 from apl_jax.evaluation.label_space import examples, label_space
+from apl_jax.evaluation.submission import write_submission
 from apl_jax.learning.nontarget import divide_classes
 from apl_jax.settings import NonTargetSettings, Settings
 from apl_jax.structs import Reason

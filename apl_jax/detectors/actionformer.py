@@ -6,6 +6,7 @@ ALQA it also predicts how well its own segment will fit (tIoU and tND), and the 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -41,14 +42,16 @@ class PyramidOutputs:
     def distribution(self) -> ClassDistribution:
         """Independent sigmoids as one distribution: background is what the surest class leaves, and all is divided by
         the sum (systems C11). Losses on classes stay losses on sigmoids; background has no output that could learn."""
+        floor = losses.PROBABILITY_FLOOR  # C4
+        log = lambda logits: jnp.clip(jax.nn.log_sigmoid(logits), math.log(floor), math.log1p(-floor))
         score = jax.nn.sigmoid(self.class_logits)
         background = 1 - score.max(-1, keepdims=True)
         probability = jnp.concatenate([score, background], -1)
         no_output = jnp.zeros_like(background)
         return ClassDistribution(
             probability / probability.sum(-1, keepdims=True),
-            jnp.concatenate([jax.nn.log_sigmoid(self.class_logits), no_output], -1),
-            jnp.concatenate([jax.nn.log_sigmoid(-self.class_logits), no_output], -1),
+            jnp.concatenate([log(self.class_logits), no_output], -1),
+            jnp.concatenate([log(-self.class_logits), no_output], -1),
             self._time_t(),
             self.point_mask,
         )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from apl_jax.nn.blocks import LayerNorm, Linear, MaskedConv, uniform_fan_in
+from apl_jax.nn.blocks import ConvNormRelu, LayerNorm, Linear, MaskedConv, uniform_fan_in
 from apl_jax.ops import sequence
 from apl_jax.ops.masking import silence
 from apl_jax.settings import SpotSettings
@@ -85,10 +85,12 @@ class SnippetAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, deterministic: bool) -> tuple[Array, Array]:
-        """Returns the input as the skip path takes it (projected, if there is a projection) and the embedding."""
+        """Returns the input as the skip path takes it (projected or convolved, if so set) and the embedding."""
         s = self.settings
-        dtype = products_in(s, x)
-        if s.width:
+        dtype, dtype_of_data = products_in(s, x), x.dtype
+        for i in range(s.embedding_convs):
+            x = ConvNormRelu(s.width or x.shape[-1], True, dtype, name=f"embedding_{i}")(x, mask).astype(dtype_of_data)
+        if s.width and not s.embedding_convs:
             x = silence(Linear(s.width, dtype, name="projection")(x).astype(x.dtype), mask)
         width = x.shape[-1]
         size = s.head_width or width

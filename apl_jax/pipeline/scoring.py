@@ -16,10 +16,10 @@ from apl_jax.evaluation.average_precision import (
     Instances,
     average_precision,
     instances_from_annotations,
-    write_submission,
 )
 from apl_jax.evaluation.label_space import examples, frame_truth, label_space
 from apl_jax.evaluation.predict import predict_table, to_instances
+from apl_jax.evaluation.submission import write_submission
 from apl_jax.learning.nontarget import divide_classes
 from apl_jax.ops.masking import map_rows
 from apl_jax.pipeline.ledger import Stage

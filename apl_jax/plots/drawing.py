@@ -1,8 +1,8 @@
 """Figures of a run: arrays in, drawn into a ``matplotlib.figure.Figure``; used by the report and by the notebook.
 
 Nothing here touches pyplot or a display, so that a server, a test and a notebook all draw alike. Make figures with
-``layout="constrained"``; :func:`to_svg` makes text of them for a page. Colours are safe for colour-blind readers:
-classes have Paul Tol's "muted" scheme, reasons ColorBrewer's "Dark2", loss terms Okabe and Ito's.
+``layout="constrained"``; :func:`apl_jax.plots.svg.to_svg` makes text of them for a page. Colours are safe for
+colour-blind readers: classes have Paul Tol's "muted" scheme, reasons ColorBrewer's "Dark2", loss terms Okabe and Ito's.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import load_json, refusal
 from apl_jax.declarations import from_dict
-from apl_jax.evaluation.average_precision import Instances, read_submission
+from apl_jax.evaluation.average_precision import Instances
+from apl_jax.evaluation.submission import read_submission
 from apl_jax.settings import Settings
 from apl_jax.structs import Reason
 

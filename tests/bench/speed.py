@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from apl_jax.data.annotations import read_annotations
 from apl_jax.detectors.actionformer import build_actionformer
@@ -212,8 +211,7 @@ def measure_kmeans(rounds: int) -> None:
         "ours": lambda: [on_device(keys, points) for _ in range(REPEATS)],
         "sklearn": lambda: [loop() for _ in range(REPEATS)],
     }
-    with threadpool_limits():
-        times = take_turns(repeated, 2 * rounds)
+    times = take_turns(repeated, 2 * rounds)
     ours, theirs = float(on_device(keys, points).inertia.sum()), sum(loop())
     report(
         "k-means, 16 x 64 x 2048, against scikit-learn's loop", f"{times['sklearn'] / times['ours']:.1f} x", ">= 10 x"

@@ -17,11 +17,10 @@ from apl_jax.evaluation.average_precision import (
     instances_from_annotations,
     instances_from_videos,
     match,
-    read_submission,
     recall_at,
     without_duplicates,
-    write_submission,
 )
+from apl_jax.evaluation.submission import read_submission, write_submission
 
 TIOU = (0.1, 0.3, 0.5, 0.75, 1.0)
 

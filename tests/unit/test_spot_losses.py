@@ -127,7 +127,7 @@ def test_contrast_beside_a_twin() -> None:
 
 def test_refinement_teaches_the_embedding_only() -> None:
     outputs = outputs_of(TINY, (16, 16), 16)
-    alone = dataclasses.replace(TINY, class_weight=0.0, reconstruction_weight=0.0)
+    alone = dataclasses.replace(TINY, reconstruction_weight=0.0)
     settings = dataclasses.replace(alone, refinement_weight=1.0)
     loss = lambda o: snippet_losses(o, targets_of((2.0, 6.0, 0)), jnp.float32(0), settings).terms["refinement"]
     outputs = jax.tree.map(lambda x: x[:1], outputs)
