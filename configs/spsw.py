@@ -82,6 +82,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     learning.pretrain.unlabelled_batch = 4
     learning.selection.tau_neg = 0.02
     learning.selection.tau_min = 0.02
+    config.evaluation.label_space = True
     config.runtime.steps_per_dispatch = 10
     config.runtime.log_every = 10
     config.runtime.checkpoint_every = 20

@@ -204,56 +204,17 @@ show(plots.timelines, plots.timeline_height(panels), panels, colours)
 # background give equally many frames, as far as they have them.
 
 # %%
-import jax
-
-from apl_jax.learning.methods import STAGE_METHODS
+from apl_jax.pipeline.frames import representations, sample_frames
 from apl_jax.pipeline.run import open_room
-from apl_jax.pipeline.training import averaged_parameters
-from apl_jax.training.optimizer import build_optimizer
-from apl_jax.training.state import initial_state
 
-VIDEOS, FRAMES, BACKGROUND = 32, 500, -1
 with contextlib.chdir(".."):
     room = open_room(run.settings, FOLDER)
-table = room.dataset.unlabelled
-chosen = np.unique(np.linspace(0, len(videos) - 1, VIDEOS).round().astype(int))
-batch = jax.tree.map(lambda x: x[chosen], room.unlabelled)
-rng = np.random.default_rng(0)
-
-
-def frame_classes(v):
-    """The class of every frame of a video: that of the true instance under its centre."""
-    seconds = table.grids[v].to_s(np.arange(table.lengths[v]))
-    found = np.full(len(seconds), BACKGROUND)
-    for (start, end), c in zip(videos[v].segments_s, videos[v].labels, strict=True):
-        found[(seconds >= start) & (seconds <= end)] = c
-    return found
-
-
-frames = [(row, t, c) for row, v in enumerate(chosen) for t, c in enumerate(frame_classes(v))]
-row, step, kind = np.array(frames).T
-most = max(FRAMES // len(np.unique(kind)), 8)
-few = [rng.permutation(np.flatnonzero(kind == c))[:most] for c in np.unique(kind)]
-row, step, kind = (x[np.concatenate(few)] for x in (row, step, kind))
-print(f"{len(kind)} frames of {len(chosen)} videos: {(kind == BACKGROUND).sum()} of background")
-
-# %%
-learning = run.settings.learning
-method = STAGE_METHODS["supervised"](room.ingredients(run.settings, learning.supervised))
-optimizer = build_optimizer(learning.supervised.optimizer, selection.discriminator, learning.supervised.steps)
-fresh = jax.jit(lambda key: initial_state(key, method, optimizer))(jax.random.key(run.settings.seed))
-parameters = {"as initialised": fresh.averaged}
-for stage, name in (("pretrain", "after ACP"), ("teacher", "teacher")):
-    if stage in run.results["steps"]:
-        parameters[name] = averaged_parameters(room, stage, fresh)
-    else:
-        print(f"this run has no stage {stage!r}: left out")
-
-detector = room.detector(run.settings)
-steps = np.broadcast_to(np.arange(batch.mask.shape[1]), batch.mask.shape)
-represent = jax.jit(lambda p: detector.apply(p["detector"], batch, None).represent(steps))
-features = {"input features": np.asarray(batch.features)[row, step]}
-features |= {name: np.asarray(represent(p))[row, step] for name, p in parameters.items()}
+frames = sample_frames(room, videos=32, frames=500)
+row, kind, BACKGROUND = frames.row, frames.kind, len(classes)
+print(f"{len(kind)} frames: {(kind == BACKGROUND).sum()} of background")
+wanted = {"after ACP": "pretrain", "teacher": "teacher"}
+features = representations(room, {n: s for n, s in wanted.items() if s in run.results["steps"]}, frames)
+print("; ".join(f"{name}: {x.shape[-1]} numbers" for name, x in features.items()))
 
 # %% [markdown]
 # t-SNE keeps neighbours together; distances between clusters mean little. First action against background, as in

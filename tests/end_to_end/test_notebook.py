@@ -28,19 +28,26 @@ def _outputs(notebook: nbformat.NotebookNode) -> tuple[str, list[str]]:
     return text, [page for page in pages if page.startswith("<svg")]
 
 
-def test_notebook_and_script_are_one() -> None:
-    notebook = nbformat.read(FOLDER / "pseudo_labels.ipynb", as_version=4)
-    assert _cells(notebook) == _cells(jupytext.read(FOLDER / "pseudo_labels.py"))
+@pytest.mark.parametrize("name", ("pseudo_labels", "non_target_classes"))
+def test_notebook_and_script_are_one(name: str) -> None:
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    assert _cells(notebook) == _cells(jupytext.read(FOLDER / f"{name}.py"))
     assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code"), "commit it without outputs"
 
 
-def test_notebook_explores_a_run(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("APL_RUN", str(small_run))
-    notebook = nbformat.read(FOLDER / "pseudo_labels.ipynb", as_version=4)
-    files = {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()}
+def _executed(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    """Printed text and drawings of a notebook, run on a folder that it must leave as it is."""
+    monkeypatch.setenv("APL_RUN", str(run))
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     resources = {"metadata": {"path": str(FOLDER)}}
     NotebookClient(notebook, timeout=TIMEOUT_S, kernel_name="python3", resources=resources).execute()
-    text, drawings = _outputs(notebook)
+    assert files == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}, "read only"
+    return _outputs(notebook)
+
+
+def test_notebook_explores_pseudo_labels(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, drawings = _executed("pseudo_labels", small_run, monkeypatch)
 
     results = json.loads((small_run / "results.json").read_text("utf-8"))
     name, labels = next(iter(results["pseudo_labels"].items()))
@@ -56,4 +63,13 @@ def test_notebook_explores_a_run(small_run: Path, monkeypatch: pytest.MonkeyPatc
     assert all(word in drawing for drawing in embeddings for word in ("as initialised", "after ACP", "teacher"))
     assert all(word in embeddings[1] for word in results["data"]["classes"])
     assert "linear classifier, %" in text
-    assert files == {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()}, "read only"
+
+
+def test_notebook_explores_non_target_classes(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, drawings = _executed("non_target_classes", small_run, monkeypatch)
+    results = json.loads((small_run / "results.json").read_text("utf-8"))
+    wrong = results["label_space"]["self_train_1"]["foreground"]["when_wrong"]
+    assert f"{100 * wrong['negative']:.1f}" in text and f"{wrong['snippets']:,} of " in text
+    assert len(drawings) == 4
+    networks = "input features", stage_name("teacher"), stage_name("self_train_1")
+    assert all(name in drawing for drawing in drawings[-2:] for name in networks)

@@ -1,0 +1,143 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What the classes that a network does not choose know
+#
+# On a snippet without label a network believes in every class a little. *Learning from Non-Target Classes* divides them
+# into the target (the surest), positive (nearly as sure), negative (the least likely, together no likelier than the
+# target) and ambiguous ones, and learns from all but the last. This notebook opens a finished run that measured this
+# (`--config.evaluation.label_space`, as `configs/spsw_nontarget.py` sets it) and asks whether the paper's two claims
+# hold there, and what the features became. The *truth* is the annotation of the unlabelled videos, which training never
+# saw.
+#
+# Sections and figures are those of the paper. Set `APL_RUN` to look at another run.
+
+# %%
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from apl_jax import plots
+from apl_jax.data.files import load_json
+from apl_jax.learning.nontarget import Part, divide_classes
+from apl_jax.report import print_table
+from apl_jax.report.finished_run import open_run
+from apl_jax.report.tables import aligned, percents, stage_name
+
+FOLDER = Path(os.environ.get("APL_RUN", "../runs/spot")).resolve()
+with contextlib.chdir(".."):  # a relative data.root is meant from the project's folder
+    run = open_run(FOLDER)
+if not run.results.get("label_space"):
+    raise SystemExit(f"{FOLDER}: nothing was measured; run it again with --config.evaluation.label_space=True")
+
+
+def show(draw, height_in, *arrays, width_in=plots.FULL_WIDTH_IN):
+    """A drawing of apl_jax.plots; point at its parts to read them."""
+    figure = Figure((width_in, height_in), layout="constrained")
+    draw(figure, *arrays)
+    return HTML(plots.to_svg(figure))
+
+
+print_table(run.results)
+
+# %% [markdown]
+# ## Two claims
+#
+# Section III-B: when the target is wrong, the true class is mostly among the other likely classes; and it is hardly
+# ever among the least likely ones. One bar per network, over the snippets of unlabelled videos where an action is.
+
+# %%
+space = run.results["label_space"]
+shares = {stage_name(name): value["foreground"] for name, value in space.items()}
+show(plots.true_class_shares, 1.1 + 0.32 * len(shares), shares)
+
+# %%
+rows = [["target wrong, true class is", *(p.name.lower() for p in Part if p is not Part.TARGET), "snippets"]]
+for name, share in shares.items():
+    wrong = share["when_wrong"]
+    parts = (wrong.get(p.name.lower()) for p in Part if p is not Part.TARGET)
+    rows.append([name, *percents(parts), f"{wrong['snippets']:,} of {share['snippets']:,}"])
+print(aligned(rows))
+
+# %% [markdown]
+# ## Distributions (Figure 6)
+#
+# Snippets with the most evenly divided belief: half of those shown are wrong about the target. ★ is the true class.
+
+# %%
+document = load_json(FOLDER / "stages" / f"{list(space)[-1]}_label_space" / "label_space.json")
+examples, names = document["examples"], document["classes"]
+if not examples:
+    raise SystemExit("this run kept no examples (--config.evaluation.label_space_examples)")
+height = 0.5 + -(-len(examples) // 3) * (0.55 + 0.17 * min(len(names), plots.MOST_CLASSES))
+show(plots.class_distributions, height, examples, names)
+
+# %% [markdown]
+# What lambda would make of them: how many positive classes each of these snippets has (Table IV varies it), and for
+# how many the true class would be positive.
+
+# %%
+import dataclasses
+
+belief = np.array([row["probability"] for row in examples])
+true_class = np.array([row["truth"] for row in examples])
+rows = [["lambda", "positive classes", "true class is positive"]]
+for closeness in (0.9, 0.85, 0.75, 0.6, 0.5):
+    part = np.asarray(divide_classes(belief, dataclasses.replace(run.settings.learning.nontarget, closeness=closeness)))
+    hits = (np.take_along_axis(part, true_class[:, None], 1) == Part.POSITIVE).sum()
+    rows.append([f"{closeness:.2f}", f"{(part == Part.POSITIVE).sum(1).mean():.1f}", f"{hits} of {len(examples)}"])
+print(aligned(rows))
+
+# %% [markdown]
+# ## Learnt snippets (Figures 3 and 4)
+#
+# The same frames of unlabelled videos as the teacher sees them, which knows labelled videos only, and as the
+# self-trained network does. t-SNE keeps neighbours together; distances between clusters mean little. First foreground
+# against background.
+
+# %%
+from sklearn.manifold import TSNE
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from apl_jax.pipeline.frames import representations, sample_frames
+from apl_jax.pipeline.run import open_room
+
+with contextlib.chdir(".."):
+    room = open_room(run.settings, FOLDER)
+frames = sample_frames(room, videos=32, frames=500)
+kind, background = frames.kind, len(run.truth.classes)
+stages = {stage_name(s): s for s in run.results["steps"] if s == "teacher" or s.startswith("self_train")}
+features = representations(room, stages, frames)
+embed = TSNE(perplexity=min(30, len(kind) // 4), init="pca", random_state=0).fit_transform
+with threadpool_limits(1):  # so few points gain nothing from threads, and lose much on a busy machine
+    points = {n: embed(StandardScaler().fit_transform(features[n])) for n in ("input features", *stages)}
+two = [("background", kind == background, "#B0B0B0"), ("foreground", kind != background, "#CC6677")]
+show(plots.embeddings, 3.2, points, two)
+
+# %% [markdown]
+# Then the hardest classes: those with the lowest average precision of the run's last network.
+
+# %%
+scores = run.results["arms"][run.results["final_arm"]]["ap"]
+precision = {name: np.mean(list(ap.values())) for name, ap in scores.items() if None not in ap.values()}
+hardest = sorted(precision, key=precision.get)[:5]
+colours = plots.class_colours(np.bincount(kind, minlength=background + 1)[:background])
+groups = [(n, kind == run.truth.classes.index(n), colours[run.truth.classes.index(n)]) for n in hardest]
+print("; ".join(f"{name}: average AP {100 * precision[name]:.1f} %" for name in hardest))
+show(plots.embeddings, 3.2, points, groups)
