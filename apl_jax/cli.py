@@ -1,4 +1,4 @@
-"""The door: ``apl-jax run | evaluate | report``. ConfigDict becomes settings here, once; nothing below knows it."""
+"""The door: ``apl-jax run | evaluate | report | compare``. ConfigDict becomes settings here; nothing below knows it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ USAGE = """usage:
       scores any prediction JSON (ActivityNet's submission layout) against any annotation JSON, without a model
   apl-jax report --workdir=runs/spsw
       writes report.html of a finished run again
+  apl-jax compare runs/spsw_0 runs/spsw_1 ...
+      one table of many finished runs: mean and deviation over those that differ in their seeds alone
 """
 
 
@@ -32,7 +34,7 @@ def to_settings(config: ConfigDict) -> Settings:
     return from_dict(Settings, config.to_dict())
 
 
-def _run() -> None:
+def _run(_: list[str]) -> None:
     import jax
 
     from apl_jax.pipeline.run import run
@@ -51,7 +53,7 @@ def _run() -> None:
         print(f"\nresults   {workdir / 'results.json'}\nreport    {page}")
 
 
-def _evaluate() -> None:
+def _evaluate(_: list[str]) -> None:
     from apl_jax.data.annotations import read_annotations
     from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations
     from apl_jax.evaluation.submission import read_submission
@@ -79,7 +81,7 @@ def _evaluate() -> None:
     print_average_precision(result.as_dict(annotations.classes))
 
 
-def _report() -> None:
+def _report(_: list[str]) -> None:
     from apl_jax.report import write_report
 
     if not FLAGS.workdir:
@@ -87,7 +89,17 @@ def _report() -> None:
     print(write_report(Path(FLAGS.workdir).expanduser()))
 
 
-COMMANDS: dict[str, Callable[[], None]] = {"run": _run, "evaluate": _evaluate, "report": _report}
+def _compare(folders: list[str]) -> None:
+    from apl_jax.report.compare import comparison
+
+    if not folders:
+        raise ValueError("apl-jax compare: needs the folders of finished runs, such as runs/spsw_*")
+    print(comparison([Path(folder).expanduser() for folder in folders]))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": _run, "evaluate": _evaluate, "report": _report, "compare": _compare,
+}  # fmt: skip
 
 
 def _define_flags() -> None:
@@ -123,13 +135,13 @@ def _main(arguments: list[str]) -> int:
 
     _set_up_log()
     command, rest = arguments[1], arguments[2:]
-    if rest:
+    if rest and command != "compare":
         print(
             f"apl-jax {command}: found the stray argument {rest[0]!r}; flags begin with --\n\n{USAGE}", file=sys.stderr
         )
         return 2
     try:
-        COMMANDS[command]()
+        COMMANDS[command](rest)
     except Preempted as stop:
         print(f"apl-jax: {stop}", file=sys.stderr)
         return 0

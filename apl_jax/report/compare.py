@@ -1,0 +1,124 @@
+"""Many finished runs in one table: runs that differ in their seeds alone are one row, mean and deviation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apl_jax.data.files import load_json, refusal
+from apl_jax.declarations import fingerprint
+from apl_jax.report.tables import aligned, arm_name, total_steps
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of the same settings but for their seeds."""
+
+    name: str
+    setting: str  # data, label ratio and evaluated videos: what must agree for rows to stand in one table
+    results: dict[tuple[int, int], Mapping[str, Any]]  # (seed, split seed) -> results.json
+
+
+def comparison(folders: Sequence[Path]) -> str:
+    """The table as text: average mAP in percent, mean ± sample standard deviation over the seeds; then seed by seed.
+
+    Raises :class:`~apl_jax.data.files.DataError` for a folder that holds no finished run, for two runs of the same
+    settings and seeds, and for runs of different protocols: those must not stand in one column.
+    """
+    groups = gather(folders)
+    tables = []
+    for setting in dict.fromkeys(group.setting for group in groups):
+        rows, seeds = _rows([group for group in groups if group.setting == setting])
+        tables.append("\n\n".join([setting, aligned(rows), aligned(seeds)]))
+    return "\n\n\n".join(tables)
+
+
+def gather(folders: Sequence[Path]) -> list[Group]:
+    """The runs in these folders by their settings, in the order in which they were named."""
+    groups: dict[str, Group] = {}
+    protocols: dict[str, Path] = {}
+    for folder in folders:
+        for name in ("settings", "results"):
+            if not (folder / f"{name}.json").is_file():
+                raise refusal(f"{folder / name}.json", "no such file", "the folder of a finished run", "finish it")
+        settings, results = (load_json(folder / f"{name}.json") for name in ("settings", "results"))
+        protocols.setdefault(results["protocol"], folder)
+        if len(protocols) > 1:
+            (one, first), (other, second) = protocols.items()
+            found = f"protocol {other!r}, but {one!r} in {first}"
+            raise refusal(f"{second / 'results.json'}: protocol", found, "one protocol", "compare them apart")
+        data = settings["data"]
+        alike = {**settings, "seed": None, "runtime": None, "data": {**data, "split_seed": None, "root": None}}
+        group = groups.setdefault(fingerprint(alike), Group(_name(folder, results), _setting(results), {}))
+        seeds = results["seed"], data["split_seed"]
+        if seeds in group.results:
+            found = f"seed {seeds[0]}, split seed {seeds[1]}, which another of these runs has too"
+            raise refusal(str(folder), found, "runs that differ in their seeds or settings", "leave one of them out")
+        group.results[seeds] = results
+    return list(groups.values())
+
+
+def _name(folder: Path, results: Mapping[str, Any]) -> str:
+    """The configuration and its overrides, as the command named them; without a command the folder, less its number."""
+    words = str(results.get("command", "")).split()
+    chosen = [re.sub(r"^--config=(configs/)?(.*?)(\.py)?(:|$)", r"\2\4", w) for w in words if w.startswith("--config=")]
+    ignored = ("--config.seed=", "--config.data.split_seed=", "--config.data.root=", "--config.runtime.")
+    changed = [w.removeprefix("--config.") for w in words if w.startswith("--config.") and not w.startswith(ignored)]
+    return " ".join(chosen + changed) or re.sub(r"_?\d+$", "", folder.name)
+
+
+def _setting(results: Mapping[str, Any]) -> str:
+    data = results["data"]
+    ratio = f"{100 * data['label_ratio']:g} % of labels, {data['labelled']} videos"
+    return f"{data['name']}, {ratio}; {data['evaluated']} evaluated ({data['evaluated_on']}); {results['protocol']}"
+
+
+def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
+    """mAP per threshold, and average mAP per seed, of every arm of every group; an arm that ended in the very numbers
+    of an earlier one is that one."""
+    thresholds = list(dict.fromkeys(t for g in groups for r in g.results.values() for t in _first(r["arms"])["map"]))
+    all_seeds = sorted({seeds for group in groups for seeds in group.results})
+    rows = [["mAP, %", "runs", "steps", *(f"tIoU {t}" for t in thresholds), "average"]]
+    by_seed = [["average mAP, %", *(_seed_name(seeds) for seeds in all_seeds), "minus the first"]]
+    seen: set[tuple[Any, ...]] = set()
+    first: dict[tuple[int, int], float] = {}
+    for group in groups:
+        arms = dict.fromkeys(arm for results in group.results.values() for arm in results["arms"])
+        for arm in arms:
+            runs = {seeds: r["arms"][arm] for seeds, r in group.results.items() if arm in r["arms"]}
+            averages = {seeds: run["average_map"] for seeds, run in runs.items()}
+            mark = (arm, *sorted(averages.items()))
+            if mark in seen:
+                continue
+            seen.add(mark)
+            steps = total_steps(_first(group.results), arm)
+            name = f"{group.name}, {arm_name(arm)}"
+            cells = [spread([run["map"][t] for run in runs.values() if t in run["map"]]) for t in thresholds]
+            rows.append([name, str(len(runs)), f"{steps or 0:,}", *cells, spread(list(averages.values()))])
+            first = first or averages
+            gains = [averages[seeds] - first[seeds] for seeds in averages if seeds in first]
+            values = (f"{100 * averages[s]:.1f}" if s in averages else "–" for s in all_seeds)
+            by_seed.append([name, *values, spread(gains, "+")])
+    return rows, by_seed
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean ± sample standard deviation, in percent; without deviation for a single value."""
+    if not values:
+        return "–"
+    percent = 100 * np.asarray(values)
+    deviation = f" ± {percent.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{percent.mean():{sign}.1f}{deviation}"
+
+
+def _seed_name(seeds: tuple[int, int]) -> str:
+    return f"seed {seeds[0]}" if seeds[0] == seeds[1] else f"seed {seeds[0]}, split {seeds[1]}"
+
+
+def _first(mapping: Mapping[Any, Any]) -> Any:
+    return next(iter(mapping.values()))

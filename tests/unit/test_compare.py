@@ -1,0 +1,80 @@
+"""The table of many runs: means and deviations by hand, and what is refused."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+from made_runs import make_run
+
+from apl_jax.data.files import DataError, load_json, write_json
+from apl_jax.report.compare import comparison
+
+AVERAGES = {"plain": [0.5, 0.6, 0.9], "better": [0.7, 0.65, 1.0]}
+
+
+def put(folder: Path, seed: int, average: float, command: str, weight: float, protocol: str = "strict") -> Path:
+    """One of the made runs with another seed, score and setting."""
+    results, settings = (load_json(folder / f"{name}.json") for name in ("results", "settings"))
+    settings["seed"] = settings["data"]["split_seed"] = results["seed"] = results["data"]["split_seed"] = seed
+    settings["learning"]["unlabelled_weight"] = weight
+    arm = results["arms"]["self_train_1"]
+    arm["average_map"], arm["map"] = average, dict.fromkeys(arm["map"], average)
+    results |= {"arms": {"self_train_1": arm}, "command": command, "protocol": protocol}
+    out = folder.parent / f"{weight:g}_{seed}_{protocol}"
+    write_json(out / "results.json", results)
+    write_json(out / "settings.json", settings)
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("compare"), ["walk", "run"], 40.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def runs(made: Path) -> list[Path]:
+    command = "apl-jax run --config=configs/spsw.py:{} --config.seed=3 --config.learning.rounds=2 --workdir=x"
+    return [
+        put(made, seed, average, command.format(name), weight)
+        for weight, (name, averages) in enumerate(AVERAGES.items())
+        for seed, average in enumerate(averages)
+    ]
+
+
+def test_rows_are_settings_and_columns_seeds(runs: list[Path]) -> None:
+    lines = comparison(runs).split("\n")
+    for name, averages in AVERAGES.items():
+        percent = [100 * a for a in averages]
+        spread = f"{statistics.mean(percent):.1f} ± {statistics.stdev(percent):.1f}"
+        over_seeds, by_seed = (line for line in lines if line.startswith(f"spsw:{name} learning.rounds=2, "))
+        assert over_seeds.count(spread) == 4 and over_seeds.split()[-1] == spread.split()[-1]  # 3 thresholds, average
+        assert [f"{p:.1f}" in by_seed for p in percent] == [True] * 3
+        gains = [100 * (a - b) for a, b in zip(averages, AVERAGES["plain"], strict=True)]
+        assert by_seed.endswith(f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f}")
+    assert sum(line.startswith("made & <up>, 10 % of labels, 2 videos; 3 evaluated") for line in lines) == 1
+
+
+def test_single_run_has_no_deviation(runs: list[Path]) -> None:
+    assert "±" not in comparison(runs[:1])
+
+
+def test_missing_seeds_are_dashes(runs: list[Path]) -> None:
+    line = comparison([runs[0], runs[1], runs[5]]).split("\n")[-1]
+    assert line.split()[-4:] == ["–", "–", "100.0", "–"]  # its seeds 0, 1, 2, and no gain over what has other seeds
+
+
+def test_equal_rows_are_shown_once(made: Path, runs: list[Path]) -> None:
+    twin = put(made, 0, AVERAGES["plain"][0], "", 7.0)
+    assert comparison([runs[0], twin]).count("self-training, round 1") == 2  # one row in each of the two tables
+
+
+def test_refusals(made: Path, runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"settings\.json: found no such file"):
+        comparison([runs[0], tmp_path])
+    with pytest.raises(DataError, match="seed 0, split seed 0, which another of these runs has too"):
+        comparison([runs[0], runs[1], runs[0]])
+    other = put(made, 4, 0.5, "", 0.0, "external")
+    with pytest.raises(DataError, match="protocol: found protocol 'external', but 'strict'"):
+        comparison([runs[0], other])
