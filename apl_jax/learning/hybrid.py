@@ -70,7 +70,7 @@ def _unlabelled_terms(
     s: NonTargetSettings, belief: ClassDistribution, mask: Array, unknown: Taught, key: Array
 ) -> tuple[Array, Metrics]:
     """What the snippets under ``mask`` learn beside their pseudo label: positive and negative classes, or a rival."""
-    part = divide_classes(belief.probability, s)
+    part = divide_classes(belief.probability, s, unknown.losses.roles.classes)
     if s.rival == "soft_label":  # replaces the one-hot pseudo label
         loss = _mean(soft_label_loss(belief.probability, belief.log_in, s.sharpening), mask)
         return loss - unknown.losses.class_loss, {"unlabelled/soft_label": loss}

@@ -38,13 +38,16 @@ class Terms(NamedTuple):
 _SLACK = 1e-6
 
 
-def divide_classes(probability: Array, settings: NonTargetSettings) -> Array:
+def divide_classes(probability: Array, settings: NonTargetSettings, taught: Array | None = None) -> Array:
     """The :class:`Part` of every class: ``[..., C + 1]`` int32 from probabilities ``[..., C + 1]`` that sum to 1.
 
     Negative: the largest set of least likely classes whose probabilities sum to at most that of the target (Eq. 8).
     Positive: at least ``closeness`` times as likely as the target (Eq. 10), the ``max_positives`` likeliest of them;
     those beyond are ambiguous. A class that meets both rules is positive, and the target is only the target (systems
     C1, C2). The first of equally likely classes is the target.
+
+    ``taught [..., C + 1]`` is 1 at the class (or classes) of a pseudo label. They are targets too: the label of a
+    teacher may differ from the snippet's own surest class, and one loss must not exclude what another teaches.
     """
     p = jax.lax.stop_gradient(probability)
     target = jnp.arange(p.shape[-1]) == jnp.argmax(p, -1, keepdims=True)
@@ -63,7 +66,8 @@ def divide_classes(probability: Array, settings: NonTargetSettings) -> Array:
 
     part = jnp.where(negative, Part.NEGATIVE, Part.AMBIGUOUS)
     part = jnp.where(positive, Part.POSITIVE, part)
-    return jnp.where(target, Part.TARGET, part).astype(jnp.int32)
+    named = target if taught is None else target | (taught > 0)
+    return jnp.where(named, Part.TARGET, part).astype(jnp.int32)
 
 
 def non_target_losses(part: Array, log_in: Array, log_out: Array) -> Terms:

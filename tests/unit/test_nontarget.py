@@ -53,6 +53,15 @@ def test_golden(p: list[float], parts: list[Part], target: float, negative: floa
     np.testing.assert_allclose(losses.positive, positive, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("p", "parts", "target", "negative", "positive"), GOLDEN)
+def test_what_a_pseudo_label_names_is_a_target_too(
+    p: list[float], parts: list[Part], target: float, negative: float, positive: float
+) -> None:
+    for named in range(len(p)):
+        found = divide_classes(jnp.asarray(np.float32(p)), SETTINGS, jax.nn.one_hot(named, len(p)))
+        assert found.tolist() == [T if c == named else part for c, part in enumerate(parts)]
+
+
 def twin(p: np.ndarray, s: NonTargetSettings) -> list[int]:
     """Eq. 8 and 10 with C1, C2 as sentences."""
     target = int(np.argmax(p))
