@@ -285,6 +285,8 @@ class EvaluationSettings(Checked):
     batch: int = 16
     label_space: bool = False  # measure on unlabelled videos what the true class is to a snippet (paper 002, III-B)
     label_space_examples: int = 6  # snippets whose whole distribution is kept for the report (Figure 6)
+    label_space_frames: int = 500  # frames whose learnt features are drawn in a plane (Figures 3 and 4); 0 = none
+    label_space_videos: int = 32  # unlabelled videos that these frames come from
 
 
 @dataclass(frozen=True)

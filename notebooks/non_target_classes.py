@@ -33,10 +33,10 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from apl_jax import plots
-from apl_jax.data.files import load_json
 from apl_jax.learning.nontarget import Part, divide_classes
 from apl_jax.report import print_table
 from apl_jax.report.finished_run import open_run
+from apl_jax.report.label_space import foreground_groups, hardest_groups
 from apl_jax.report.tables import aligned, percents, stage_name
 
 FOLDER = Path(os.environ.get("APL_RUN", "../runs/spot")).resolve()
@@ -80,7 +80,7 @@ print(aligned(rows))
 # Snippets with the most evenly divided belief: half of those shown are wrong about the target. ★ is the true class.
 
 # %%
-document = load_json(FOLDER / "stages" / f"{list(space)[-1]}_label_space" / "label_space.json")
+document = run.label_space(list(space)[-1])
 examples, names = document["examples"], document["classes"]
 if not examples:
     raise SystemExit("this run kept no examples (--config.evaluation.label_space_examples)")
@@ -111,33 +111,15 @@ print(aligned(rows))
 # against background.
 
 # %%
-from sklearn.manifold import TSNE
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
-
-from apl_jax.pipeline.frames import representations, sample_frames
-from apl_jax.pipeline.run import open_room
-
-with contextlib.chdir(".."):
-    room = open_room(run.settings, FOLDER)
-frames = sample_frames(room, videos=32, frames=500)
-kind, background = frames.kind, len(run.truth.classes)
-stages = {stage_name(s): s for s in run.results["steps"] if s == "teacher" or s.startswith("self_train")}
-features = representations(room, stages, frames)
-embed = TSNE(perplexity=min(30, len(kind) // 4), init="pca", random_state=0).fit_transform
-with threadpool_limits(1):  # so few points gain nothing from threads, and lose much on a busy machine
-    points = {n: embed(StandardScaler().fit_transform(features[n])) for n in ("input features", *stages)}
-two = [("background", kind == background, "#B0B0B0"), ("foreground", kind != background, "#CC6677")]
-show(plots.embeddings, 3.2, points, two)
+planes = {stage_name(stage): plane for stage in space if (plane := run.label_space(stage).get("plane"))}
+if not planes:
+    raise SystemExit("this run kept no frames (--config.evaluation.label_space_frames)")
+points = {name: np.array(plane["points"]) for name, plane in planes.items()}
+truth = np.array(next(iter(planes.values()))["truth"])
+show(plots.embeddings, 3.4, points, foreground_groups(truth, len(run.truth.classes)))
 
 # %% [markdown]
 # Then the hardest classes: those with the lowest average precision of the run's last network.
 
 # %%
-scores = run.results["arms"][run.results["final_arm"]]["ap"]
-precision = {name: np.mean(list(ap.values())) for name, ap in scores.items() if None not in ap.values()}
-hardest = sorted(precision, key=precision.get)[:5]
-colours = plots.class_colours(np.bincount(kind, minlength=background + 1)[:background])
-groups = [(n, kind == run.truth.classes.index(n), colours[run.truth.classes.index(n)]) for n in hardest]
-print("; ".join(f"{name}: average AP {100 * precision[name]:.1f} %" for name in hardest))
-show(plots.embeddings, 3.2, points, groups)
+show(plots.embeddings, 3.4, points, hardest_groups(truth, run.truth.classes, run.results))

@@ -154,7 +154,8 @@ def _divide(run: Path, name: str, ids: list[str], classes: list[str], rng: np.ra
     shown = examples(probability, part, time_t, mask, truth, 4)
     shown = [row | {"video": ids[row["video"]], "time_s": row["time_t"]} for row in shown]
     path = run / "stages" / f"{name}_label_space" / "label_space.json"
-    write_json(path, {"classes": [*classes, "background"], "examples": shown})
+    plane = {"points": rng.normal(size=(40, 2)).tolist(), "truth": rng.integers(0, len(classes) + 1, 40).tolist()}
+    write_json(path, {"classes": [*classes, "background"], "examples": shown, "plane": plane})
     return label_space(part, mask, truth)
 
 

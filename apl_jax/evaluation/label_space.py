@@ -41,6 +41,23 @@ def label_space(part: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> dict[s
     return {name: _shares(fallen[rows]) for name, rows in sets.items()}
 
 
+def planar_embedding(features: np.ndarray) -> np.ndarray:
+    """t-SNE of ``[M, E]`` features, standardised first: ``[M, 2]``, zeros where there are too few to embed.
+
+    It keeps neighbours together; distances between clusters mean little.
+    """
+    from sklearn.manifold import TSNE
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    perplexity = min(30, len(features) // 4)
+    if perplexity < 1:
+        return np.zeros((len(features), 2))
+    with threadpool_limits(1):  # so few points gain nothing from threads, and lose much on a busy machine
+        embed = TSNE(perplexity=perplexity, init="pca", random_state=0)
+        return embed.fit_transform(StandardScaler().fit_transform(features))
+
+
 def _shares(fallen: np.ndarray) -> dict[str, Any]:
     names = {kind: kind.name.lower() for kind in Part}
     wrong = fallen[fallen != Part.TARGET]

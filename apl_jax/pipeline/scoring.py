@@ -17,16 +17,17 @@ from apl_jax.evaluation.average_precision import (
     average_precision,
     instances_from_annotations,
 )
-from apl_jax.evaluation.label_space import examples, frame_truth, label_space
+from apl_jax.evaluation.label_space import examples, frame_truth, label_space, planar_embedding
 from apl_jax.evaluation.predict import predict_table, to_instances
 from apl_jax.evaluation.submission import write_submission
 from apl_jax.learning.nontarget import divide_classes
 from apl_jax.ops.masking import map_rows
+from apl_jax.pipeline.frames import representation, sample_frames
 from apl_jax.pipeline.ledger import Stage
 from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.training import trained_parameters
 from apl_jax.settings import Settings
-from apl_jax.structs import Detections
+from apl_jax.structs import Detections, PyTree
 from apl_jax.training.mesh import first_rows, to_host
 
 
@@ -89,15 +90,26 @@ def label_space_stage(name: str, settings: Settings, trained: str) -> Stage:
         classes = [*room.dataset.classes, "background"]
         for row in shown:
             row |= {"video": table.ids[row["video"]], "time_s": float(table.grids[row["video"]].to_s(row["time_t"]))}
-        room.ledger.write(folder / "label_space.json", {"classes": classes, "examples": shown})
+        document = {"classes": classes, "examples": shown}
+        if settings.evaluation.label_space_frames:
+            document["plane"] = _plane(room, settings, params["detector"])
+        room.ledger.write(folder / "label_space.json", document)
         return {"label_space": label_space(part, mask, truth)}
 
     depends = {
         "nontarget": dataclasses.asdict(settings.learning.nontarget),
         "examples": settings.evaluation.label_space_examples,
+        "frames": [settings.evaluation.label_space_frames, settings.evaluation.label_space_videos],
         "tau_neg": settings.learning.selection.tau_neg,
     }
     return Stage(name, (trained,), depends, run)
+
+
+def _plane(room: Room, settings: Settings, params: PyTree) -> dict[str, Any]:
+    """Learnt frames in a plane, and their true classes (Figures 3 and 4), as JSON types."""
+    frames = sample_frames(room, settings.evaluation.label_space_videos, settings.evaluation.label_space_frames)
+    points = planar_embedding(representation(room, params, frames))
+    return {"points": points.round(3).tolist(), "truth": frames.kind.tolist()}
 
 
 def _true_classes(room: Room, table: VideoTable, time_t: np.ndarray) -> np.ndarray:

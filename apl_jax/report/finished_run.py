@@ -77,6 +77,10 @@ class FinishedRun:
         others = column("score", 1.0), column("tiou", 1.0), column("tnd", 0.0), column("similarity", unknown)
         return PseudoLabelTable(instances, reason, *others)
 
+    def label_space(self, stage: str) -> dict[str, Any]:
+        """What was kept of a network's class distributions: ``classes``, ``examples`` and perhaps ``plane``."""
+        return load_json(self.workdir / "stages" / f"{stage}_label_space" / "label_space.json")
+
     def predictions(self, arm: str) -> Instances:
         """What an arm predicts on the evaluation videos."""
         path = self.workdir / "stages" / f"{arm}_evaluation" / "predictions.json"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from apl_jax import plots
-from apl_jax.data.files import load_json
 from apl_jax.learning.nontarget import Part
 from apl_jax.plots import FULL_WIDTH_IN
 from apl_jax.report.elements import figure, fold, number_table, paragraph
@@ -21,6 +22,10 @@ _NOTE = (
 )
 
 
+HARDEST = 5  # classes in one plane
+Group = tuple[str, np.ndarray, str]  # name, rows [M] bool, colour
+
+
 def label_space_section(run: FinishedRun) -> str:
     """Shares per network, their numbers, and the example distributions of the last network; empty without any."""
     found: Mapping[str, Any] = run.results.get("label_space", {})
@@ -30,7 +35,7 @@ def label_space_section(run: FinishedRun) -> str:
     height = 1.1 + 0.32 * len(shares)
     drawing = figure(FULL_WIDTH_IN, height, "", plots.true_class_shares, shares)
     last = list(found)[-1]
-    document = load_json(run.workdir / "stages" / f"{last}_label_space" / "label_space.json")
+    document = run.label_space(last)
     rows, classes = document["examples"], document["classes"]
     examples = ""
     if rows:
@@ -38,7 +43,42 @@ def label_space_section(run: FinishedRun) -> str:
         tall = 0.5 + -(-len(rows) // 3) * (0.55 + 0.17 * bars)
         caption = f"Class distributions of snippets, {stage_name(last)} (Figure 6 of the paper); ★ is the true class"
         examples = figure(FULL_WIDTH_IN, tall, caption, plots.class_distributions, rows, classes)
-    return paragraph(_NOTE) + drawing + fold("Numbers", number_table(_numbers(found))) + examples
+    numbers = fold("Numbers", number_table(_numbers(found)))
+    return paragraph(_NOTE) + drawing + numbers + examples + _learnt_frames(run, list(found), classes)
+
+
+def _learnt_frames(run: FinishedRun, stages: Sequence[str], classes: Sequence[str]) -> str:
+    """Frames of unlabelled videos as each network represents them: foreground and background, then hard classes."""
+    planes = {stage_name(stage): plane for stage in stages if (plane := run.label_space(stage).get("plane"))}
+    if not planes:
+        return ""
+    points = {name: np.asarray(plane["points"]) for name, plane in planes.items()}
+    truth = np.asarray(next(iter(planes.values()))["truth"])
+    height = 3.4
+    one = figure(
+        FULL_WIDTH_IN, height, "Learnt frames of unlabelled videos, t-SNE: foreground and background (Figure 3)",
+        plots.embeddings, points, foreground_groups(truth, len(classes) - 1),
+    )  # fmt: skip
+    groups = hardest_groups(truth, classes[:-1], run.results)
+    if not groups:
+        return one
+    caption = "The same frames: the classes of lowest average precision (Figure 4)"
+    return one + figure(FULL_WIDTH_IN, height, caption, plots.embeddings, points, groups)
+
+
+def foreground_groups(truth: np.ndarray, background: int) -> list[Group]:
+    """Frames by whether an action is there."""
+    return [("background", truth == background, "#B0B0B0"), ("foreground", truth != background, "#CC6677")]
+
+
+def hardest_groups(truth: np.ndarray, classes: Sequence[str], results: Mapping[str, Any]) -> list[Group]:
+    """Frames of the ``HARDEST`` classes with the lowest average precision of the run's last network."""
+    scores = results["arms"].get(results["final_arm"], {"ap": {}})["ap"]
+    precision = {name: np.mean(list(ap.values())) for name, ap in scores.items() if None not in ap.values()}
+    known = [name for name in sorted(precision, key=precision.__getitem__) if (truth == classes.index(name)).any()]
+    colours = plots.class_colours(np.bincount(truth, minlength=len(classes))[: len(classes)])
+    rows = [(name, classes.index(name)) for name in known[:HARDEST]]
+    return [(name, truth == c, colours[c]) for name, c in rows]
 
 
 def _numbers(found: Mapping[str, Any]) -> list[list[str]]:

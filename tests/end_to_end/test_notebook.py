@@ -71,5 +71,5 @@ def test_notebook_explores_non_target_classes(small_run: Path, monkeypatch: pyte
     wrong = results["label_space"]["self_train_1"]["foreground"]["when_wrong"]
     assert f"{100 * wrong['negative']:.1f}" in text and f"{wrong['snippets']:,} of " in text
     assert len(drawings) == 4
-    networks = "input features", stage_name("teacher"), stage_name("self_train_1")
+    networks = stage_name("teacher"), stage_name("self_train_1")
     assert all(name in drawing for drawing in drawings[-2:] for name in networks)

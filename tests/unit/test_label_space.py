@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from apl_jax.data.annotations import VideoRecord
-from apl_jax.evaluation.label_space import examples, frame_truth, label_space
+from apl_jax.evaluation.label_space import examples, frame_truth, label_space, planar_embedding
 from apl_jax.learning.nontarget import Part
 
 T, P, N, A = (int(x) for x in (Part.TARGET, Part.POSITIVE, Part.NEGATIVE, Part.AMBIGUOUS))
@@ -56,3 +56,14 @@ def test_examples_are_divided_foreground_of_both_kinds() -> None:
         assert MASK[v, s] and TRUTH[v, s] != 2 and row["truth"] == TRUTH[v, s] and row["part"] == PART[v, s].tolist()
         assert (row["part"][row["truth"]] == T) == (kind == "right")
     assert examples(probability, PART, time_t, np.zeros_like(MASK), TRUTH, 4) == []
+
+
+def test_plane_keeps_neighbours_together_and_is_the_same_twice() -> None:
+    draws = np.random.default_rng(0)
+    group = np.repeat([0, 1, 2], 20)
+    features = 20 * np.repeat(np.eye(3), 5, axis=1)[group] + draws.normal(size=(60, 15))
+    points = planar_embedding(features)
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1) + 1e9 * np.eye(60)
+    assert (group[distance.argmin(1)] == group).all()
+    np.testing.assert_array_equal(points, planar_embedding(features))
+    assert planar_embedding(features[:3]).tolist() == [[0, 0]] * 3
