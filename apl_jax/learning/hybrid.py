@@ -5,7 +5,9 @@ have the detector's loss on pseudo labels, which is the target term, and below i
 the snippet's own distribution. With both weights 0 and without ``labelled_negative`` it is the target-only baseline
 (Eq. 1). Where background is a class of the head (SPOT), every snippet has a distribution worth dividing; where it is
 not (ActionFormer's sigmoids), a point has one only if its pseudo label calls it foreground (systems C11): far from any
-action all scores are low, and their ratios say nothing.
+action all scores are low, and their ratios say nothing. Where pseudo labels are the teacher's, a snippet's own surest
+class may be another than its label's; then both count as target and neither is excluded. It happens often on sigmoids:
+background is what the surest class leaves, so that below a score of .5 the action itself would fall among the negatives.
 
 **apl_nontarget**, both papers at once, on what APL's self-training is. Each point of an unlabelled video falls in one
 of three regions, and its evidence decides what it may be taught:
