@@ -244,6 +244,7 @@ class NonTargetSettings(Checked):
     pseudo_labels: str = one_of("online", "teacher")  # this step's own (C8) | those of the pseudo_label stage
     rival: str = one_of("none", "soft_label", "complementary")  # Table V, in place of positive and negative classes
     sharpening: float = 0.5  # temperature of the soft label (C12)
+    given_action: bool = True  # sigmoids: divide the classes of a foreground point without background; False = C11
     unlabelled_weight: float = 1.0  # alpha, Eq. 1
     silenced_weight: float = 0.5  # apl_nontarget: of negative learning under instances that selection left aside
 

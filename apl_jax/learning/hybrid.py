@@ -6,8 +6,9 @@ the snippet's own distribution. With both weights 0 and without ``labelled_negat
 (Eq. 1). Where background is a class of the head (SPOT), every snippet has a distribution worth dividing; where it is
 not (ActionFormer's sigmoids), a point has one only if its pseudo label calls it foreground (systems C11): far from any
 action all scores are low, and their ratios say nothing. Where pseudo labels are the teacher's, a snippet's own surest
-class may be another than its label's; then both count as target and neither is excluded. It happens often on sigmoids:
-background is what the surest class leaves, so that below a score of .5 the action itself would fall among the negatives.
+class may be another than its label's; then both count as target and neither is excluded. On sigmoids the classes are
+divided as if an action were there (``nontarget.given_action``): background is only what the surest class leaves, and
+below a score of .5 it would be the target, and the action itself one of the negatives.
 
 **apl_nontarget**, both papers at once, on what APL's self-training is. Each point of an unlabelled video falls in one
 of three regions, and its evidence decides what it may be taught:
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 from apl_jax.detectors.base import ClassDistribution, Roles
 from apl_jax.learning.nontarget import (
     complementary_loss,
+    dividable,
     divide_classes,
     labelled_negative_loss,
     non_target_losses,
@@ -69,12 +71,12 @@ def _labelled_negatives(parts: Ingredients, belief: ClassDistribution, known: Ta
 
 
 def _unlabelled_terms(
-    s: NonTargetSettings, belief: ClassDistribution, mask: Array, unknown: Taught, key: Array
+    s: NonTargetSettings, probability: Array, belief: ClassDistribution, mask: Array, unknown: Taught, key: Array
 ) -> tuple[Array, Metrics]:
     """What the snippets under ``mask`` learn beside their pseudo label: positive and negative classes, or a rival."""
-    part = divide_classes(belief.probability, s, unknown.losses.roles.classes)
+    part = divide_classes(probability, s, unknown.losses.roles.classes)
     if s.rival == "soft_label":  # replaces the one-hot pseudo label
-        loss = _mean(soft_label_loss(belief.probability, belief.log_in, s.sharpening), mask)
+        loss = _mean(soft_label_loss(probability, belief.log_in, s.sharpening), mask)
         return loss - unknown.losses.class_loss, {"unlabelled/soft_label": loss}
     if s.rival == "complementary":
         loss = _mean(complementary_loss(key, part, belief.log_out), mask)
@@ -100,10 +102,11 @@ def _hybrid(parts: Ingredients, weight: float, online: bool, with_apl: bool) -> 
 
         belief, roles = unlabelled[1].distribution(), unknown.losses.roles
         divided = roles.foreground_mask & belief.mask if with_apl else _divided_mask(parts, belief, roles)
-        extra, more = _unlabelled_terms(s, belief, divided, unknown, rival_key)
+        probability = dividable(belief.probability, parts.detector.background, s)
+        extra, more = _unlabelled_terms(s, probability, belief, divided, unknown, rival_key)
         metrics |= more
         if with_apl:
-            terms = non_target_losses(divide_classes(belief.probability, s), belief.log_in, belief.log_out)
+            terms = non_target_losses(divide_classes(probability, s), belief.log_in, belief.log_out)
             doubtful = _mean(terms.negative, roles.silent_mask & belief.mask)
             extra = extra + s.silenced_weight * doubtful
             metrics |= {"unlabelled/silenced_negative": doubtful}

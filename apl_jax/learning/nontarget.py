@@ -70,6 +70,22 @@ def divide_classes(probability: Array, settings: NonTargetSettings, taught: Arra
     return jnp.where(named, Part.TARGET, part).astype(jnp.int32)
 
 
+def given_action(probability: Array) -> Array:
+    """Distribution ``[..., C + 1]`` of a snippet that is known to show an action: background has no share of it."""
+    actions = probability.at[..., -1].set(0.0)
+    return actions / jnp.maximum(actions.sum(-1, keepdims=True), 1e-12)
+
+
+def dividable(probability: Array, background: bool, settings: NonTargetSettings) -> Array:
+    """What is divided on snippets that are believed to show an action ``[..., C + 1]``.
+
+    A softmax with background as it is. Of sigmoids (``background`` False) the share of background is made up: 1 - the
+    largest score (systems C11). Where all scores are below one half it would be the target, and the action itself one
+    of the negatives; hence it is left out, unless ``settings.given_action`` is False.
+    """
+    return given_action(probability) if settings.given_action and not background else probability
+
+
 def non_target_losses(part: Array, log_in: Array, log_out: Array) -> Terms:
     """Target, positive and negative losses of each snippet (Eq. 5, 11, 9): sums over the classes of each part (C3).
 

@@ -20,7 +20,7 @@ from apl_jax.evaluation.average_precision import (
 from apl_jax.evaluation.label_space import examples, frame_truth, label_space, planar_embedding
 from apl_jax.evaluation.predict import predict_table, to_instances
 from apl_jax.evaluation.submission import write_submission
-from apl_jax.learning.nontarget import divide_classes
+from apl_jax.learning.nontarget import dividable, divide_classes
 from apl_jax.ops.masking import map_rows
 from apl_jax.pipeline.frames import representation, sample_frames
 from apl_jax.pipeline.ledger import Stage
@@ -74,11 +74,13 @@ def label_space_stage(name: str, settings: Settings, trained: str) -> Stage:
         def divide(params: Any, videos: Any) -> tuple:
             def some(chunk: Any) -> tuple:
                 belief = detector.apply(params, chunk, None).distribution()
-                part = divide_classes(belief.probability, settings.learning.nontarget).astype(jnp.int8)
+                nontarget = settings.learning.nontarget
+                probability = dividable(belief.probability, detector.background, nontarget)
+                part = divide_classes(probability, nontarget).astype(jnp.int8)
                 mask = belief.mask
                 if not detector.background:  # most points of a pyramid answer for no instance, and are sure of that
                     mask &= belief.log_in[..., :-1].max(-1) > jnp.log(settings.learning.selection.tau_neg)
-                return belief.probability, part, belief.time_t, mask
+                return probability, part, belief.time_t, mask
 
             batch = -(-settings.evaluation.batch // room.mesh.size) * room.mesh.size
             return map_rows(some, videos, batch)

@@ -12,7 +12,9 @@ import pytest
 from apl_jax.learning.nontarget import (
     Part,
     complementary_loss,
+    dividable,
     divide_classes,
+    given_action,
     labelled_negative_loss,
     non_target_losses,
     sharpened,
@@ -60,6 +62,18 @@ def test_what_a_pseudo_label_names_is_a_target_too(
     for named in range(len(p)):
         found = divide_classes(jnp.asarray(np.float32(p)), SETTINGS, jax.nn.one_hot(named, len(p)))
         assert found.tolist() == [T if c == named else part for c, part in enumerate(parts)]
+
+
+def test_sigmoids_are_divided_as_if_an_action_were_there() -> None:
+    score = jnp.array([0.28, 0.27, 0.1, 0.03])  # none above one half: background, 1 - 0.28, would be the target
+    p = jnp.append(score, 1 - score.max())
+    p = p / p.sum()
+    literal = dataclasses.replace(SETTINGS, given_action=False)
+    assert divide_classes(dividable(p, False, literal), SETTINGS).tolist() == [N, N, N, N, T]
+    assert divide_classes(dividable(p, False, SETTINGS), SETTINGS).tolist() == [T, P, N, N, N]
+    assert (dividable(p, True, SETTINGS) == p).all()
+    np.testing.assert_allclose(given_action(p), jnp.append(score, 0) / score.sum(), rtol=1e-6)
+    assert given_action(jnp.array([0.0, 0.0, 1.0])).tolist() == [0, 0, 0]  # no belief in any action, and no NaN
 
 
 def twin(p: np.ndarray, s: NonTargetSettings) -> list[int]:
