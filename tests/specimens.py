@@ -93,7 +93,7 @@ _DETECTORS: dict[str, dict[str, Settings]] = {
             "resize": {},
             "windows": {
                 "steps": 8, "fit": "windows", "width": 8, "head_width": 3, "mask_head": "bilinear",
-                "target_edges": "nearest", "class_loss": "reference",
+                "target_edges": "nearest", "class_loss": "reference", "embedding_convs": 2,
             },
         }.items()
     },
