@@ -39,19 +39,22 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
     if unknown:
         raise ValueError(f"{where}.{unknown[0]}: no such setting; {where} has {', '.join(fields)}")
     default = cls()
-    changes = {name: _coerce(getattr(default, name), value, f"{where}.{name}") for name, value in values.items()}
+    changes = {
+        name: _coerce(getattr(default, name), value, f"{where}.{name}", fields[name].metadata.get("entries", int))
+        for name, value in values.items()
+    }
     try:
         return dataclasses.replace(default, **changes)
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from None
 
 
-def _coerce(default: Any, value: Any, where: str) -> Any:
-    """``value`` in the type of ``default``: dataclass from dict, tuple from list, float from int."""
+def _coerce(default: Any, value: Any, where: str, entries: type = int) -> Any:
+    """``value`` in the type of ``default``: dataclass from dict, tuple from list (of ``entries``), float from int."""
     if dataclasses.is_dataclass(default):
         return from_dict(type(default), dict(value), where)
     if isinstance(default, tuple):
-        return _coerce_tuple(default, value, where)
+        return _coerce_tuple(default, value, where, entries)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
@@ -59,11 +62,11 @@ def _coerce(default: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _coerce_tuple(default: tuple, value: Any, where: str) -> tuple:
-    """A list as a tuple whose entries have the type of the default's first; an empty default holds integers."""
+def _coerce_tuple(default: tuple, value: Any, where: str, entries: type) -> tuple:
+    """A list as a tuple whose entries have the type of the default's first; those of an empty one are ``entries``."""
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{where}: found {value!r}, expected a list like {list(default)}")
-    kind = default[0] if default else 0
+    kind = default[0] if default else entries()
     return tuple(_coerce(kind, entry, f"{where}[{i}]") for i, entry in enumerate(value))
 
 

@@ -19,6 +19,8 @@ class DataSettings(Checked):
 
     name: str = "spsw"  # embedded data set, or the name printed for `root`
     root: str = ""  # folder with annotations.json and features; empty = the data set embedded in the package
+    # folders in root (rgb, flow) whose features are joined on channels, in this order; empty: one array per video
+    streams: tuple[str, ...] = field(default=(), metadata={"entries": str})
     window: int = 20  # samples of raw signal per feature row
     stride: int = 10  # samples between rows
     training_subset: str = "training"  # compared in lower case
@@ -31,7 +33,12 @@ class DataSettings(Checked):
     std_floor: float = 1e-3  # in feature units; a feature that deviates less in training is centred, not scaled
     strict_annotations: bool = True  # False: keep segments outside their video, drop empty ones (THUMOS14, ActivityNet)
     allow_uncovered: bool = False  # go on when the labelled videos leave a class without an instance
-    split_file: str = ""  # JSON with the ids under "labelled" (a published split); replaces label_ratio and split_seed
+    split_file: str = ""  # JSON with ids under "labelled", or SPOT's CSV; replaces label_ratio, split_seed, split_rule
+    # cover: every class first, nested over ratios | first_class: each class its share, by a video's first annotation,
+    # as in SPOT's published splits (systems 3.8)
+    split_rule: str = one_of("cover", "first_class")
+    variant: str = ""  # test set of THUMOS14: 213 | 212 | 211 | 210 (data/published.py); empty = 212
+    task: str = one_of("verb", "noun", "action")  # classes of EPIC-KITCHENS-100
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from apl_jax.data.dataset import Dataset, open_dataset, open_truth
 from apl_jax.data.features import FeatureSource, open_features
 from apl_jax.data.files import DataError, write_json
 from apl_jax.data.grids import build_grid, window_signal
+from apl_jax.data.manifest import Manifest, read_manifest, write_manifest
+from apl_jax.data.published import read_published
 from apl_jax.data.splits import Split, build_split, write_split
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "FeatureSource",
+    "Manifest",
     "Split",
     "Standardizer",
     "VideoRecord",
@@ -25,7 +28,10 @@ __all__ = [
     "open_features",
     "open_truth",
     "read_annotations",
+    "read_manifest",
+    "read_published",
     "window_signal",
     "write_json",
+    "write_manifest",
     "write_split",
 ]

@@ -3,12 +3,12 @@
 Layout: ``database[id] = {subset, duration, fps, subject, annotations: [{segment: [start, end], label, label_id}]}``,
 times in seconds. ``fps``, ``subject``, ``label_id`` may be absent. Pseudo labels come back through this same door: each
 annotation may also carry ``weight`` (in [0, 1]) and ``ignore`` (bool); any other key is tolerated. BMN's ActivityNet
-layout (no ``database``, ``duration_second``, subsets in ``*_video_info.csv`` beside the file) is read too.
+layout (no ``database``, ``duration_second``, subsets in ``*_video_info.csv`` beside the file) is read too; CSV
+tables are the business of ``annotation_tables.py``.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -17,10 +17,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from apl_jax.data.files import load_json, refusal
+from apl_jax.data.files import load_csv, load_json, refusal
 
 _TOLERANCE_S = 0.5  # players and annotators disagree this much about where a recording ends ...
 _TOLERANCE_SHARE = 0.01  # ... or by 1 % of it (ActivityNet v_m--b-Ltjm_Y: 0.85 s of 143 s)
+LONGEST_S = 1e8  # three years: what is longer is a mistake, and float32 would round its times to seconds
 _LENIENT = "correct the file, or read it as published with --config.data.strict_annotations=False"
 
 
@@ -57,11 +58,14 @@ class Annotations:
     classes: tuple[str, ...]  # by label_id where every class has one, else by name
     videos: dict[str, VideoRecord]
     notes: tuple[str, ...] = ()
+    # Class of each video's first annotation, also of one that reading dropped: published splits go by it (systems 3.8).
+    first_classes: dict[str, int] = field(default_factory=dict)
+    variant: str = ""  # which of several published versions of the data set this is (data/published.py)
 
 
 @dataclass
-class _Reading:
-    """What one pass over a file collects."""
+class Reading:
+    """What one pass over a file collects; ``strict`` as in :func:`read_annotations`."""
 
     path: Path
     strict: bool
@@ -85,7 +89,9 @@ class _Reading:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """One instance, its class still a name."""
+
     segment_s: tuple[float, float]
     label: str
     weight: float
@@ -105,70 +111,72 @@ def read_annotations(path: str | Path, classes: tuple[str, ...] | None = None, *
     path = Path(path).expanduser()
     document = load_json(path)
     database = _database(path, document)
-    reading = _Reading(path, strict)
+    reading = Reading(path, strict)
     drafts = {video: _read_video(reading, video, entry) for video, entry in database.items()}
     names = tuple(classes) if classes is not None else _vocabulary(reading)
     index = {name: i for i, name in enumerate(names)}
     for name in reading.label_ids:
         if name not in index:
-            video = next(v for v, (_, rows) in drafts.items() if any(r.label == name for r in rows))
+            video = next((v for v, (_, rows, _) in drafts.items() if any(r.label == name for r in rows)), None)
             raise refusal(
-                f"{path}: video {video!r}, label",
+                f"{path}: video {video!r}, label" if video else f"{path}: label",
                 f"unknown class {name!r}",
                 f"one of {', '.join(names)}",
                 "correct the label, or use a file of the same data set",
             )
-    videos = {video: _with_rows(record, rows, index) for video, (record, rows) in drafts.items()}
-    return Annotations(str(document.get("version", "")), names, videos, reading.notes())
+    videos = {video: with_rows(record, rows, index) for video, (record, rows, _) in drafts.items()}
+    first = {video: index[label] for video, (_, _, label) in drafts.items() if label is not None}
+    return Annotations(str(document.get("version", "")), names, videos, reading.notes(), first)
 
 
 def _database(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The videos of either layout, in the ActivityNet layout's keys."""
     database = document.get("database")
     if database is None:
-        bmn = {k: v for k, v in document.items() if isinstance(v, dict) and "duration_second" in v}
-        if not bmn:
+        if not any(isinstance(v, dict) and "duration_second" in v for v in document.values()):
             raise refusal(
                 str(path),
                 f"no key 'database' (keys: {', '.join(list(document)[:8]) or 'none'})",
                 "the ActivityNet layout, database[video] = {subset, duration, annotations}",
                 "check that this is the annotation file",
             )
-        database = _from_bmn(path, bmn)
+        database = _from_bmn(path, document)
     if not isinstance(database, dict) or not database:
         found = "no videos" if not database else f"a {type(database).__name__}"
         raise refusal(f"{path}: database", found, "an object with at least one video", "check the annotation file")
     return database
 
 
-def _from_bmn(path: Path, entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _from_bmn(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     """BMN's ActivityNet entries under ActivityNet's keys; subsets come from the table of videos beside the file."""
     table = path.with_name(path.stem.removesuffix("_anno") + "_video_info.csv")
     if not table.is_file():
         raise refusal(f"{path}", "BMN's layout without its table of videos", f"{table}", "put the csv beside the json")
-    with table.open(encoding="utf-8", newline="") as file:
-        subsets = {row.get("video"): row.get("subset") for row in csv.DictReader(file)}
-    result = {}
-    for video, entry in entries.items():
-        seconds, frames = entry["duration_second"], entry.get("duration_frame")
+    subsets = {row["video"]: row["subset"] for _, row in load_csv(table, ("video", "subset"))}
+    result: dict[str, Any] = {}
+    for video, entry in document.items():
+        if not isinstance(entry, dict):
+            raise refusal(f"{path}: video {video!r}", repr(entry)[:80], "an object", "correct the entry")
+        seconds, frames = entry.get("duration_second"), entry.get("duration_frame")
         rate: dict[str, Any] = {}
-        if _is_number(seconds) and _is_number(frames) and seconds > 0 and frames > 0:
+        if is_number(seconds) and is_number(frames) and seconds > 0 and frames > 0:
             rate = {"fps": frames / seconds}
-        rest = {k: v for k, v in entry.items() if k not in ("duration_second", "duration_frame")}
-        result[video] = {**rest, **rate, "duration": seconds, "subset": subsets.get(video) or ""}
+        clock = {} if seconds is None else {"duration": seconds}
+        rest = {k: v for k, v in entry.items() if k not in ("duration_second", "duration_frame", "duration")}
+        result[video] = {**rest, **rate, **clock, "subset": subsets.get(video, "")}
     return result
 
 
-def _read_video(reading: _Reading, video: str, entry: Any) -> tuple[VideoRecord, list[_Row]]:
-    """One entry of ``database``, checked; its labels are still names."""
+def _read_video(reading: Reading, video: str, entry: Any) -> tuple[VideoRecord, list[Row], str | None]:
+    """One entry of ``database``, checked, and the class of its first annotation; labels are still names."""
     where = f"{reading.path}: video {video!r}"
     if not isinstance(entry, dict):
         raise refusal(where, repr(entry), "an object {subset, duration, annotations}", "correct the entry")
     duration, fps, subject = entry.get("duration"), entry.get("fps", 0), entry.get("subject")
-    if not _is_number(duration) or duration <= 0:
-        found = "no value" if "duration" not in entry else repr(duration)
+    if not is_number(duration) or not 0 < duration <= LONGEST_S:
+        found = "no value" if "duration" not in entry else repr(duration)[:80]
         raise refusal(f"{where}, duration", found, "a positive number of seconds", "add the length of the recording")
-    if not _is_number(fps) or fps < 0 or ("fps" in entry and fps == 0):
+    if not is_number(fps) or fps < 0 or ("fps" in entry and fps == 0):
         raise refusal(f"{where}, fps", repr(fps), "a positive number of samples per second", "correct the entry")
     if subject is not None and (isinstance(subject, bool) or not isinstance(subject, int)):
         raise refusal(f"{where}, subject", repr(subject), "a whole number", "number the subjects, or leave it out")
@@ -186,10 +194,10 @@ def _read_video(reading: _Reading, video: str, entry: Any) -> tuple[VideoRecord,
         rows.append(row and dataclasses.replace(row, ignore=True))
     blank = np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool)
     record = VideoRecord(video, subset.lower(), float(duration), float(fps), subject, *blank)
-    return record, [row for row in rows if row is not None]
+    return record, [row for row in rows if row is not None], listed[0]["label"] if listed else None
 
 
-def _read_row(reading: _Reading, video: str, where: str, duration_s: float, entry: Any) -> _Row | None:
+def _read_row(reading: Reading, video: str, where: str, duration_s: float, entry: Any) -> Row | None:
     """One annotation, or None where a lenient reading drops it."""
     if not isinstance(entry, dict):
         raise refusal(where, repr(entry), "an object {segment, label}", "correct the entry")
@@ -198,24 +206,29 @@ def _read_row(reading: _Reading, video: str, where: str, duration_s: float, entr
         found = "no value" if label is None else repr(label)
         raise refusal(f"{where}.label", found, "the name of a class", "add the name")
     weight, ignore = entry.get("weight", 1.0), entry.get("ignore", False)
-    if not _is_number(weight) or not 0 <= weight <= 1:
+    if not is_number(weight) or not 0 <= weight <= 1:
         raise refusal(f"{where}.weight", repr(weight), "a number in [0, 1]", "correct it, or leave it out")
     if not isinstance(ignore, bool):
         raise refusal(f"{where}.ignore", repr(ignore), "true or false", "correct it, or leave it out")
     _note_label(reading, where, label, entry.get("label_id"))
-    segment_s = _read_segment(reading, video, where, duration_s, entry.get("segment"))
-    return None if segment_s is None else _Row(segment_s, label, float(weight), ignore)
+    segment_s = read_segment(reading, video, where, duration_s, entry.get("segment"))
+    return None if segment_s is None else Row(segment_s, label, float(weight), ignore)
 
 
-def _read_segment(
-    reading: _Reading, video: str, where: str, duration_s: float, segment: Any
+def read_segment(
+    reading: Reading, video: str, where: str, duration_s: float, segment: Any
 ) -> tuple[float, float] | None:
-    """Start and end in seconds, cut to the video within the tolerance; None: dropped by a lenient reading."""
+    """Start and end in seconds, cut to the video within the tolerance; None: dropped by a lenient reading.
+
+    ``where`` names the annotation in refusals (:class:`DataError`).
+    """
     where = f"{where}.segment"
-    if not isinstance(segment, list) or len(segment) != 2 or not all(_is_number(x) for x in segment):
+    if not isinstance(segment, list) or len(segment) != 2 or not all(is_number(x) for x in segment):
         found = "no value" if segment is None else repr(segment)
-        raise refusal(where, found, "two finite numbers, start and end in seconds", "correct the entry")
+        raise refusal(where, found[:80], "two finite numbers, start and end in seconds", "correct the entry")
     start, end = float(segment[0]), float(segment[1])
+    if max(abs(start), abs(end)) > LONGEST_S:
+        raise refusal(where, f"[{start:g}, {end:g}]", f"times within [0, {duration_s:g}] seconds", "correct the entry")
     if end <= start:
         if reading.strict or end < start:
             raise refusal(where, f"[{start:g}, {end:g}]", "an end after the start", _LENIENT)
@@ -234,7 +247,7 @@ def _read_segment(
     return max(start, 0.0), min(end, duration_s)
 
 
-def _note_label(reading: _Reading, where: str, label: str, label_id: Any) -> None:
+def _note_label(reading: Reading, where: str, label: str, label_id: Any) -> None:
     """Remembers the number of a class; the same class under two numbers is an error."""
     if label_id is not None and (isinstance(label_id, bool) or not isinstance(label_id, int)):
         raise refusal(f"{where}.label_id", repr(label_id), "a whole number", "correct it, or leave it out")
@@ -245,7 +258,7 @@ def _note_label(reading: _Reading, where: str, label: str, label_id: Any) -> Non
     reading.label_ids[label] = known if label_id is None else label_id
 
 
-def _vocabulary(reading: _Reading) -> tuple[str, ...]:
+def _vocabulary(reading: Reading) -> tuple[str, ...]:
     """Class names, by number where all have one."""
     ids = reading.label_ids
     owner: dict[int, str] = {}
@@ -258,8 +271,8 @@ def _vocabulary(reading: _Reading) -> tuple[str, ...]:
     return tuple(sorted(ids))
 
 
-def _with_rows(record: VideoRecord, rows: list[_Row], index: dict[str, int]) -> VideoRecord:
-    """The record with its instances."""
+def with_rows(record: VideoRecord, rows: list[Row], index: dict[str, int]) -> VideoRecord:
+    """The record with its instances; ``index`` gives each name its number."""
     return dataclasses.replace(
         record,
         segments_s=np.array([r.segment_s for r in rows], np.float64).reshape(-1, 2),
@@ -269,7 +282,7 @@ def _with_rows(record: VideoRecord, rows: list[_Row], index: dict[str, int]) -> 
     )
 
 
-def _is_number(value: Any) -> TypeGuard[int | float]:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """A finite JSON number (JSON's whole numbers may be too large for a float)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False

@@ -13,6 +13,7 @@ from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.features import FeatureSource
 from apl_jax.data.files import refusal
 from apl_jax.data.grids import build_grid, window_signal
+from apl_jax.data.manifest import check_clock
 from apl_jax.settings import DataSettings
 from apl_jax.structs import Targets, TimeGrid
 
@@ -64,8 +65,11 @@ class Standardizer:
 def read_rows(record: VideoRecord, source: FeatureSource, settings: DataSettings) -> tuple[TimeGrid, np.ndarray]:
     """One video's grid and its feature rows ``[T, D]`` float32, not standardised.
 
-    Raises :class:`~apl_jax.data.annotations.DataError` (see :meth:`FeatureSource.read` and :func:`build_grid`).
+    Raises :class:`~apl_jax.data.annotations.DataError` (see :meth:`FeatureSource.read`, :func:`check_clock` and
+    :func:`build_grid`).
     """
+    if source.manifest is not None:
+        check_clock(source.manifest, record)
     array = source.read(record.id)
     window, stride = settings.window, settings.stride
     samples = (len(array) - 1) * stride + window if source.windowed else len(array)

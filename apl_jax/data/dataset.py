@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
+from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.batching import Standardizer, VideoTable, padded_length, read_rows, stack_table
 from apl_jax.data.features import FeatureSource, data_root, open_features
+from apl_jax.data.published import read_published
 from apl_jax.data.splits import Split, build_split
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
@@ -25,6 +26,7 @@ class Dataset:
     standardizer: Standardizer
     digest: str  # changes with the labelled annotations, the features, the split, and nothing else
     notes: tuple[str, ...] = ()  # what reading the annotations changed, in words
+    variant: str = ""  # which of several published versions of the data set this is (data/published.py)
 
 
 def open_dataset(settings: DataSettings) -> Dataset:
@@ -55,6 +57,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
         standardizer=standardizer,
         digest=_digest(annotations.classes, split, source, labelled, unlabelled + evaluation, settings),
         notes=annotations.notes,
+        variant=annotations.variant,
     )
 
 
@@ -63,7 +66,7 @@ def open_truth(settings: DataSettings) -> Annotations:
 
     Raises :class:`~apl_jax.data.annotations.DataError`.
     """
-    return read_annotations(data_root(settings) / "annotations.json", strict=settings.strict_annotations)
+    return read_published(data_root(settings), settings)
 
 
 def _digest(

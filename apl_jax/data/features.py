@@ -1,8 +1,12 @@
-"""Feature files: raw signals or ready-made feature rows, read one video at a time and refused when unusable.
+"""Feature sources: raw signals or ready-made feature rows, read one video at a time and refused when unusable.
 
-Two layouts of a data folder. ``signals_*.npz``: raw signals, one array ``[samples, channels]`` per recording, windowed
-at load. ``features/<video>.npy``: rows ``[T, D]`` that were extracted elsewhere with the window and stride of the
-settings (in frames). Only plain numeric arrays: pickles are never opened.
+Layouts of a data folder, one of them per folder. ``signals_*.npz``: raw signals, one array ``[samples, channels]`` per
+recording, windowed at load. ``features/<video>`` as .npy, .npz, .csv, .h5; ``features.h5`` with all videos; or the
+folders of ``settings.streams``, joined on channels: rows ``[T, D]`` that were extracted elsewhere with the window and
+stride of the settings (in frames), which ``features.json`` (:mod:`apl_jax.data.manifest`) can state. Only plain numeric
+arrays: pickles are never opened.
+
+A video's features are those of exactly its name, else of ``v_`` and its name (ActivityNet); no other name is guessed.
 """
 
 from __future__ import annotations
@@ -10,21 +14,21 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.resources
+import unicodedata
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from apl_jax.data import layouts
 from apl_jax.data.files import DataError, refusal
+from apl_jax.data.layouts import AGAIN, READERS, Unusable, words_of
+from apl_jax.data.manifest import Manifest, check_settings, read_manifest
 from apl_jax.settings import DataSettings
 
-_EDGE_BYTES = 65536  # of each file of a features/ folder that enter its digest, from either end
-_UNREADABLE = (OSError, EOFError, ValueError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
-_AGAIN = "copy or extract the file again; it may be incomplete"
+_EDGE_BYTES = 65536  # of each video's rows that enter a digest, from either end
 
 
 def embedded_root() -> Path:
@@ -38,43 +42,66 @@ def data_root(settings: DataSettings) -> Path:
 
 
 class FeatureSource(ABC):
-    """Arrays by video id. ``windowed``: rows already are feature rows, not samples of a raw signal."""
+    """Arrays by video id. ``windowed``: rows already are feature rows, not samples of a raw signal.
+
+    ``ids`` are the names as stored (``v_`` included); ``manifest`` is what features.json says, if there is one.
+    """
 
     windowed: bool
 
     def __init__(self, ids: Sequence[str]) -> None:
         self.ids = tuple(sorted(ids))
+        self.manifest: Manifest | None = None
         self._known = frozenset(self.ids)
+        self._composed: dict[str, str | None] = {}  # names that some systems store decomposed; None: two of them
+        for name in self.ids:
+            key = unicodedata.normalize("NFC", name)
+            self._composed[key] = None if key in self._composed else name
         self._width: tuple[str, int] | None = None  # the first video read and its channels
+
+    def find(self, video_id: str) -> str | None:
+        """The name under which a video is stored: its own, else with ``v_`` before it; None when there is neither.
+
+        Names are compared as text: how a file system composes accents makes no difference.
+        """
+        for name in (video_id, f"v_{video_id}"):
+            stored = name if name in self._known else self._composed.get(unicodedata.normalize("NFC", name))
+            if stored is not None:
+                return stored
+        return None
 
     def read(self, video_id: str) -> np.ndarray:
         """One recording, float32 ``[samples, channels]``, finite and not empty.
 
         Raises :class:`DataError` for a missing, truncated or foreign file, a wrong shape, NaN or infinite values, and
-        a number of channels that differs from the first recording read.
+        a number of channels that differs from the manifest's or the first recording's.
         """
         where = f"{self.place(video_id)}: video {video_id!r}"
-        if video_id not in self._known:
+        name = self.find(video_id)
+        if name is None:
             near = difflib.get_close_matches(video_id, self.ids, 1)
             hint = f", the nearest name is {near[0]!r}" if near else ""
             found = f"no features ({len(self.ids)} videos have some{hint})"
-            remedy = "add the missing features, or leave the video out of the annotations"
+            remedy = "add the missing features, rename them, or leave the video out of the annotations"
             raise refusal(where, found, "one array per annotated video", remedy)
         try:
-            with self._open(video_id) as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-        except _UNREADABLE as error:
-            if "Object arrays" in str(error):
-                found, remedy = "an array of Python objects, which is never loaded", "save it as a float array"
-            else:
-                found, remedy = f"an unreadable array ({error or type(error).__name__})", _AGAIN
-            raise refusal(where, found, "a complete numeric .npy array", remedy) from None
+            array = self._load(name)
+            layouts.check_rows(array.shape, array.dtype)
+        except DataError:
+            raise
+        except Unusable as unusable:
+            raise refusal(where, *unusable.args) from None
+        except Exception as error:  # decoders raise anything on damaged bytes
+            raise refusal(
+                where, f"an unreadable array ({words_of(error)})", "a complete numeric array", AGAIN
+            ) from None
         return self._checked(where, video_id, array)
 
     def _checked(self, where: str, video_id: str, array: np.ndarray) -> np.ndarray:
-        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiu":
-            found = f"shape {list(array.shape)}, {array.dtype}"
-            raise refusal(where, found, "real numbers [samples, channels], at least 1 x 1", "re-extract this recording")
+        if self.manifest is not None and array.shape[1] != self.manifest.width:
+            expected = f"width {self.manifest.width} as in {self.manifest.path}"
+            remedy = "correct the manifest, or extract this recording again"
+            raise refusal(where, f"{array.shape[1]} values per row", expected, remedy)
         self._width = self._width or (video_id, array.shape[1])
         if array.shape[1] != self._width[1]:
             expected = f"{self._width[1]} as in video {self._width[0]!r}"
@@ -94,10 +121,11 @@ class FeatureSource(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """A hash that changes when the files do."""
+        """A hash that changes when the files do. Raises :class:`DataError` for a file that cannot be read."""
 
     @abstractmethod
-    def _open(self, video_id: str) -> IO[bytes]: ...
+    def _load(self, name: str) -> np.ndarray:
+        """The array stored under a name of ``ids``; raises :class:`Unusable` or whatever its decoder does."""
 
 
 class SignalArchive(FeatureSource):
@@ -111,8 +139,9 @@ class SignalArchive(FeatureSource):
         for path in self._paths:
             try:
                 archive = zipfile.ZipFile(path)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise refusal(str(path), f"an unreadable archive ({error})", "a complete .npz file", _AGAIN) from None
+            except Exception as error:  # a damaged directory raises more than BadZipFile
+                found = f"an unreadable archive ({words_of(error)})"
+                raise refusal(str(path), found, "a complete .npz file", AGAIN) from None
             for video in (name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")):
                 if video in self._archive:
                     where = f"{path}: video {video!r}"
@@ -121,64 +150,197 @@ class SignalArchive(FeatureSource):
         super().__init__(tuple(self._archive))
 
     def place(self, video_id: str) -> Path:
-        return self._archive[video_id][0] if video_id in self._archive else self._paths[0]
+        name = self.find(video_id)
+        return self._archive[name][0] if name is not None else self._paths[0]
 
     def digest(self) -> str:
         """Hash of all bytes."""
         total = hashlib.sha256()
         for path in self._paths:
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+            try:
+                with path.open("rb") as file:
+                    total.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise refusal(str(path), f"{error.strerror}", "a readable file", AGAIN) from None
         return total.hexdigest()[:16]
 
-    def _open(self, video_id: str) -> IO[bytes]:
-        return self._archive[video_id][1].open(video_id + ".npy")
+    def _load(self, name: str) -> np.ndarray:
+        return layouts.read_npz_member(self._archive[name][1], name + ".npy")
 
 
 class FeatureFolder(FeatureSource):
-    """``features/<video>.npy``: ready-made feature rows."""
+    """``features/<video>`` with one suffix of :data:`READERS`: ready-made feature rows."""
 
     windowed = True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        super().__init__([path.name.removesuffix(".npy") for path in folder.glob("*.npy")])
+        self._paths = layouts.list_folder(folder)
+        self._suffix = next(iter(self._paths.values())).suffix
+        super().__init__(tuple(self._paths))
 
     def place(self, video_id: str) -> Path:
-        return self._folder / f"{video_id}.npy"
+        name = self.find(video_id)
+        return self._folder / f"{video_id}{self._suffix}" if name is None else self._paths[name]
 
     def digest(self) -> str:
         """Hash of names, sizes and the first and last 64 KiB of each file: benchmarks hold tens of gigabytes."""
         total = hashlib.sha256()
         for video in self.ids:
-            size = self.place(video).stat().st_size
-            total.update(f"{video}\0{size}\0".encode())
-            with self.place(video).open("rb") as file:
-                total.update(file.read(_EDGE_BYTES))
-                file.seek(max(0, size - _EDGE_BYTES))
-                total.update(file.read(_EDGE_BYTES))
+            path = self._paths[video]
+            try:
+                size = path.stat().st_size
+                total.update(f"{video}\0{size}\0".encode(errors="surrogateescape"))
+                with path.open("rb") as file:
+                    total.update(file.read(_EDGE_BYTES))
+                    file.seek(max(0, size - _EDGE_BYTES))
+                    total.update(file.read(_EDGE_BYTES))
+            except OSError as error:
+                where = f"{path}: video {video!r}"
+                raise refusal(where, f"{error.strerror}", "a readable file", AGAIN) from None
         return total.hexdigest()[:16]
 
-    def _open(self, video_id: str) -> IO[bytes]:
-        return self.place(video_id).open("rb")
+    def _load(self, name: str) -> np.ndarray:
+        path = self._paths[name]
+        return READERS[path.suffix.lower()](path)
+
+
+class FeatureFile(FeatureSource):
+    """``features.h5``: ready-made rows of all videos, a dataset or a group with one dataset for each."""
+
+    windowed = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = layouts.open_h5(path)
+            super().__init__(layouts.list_h5(self._file))
+        except Exception as error:  # h5py raises OSError, RuntimeError, KeyError and more on damaged bytes
+            found = f"an unreadable file ({words_of(error)})"
+            raise refusal(str(path), found, "a complete HDF5 file", AGAIN) from None
+        if not self.ids:
+            raise refusal(str(path), "no datasets", "one dataset or group per video", AGAIN)
+
+    def place(self, video_id: str) -> Path:
+        return self._path
+
+    def digest(self) -> str:
+        """Hash of names, shapes, types, and about 64 KiB of rows from either end of each dataset."""
+        total = hashlib.sha256()
+        for video in self.ids:
+            total.update(f"{video}\0".encode(errors="surrogateescape"))
+            try:
+                dataset = layouts.find_h5_dataset(self._file, video)
+                rows = max(1, _EDGE_BYTES // (dataset.dtype.itemsize * dataset.shape[1]))
+                total.update(f"{dataset.shape}\0{dataset.dtype}\0".encode())
+                total.update(np.ascontiguousarray(dataset[:rows]).tobytes())
+                total.update(np.ascontiguousarray(dataset[max(0, len(dataset) - rows) :]).tobytes())
+            except Exception:  # whoever asks for this video is told; others need not be stopped by it
+                total.update(b"unreadable")
+        return total.hexdigest()[:16]
+
+    def _load(self, name: str) -> np.ndarray:
+        return layouts.read_h5_dataset(layouts.find_h5_dataset(self._file, name))
+
+
+class StreamFolders(FeatureSource):
+    """Several folders (rgb, flow), each as :class:`FeatureFolder`, joined on channels in the declared order."""
+
+    windowed = True
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self._streams = {name: FeatureFolder(root / name) for name in names}
+        first, *others = self._streams.values()
+        super().__init__([video for video in first.ids if all(other.find(video) for other in others)])
+
+    def find(self, video_id: str) -> str | None:
+        """The name itself where every stream has the video, under its own name or with ``v_``."""
+        return video_id if all(stream.find(video_id) for stream in self._streams.values()) else None
+
+    def read(self, video_id: str) -> np.ndarray:
+        """One recording as :meth:`FeatureSource.read`; streams may differ by one row and are cut to the shorter."""
+        arrays = {name: stream.read(video_id) for name, stream in self._streams.items()}
+        lengths = {name: len(array) for name, array in arrays.items()}
+        where = f"{self.place(video_id)}: video {video_id!r}"
+        shortest = min(lengths.values())
+        if max(lengths.values()) > shortest + 1:
+            found = " and ".join(f"{length} rows in {name}" for name, length in lengths.items())
+            remedy = "extract all streams with the same stride and window"
+            raise refusal(where, found, "streams that differ by one row at most", remedy)
+        return self._checked(where, video_id, np.concatenate([array[:shortest] for array in arrays.values()], axis=1))
+
+    def place(self, video_id: str) -> Path:
+        """The file of the first stream, or of the first that lacks the video."""
+        streams = tuple(self._streams.values())
+        return next((s for s in streams if s.find(video_id) is None), streams[0]).place(video_id)
+
+    def digest(self) -> str:
+        """Hash of the streams' digests, in order."""
+        parts = "".join(f"{name}\0{stream.digest()}\0" for name, stream in self._streams.items())
+        return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()[:16]
+
+    def _load(self, name: str) -> np.ndarray:
+        return self.read(name)
 
 
 def open_features(root: Path | None, settings: DataSettings) -> FeatureSource:
     """The features of a data folder; ``root`` None means ``settings.root``, else the embedded data set.
 
-    Raises :class:`DataError` when the folder is missing, holds no features, or holds both layouts.
+    Raises :class:`DataError` when the folder is missing, holds no features, several layouts, pickles or streams that
+    are not declared, and when its ``features.json`` contradicts the settings.
     """
     root = Path(root).expanduser() if root is not None else data_root(settings)
     if not root.is_dir():
         raise refusal(f"--config.data.root={root}", "no such folder", "a data folder", "check the path")
+    manifest = read_manifest(root)
+    source = _open_streams(root, settings.streams) if settings.streams else _open_layout(root, manifest)
+    if manifest is not None:
+        if not source.windowed:
+            found = "a manifest of feature rows beside raw signals"
+            raise refusal(
+                str(manifest.path), found, "either", "move it away; window and stride of signals are settings"
+            )
+        check_settings(manifest, settings)
+        source.manifest = manifest
+    return source
+
+
+def _open_layout(root: Path, manifest: Manifest | None) -> FeatureSource:
+    """The one layout that a folder without declared streams holds."""
     archives, folder = sorted(root.glob("signals_*.npz")), root / "features"
-    if archives and folder.is_dir():
-        raise refusal(str(root), f"{archives[0].name} and {folder.name}/", "one of them", "move the other away")
+    files = [path for path in (root / "features.h5", root / "features.hdf5") if path.is_file()]
+    streams = tuple(name for name in ("rgb", "flow") if (root / name).is_dir())
+    if streams:
+        order = manifest.order if manifest and manifest.order else streams
+        found = " and ".join(f"{name}/" for name in streams) + ", which are not declared"
+        expected = "their order on the channels"
+        raise refusal(str(root), found, expected, f'--config.data.streams="{order}", or move them away')
+    present = [path.name for path in archives[:1]] + ["features/"] * folder.is_dir() + [path.name for path in files]
+    if len(present) > 1:
+        raise refusal(str(root), " and ".join(present), "one of them", "move the other away")
     if archives:
         return SignalArchive(archives)
-    if any(folder.glob("*.npy")):
+    if files:
+        return FeatureFile(files[0])
+    if folder.is_dir():
         return FeatureFolder(folder)
+    layouts.refuse_pickles(sorted(path for path in root.iterdir() if path.stem.startswith("features")))
     raise DataError(
-        f"{root}: found no features; expected signals_*.npz (raw signals) or features/<video>.npy (feature rows). "
-        "Try: --config.data.root=<folder that holds them>."
+        f"{root}: found no features; expected signals_*.npz (raw signals), or feature rows in features/<video>.npy "
+        "(.npz, .csv, .h5) or features.h5. Try: --config.data.root=<folder that holds them>."
     )
+
+
+def _open_streams(root: Path, names: Sequence[str]) -> FeatureSource:
+    """The declared folders of streams."""
+    where = "--config.data.streams"
+    for name in names:
+        inside = (
+            isinstance(name, str) and name and not PurePosixPath(name).is_absolute() and ".." not in name.split("/")
+        )
+        if not inside or names.count(name) > 1:
+            raise refusal(where, f"{name!r}", "folders within the data folder, each once", "\"('rgb', 'flow')\"")
+        if not (root / name).is_dir():
+            folders = ", ".join(sorted(f"{path.name}/" for path in root.iterdir() if path.is_dir())) or "no folders"
+            raise refusal(f"{root}: {where}", folders, f"{name}/", "correct the names of the streams")
+    return StreamFolders(root, names)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,70 @@ def load_json(path: Path) -> dict[str, Any]:
         return result
 
     try:
-        document = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=without_duplicates)
+        text = path.read_text("utf-8-sig")
+        document = json.loads(text, object_pairs_hook=without_duplicates)
+        if "\\ud" in text.lower():  # json lets an escaped half of a character pass, but nothing could write it again
+            json.dumps(document, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise refusal(str(path), "no such file", "a JSON file", "check the path, e.g. --config.data.root") from None
-    except json.JSONDecodeError as error:
-        where = f"{path}: line {error.lineno}, column {error.colno}"
-        raise refusal(where, f"broken JSON ({error.msg})", "valid JSON", "copy the file again, or repair it") from None
-    except UnicodeDecodeError as error:
-        raise refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", "a JSON text", "check the path") from None
-    except RecursionError:
-        raise refusal(str(path), "JSON nested too deeply", "an annotation file", "check the path") from None
     except OSError as error:
         raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
+    except RecursionError:
+        raise refusal(str(path), "JSON nested too deeply", "an annotation file", "check the path") from None
+    except ValueError as error:
+        raise _unreadable_json(path, error) from None
     if not isinstance(document, dict):
         raise refusal(str(path), f"a JSON {type(document).__name__}", "a JSON object", "check the path")
     return document
+
+
+def _unreadable_json(path: Path, error: ValueError) -> DataError:
+    """Why a text is no JSON document, for people."""
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, json.JSONDecodeError):
+        where = f"{path}: line {error.lineno}, column {error.colno}"
+        return refusal(where, f"broken JSON ({error.msg})", "valid JSON", "copy the file again, or repair it")
+    if isinstance(error, (UnicodeDecodeError, UnicodeEncodeError)):
+        return refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", "a JSON text", "check the path")
+    return refusal(str(path), f"a number too long to read ({error})", "times in seconds", "correct the number")
+
+
+def load_csv(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file below its header, each as (line it ends on, text by column name), stripped of spaces.
+
+    :class:`DataError` for a file that is missing, no UTF-8, no CSV or without rows, for a header that lacks one of
+    ``columns`` or has a name twice, and for a row with more or fewer fields than the header.
+    """
+    again = "copy the file again, or repair it"
+    line = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(table, [])]
+            if len(set(header)) < len(header) or not set(columns) <= set(header):
+                found = f"columns {repr(header)[1:-1][:300] or 'none'}"
+                expected = f"each once, with {', '.join(columns) or 'a name for each'}"
+                raise refusal(f"{path}: header", found, expected, again)
+            rows = []
+            for fields in table:
+                line = table.line_num
+                if fields and len(fields) != len(header):
+                    found, expected = f"{len(fields)} fields", f"{len(header)} as in the header"
+                    raise refusal(f"{path}: line {line}", found, expected, again)
+                if fields:
+                    rows.append((line, dict(zip(header, (text.strip() for text in fields), strict=True))))
+    except FileNotFoundError:
+        raise refusal(str(path), "no such file", "a CSV file", "check the path, e.g. --config.data.root") from None
+    except UnicodeDecodeError as error:
+        raise refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", "a CSV text", again) from None
+    except csv.Error as error:
+        raise refusal(f"{path}: after line {line}", f"broken CSV ({error})", "valid CSV", again) from None
+    except OSError as error:
+        raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
+    if not rows:
+        raise refusal(str(path), "no rows", "a header and at least one row", again)
+    return rows
 
 
 def write_json(path: str | Path, document: dict[str, Any]) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.files import DataError, load_json, refusal, write_json
+from apl_jax.data.files import DataError, load_csv, load_json, refusal, write_json
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
 
 
 @dataclass(frozen=True)
 class Split:
-    """Video ids by what training may know of them; ``labelled`` of a smaller ratio is a prefix of a larger one's."""
+    """Video ids by what training may know of them.
+
+    Under ``split_rule`` "cover", ``labelled`` of a smaller ratio is a prefix of a larger one's.
+    """
 
     labelled: tuple[str, ...]  # in the seed's order
     unlabelled: tuple[str, ...]  # sorted
@@ -36,19 +40,25 @@ def build_split(annotations: Annotations, settings: DataSettings) -> Split:
 
     Training videos are put in one order per seed, ``max(1, round(ratio * count))`` of them from the front are
     labelled: first a greedy cover of all classes, rarest first, then all others, interleaved so that every prefix
-    holds each class in proportion (stratified by a video's rarest class; compare systems.md 3.8). Videos of
-    ``validation_subjects`` leave training and are evaluated instead of the test subset.
+    holds each class in proportion (stratified by a video's rarest class). With ``split_rule`` "first_class" instead:
+    all but ``round((1 - ratio) * n)`` of the n videos of each class are labelled, a video's class being that of its
+    first annotation in the file, as SPOT's and SSTAP's published splits count (systems.md 3.8). ``split_file`` gives
+    the labelled ids themselves. Videos of ``validation_subjects`` leave training and are evaluated instead of the test
+    subset.
 
-    Raises :class:`DataError` for a ratio outside (0, 1], no video to train on or to evaluate, an unknown subject, and,
-    unless ``allow_uncovered``, for a ratio that leaves a class without any labelled video.
+    Raises :class:`DataError` for a ratio outside (0, 1], no video to train on, to label or to evaluate, an unknown
+    subject, a split file of other videos, and, unless ``allow_uncovered``, for a split that leaves a class without any
+    labelled video.
     """
     ratio, seed = settings.label_ratio, settings.split_seed
     if not 0 < ratio <= 1:
         raise refusal("--config.data.label_ratio", f"{ratio:g}", "a number in (0, 1]", "0.1 labels a tenth")
     training, evaluation = _subsets(annotations, settings)
+    cover = 0
     if settings.split_file:
-        labelled = _read_labelled(Path(settings.split_file).expanduser(), training)
-        cover = 0
+        labelled = _read_labelled(Path(settings.split_file).expanduser(), annotations, training, settings)
+    elif settings.split_rule == "first_class":
+        labelled = _by_first_class(annotations, training, ratio, seed)
     else:
         order, cover = _order(training, seed)
         labelled = order[: max(1, round(ratio * len(order)))]
@@ -104,7 +114,9 @@ def _order(training: list[VideoRecord], seed: int) -> tuple[list[str], int]:
     for present in classes.values():
         for c in present:
             frequency[c] = frequency.get(c, 0) + 1
-    position = _stratified_positions(classes, frequency, seed)
+    # A video counts for its rarest class; one without annotations is of no class.
+    strata = {v: min(p, key=lambda c: (frequency[c], c)) if p else -1 for v, p in classes.items()}
+    position = _stratified_positions(strata, seed)
     front: list[str] = []
     uncovered = set(frequency)
     while uncovered:
@@ -117,17 +129,35 @@ def _order(training: list[VideoRecord], seed: int) -> tuple[list[str], int]:
     return front + rest, len(front)
 
 
-def _stratified_positions(
-    classes: dict[str, frozenset[int]], frequency: dict[int, int], seed: int
-) -> dict[str, tuple[float, str]]:
-    """A sorting key per video: place k of m in a shuffled stratum becomes about k/m, so strata interleave."""
-    strata: dict[int, list[str]] = {}
-    for video, present in classes.items():
-        stratum = min(present, key=lambda c: (frequency[c], c)) if present else -1
-        strata.setdefault(stratum, []).append(video)
+def _by_first_class(annotations: Annotations, training: list[VideoRecord], ratio: float, seed: int) -> list[str]:
+    """The labelled ids, every class's share of them, in the seed's order."""
+    strata = {
+        record.id: annotations.first_classes.get(record.id, int(record.labels[0]) if len(record.labels) else -1)
+        for record in training
+    }
+    # The unlabelled share is what the published files round: n - round(0.9 n) gives their 966 videos, round(0.1 n) 961.
+    places = {c: n - round((1 - ratio) * n) for c, n in Counter(strata.values()).items()}
+    position = _stratified_positions(strata, seed)
+    labelled = []
+    for video in sorted(strata, key=lambda video: position[video]):
+        if places[strata[video]] > 0:
+            places[strata[video]] -= 1
+            labelled.append(video)
+    if not labelled:
+        found = f"a share that rounds to no video in any of {len(places)} classes"
+        remedy = "a larger ratio, or --config.data.split_rule=cover"
+        raise refusal(f"--config.data.label_ratio={ratio:g}", found, "at least one labelled video", remedy)
+    return labelled
+
+
+def _stratified_positions(strata: dict[str, int], seed: int) -> dict[str, tuple[float, str]]:
+    """A sorting key per video: place k of m in its shuffled stratum becomes about k/m, so strata interleave."""
+    members: dict[int, list[str]] = {}
+    for video, stratum in strata.items():
+        members.setdefault(stratum, []).append(video)
     random = np.random.default_rng(seed)
     position: dict[str, tuple[float, str]] = {}
-    for _, videos in sorted(strata.items()):
+    for _, videos in sorted(members.items()):
         shuffled = random.permutation(len(videos))
         jitter = random.random(len(videos))
         for k, i in enumerate(shuffled):
@@ -140,16 +170,67 @@ def _classes_of(records: list[VideoRecord]) -> frozenset[int]:
     return frozenset(int(c) for record in records for c in record.labels)
 
 
-def _read_labelled(path: Path, training: list[VideoRecord]) -> list[str]:
+def _read_labelled(
+    path: Path, annotations: Annotations, training: list[VideoRecord], settings: DataSettings
+) -> list[str]:
     """The labelled ids of a split file, which must be training videos."""
+    known = {record.id for record in training}
+    if path.suffix.lower() == ".csv":
+        return _read_table(path, annotations, known, settings)
     labelled = load_json(path).get("labelled")
     if not isinstance(labelled, list) or not labelled or not all(isinstance(video, str) for video in labelled):
         raise refusal(f"{path}: labelled", f"{labelled!r}"[:80], "a list of video ids", "use a file of write_split")
-    strangers = sorted(set(labelled) - {record.id for record in training})
+    _check_training(f"{path}: labelled", labelled, known)
+    return list(dict.fromkeys(labelled))
+
+
+def _read_table(path: Path, annotations: Annotations, training: set[str], settings: DataSettings) -> list[str]:
+    """The labelled ids of a CSV in SPOT's layout: subset "training" or, for unlabelled videos, "training_unlabel".
+
+    Training videos that the table leaves out are unlabelled; rows of a subset that is neither trained on nor evaluated
+    (ActivityNet's testing videos) are passed over.
+    """
+    rows = load_csv(path)
+    columns = list(rows[0][1])
+    name = next((c for c in columns if c.lower() in ("video", "video_id", "name")), None)
+    kind = next((c for c in columns if c.lower() == "subset"), None)
+    if name is None or kind is None:
+        expected = 'a column "video" and a column "subset", as in video_info_new_0.9.csv of SPOT'
+        raise refusal(f"{path}: header", f"columns {repr(columns)[1:-1][:300]}", expected, "rename the columns")
+    subsets: dict[str, str] = {}
+    for line, row in rows:
+        if row[name] in subsets:
+            where = f"{path}: line {line}, video {row[name]!r}"
+            raise refusal(where, "it a second time", "each video once", "remove one of its rows")
+        subsets[row[name]] = row[kind].lower()
+    labelled = [video for video, s in subsets.items() if s in ("training", settings.training_subset.lower())]
+    unlabelled = [video for video, s in subsets.items() if "unlabel" in s]
+    evaluated = [video for video, s in subsets.items() if s == settings.test_subset.lower()]
+    if not labelled:
+        found = f"subsets {', '.join(sorted(map(repr, set(subsets.values()))))[:300]}"
+        expected = f"rows of subset {settings.training_subset!r}, which are labelled"
+        raise refusal(f"{path}: {kind}", found, expected, "--config.data.training_subset, or correct the table")
+    used = labelled + unlabelled + evaluated
+    absent = sorted(set(used) - set(annotations.videos))
+    if absent:
+        found = f"{len(absent)} of {len(used)} videos that the annotations lack, such as {absent[0]!r}"
+        remedy = "the annotations that the split was made for, or remove these rows"
+        raise refusal(f"{path}: {name}", found, "videos of this data set", remedy)
+    _check_training(f"{path}: subset training", labelled, training)
+    _check_training(f"{path}: subset unlabelled", unlabelled, training)
+    leaked = sorted(set(evaluated) & training)
+    if leaked:
+        found = f"{len(leaked)} videos such as {leaked[0]!r} that the annotations train on"
+        raise refusal(f"{path}: {kind}", found, "videos kept for evaluation", "use a split of this data set")
+    return labelled
+
+
+def _check_training(where: str, videos: list[str], training: set[str]) -> None:
+    """Refuses ids that are no training videos."""
+    strangers = sorted(set(videos) - training)
     if strangers:
         found = f"{len(strangers)} ids such as {strangers[0]!r}"
-        raise refusal(f"{path}: labelled", found, "ids of training videos", "use a split of this data set")
-    return list(dict.fromkeys(labelled))
+        raise refusal(where, found, "ids of training videos", "use a split of this data set")
 
 
 def _uncovered(names: list[str], count: int, total: int, cover: int, settings: DataSettings) -> DataError:
@@ -159,5 +240,7 @@ def _uncovered(names: list[str], count: int, total: int, cover: int, settings: D
     found = f"{count} labelled of {total} training videos, which leave uncovered: {shown}"
     smallest = math.ceil(1000 * cover / total) / 1000
     larger = f"--config.data.label_ratio={smallest:g} (the smallest that covers all), or " if cover else ""
+    if settings.split_rule == "first_class" and not settings.split_file:
+        larger = "--config.data.split_rule=cover, or "
     remedy = f"{larger}--config.data.allow_uncovered=True to go on without these classes"
     return refusal(where, found, "at least one labelled video of every class", remedy)

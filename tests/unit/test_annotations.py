@@ -1,4 +1,4 @@
-"""Annotation files: counts of the real ones, order of classes, the keys of pseudo labels, and atomic writing."""
+"""Annotation files: counts and grids of the real ones, order of classes, keys of pseudo labels, atomic writing."""
 
 import json
 import os
@@ -13,7 +13,8 @@ import pytest
 
 from apl_jax.data.annotations import read_annotations
 from apl_jax.data.features import embedded_root
-from apl_jax.data.files import DataError, write_json
+from apl_jax.data.files import DataError, load_csv, write_json
+from apl_jax.structs import TimeGrid
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder {SHARED} is absent")
@@ -83,6 +84,58 @@ def test_activitynet_as_published():
     assert annotations.classes[record.labels[0]] == "Ballet"
 
 
+def resized(fps, stride, window, length):
+    """The grid of a recording resized to a fixed number of rows, by its duration (systems.md 1.2)."""
+
+    def grid(duration_s):
+        rows = max(1, 1 + (int(duration_s * fps) - window) // stride)
+        step = ((rows - 1) * stride + window) / length
+        return TimeGrid(fps, step, step, length)
+
+    return grid
+
+
+def rows(fps, stride, window):
+    """The grid of a recording at a fixed rate, by its duration."""
+    return lambda duration_s: TimeGrid(fps, stride, window, max(1, 1 + (int(duration_s * fps) - window) // stride))
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("file", "grid_of"),
+    [
+        ("thumos14.json", lambda record: rows(record.fps, 4, 16)),  # I3D; systems.md 1.1
+        ("thumos14.json", lambda record: rows(30.0, 16, 32)),  # EPIC-KITCHENS-100's grid on real durations
+        ("activitynet13_anno.json", lambda record: resized(15.0, 16, 16, 192)),  # TSP
+        ("activitynet13_anno.json", lambda record: resized(25.0, 16, 16, 192)),  # I3D
+        ("activitynet13_anno.json", lambda record: resized(record.fps, 16, 16, 100)),  # TSN, BMN's 100 steps
+    ],
+    ids=["thumos14", "epic", "activitynet-tsp", "activitynet-i3d", "activitynet-tsn"],
+)
+def test_seconds_survive_the_grid_of_every_real_video(file, grid_of):
+    annotations = read_annotations(SHARED / "annotations" / file, strict=False)
+    worst = 0.0
+    for record in annotations.videos.values():
+        grid = grid_of(record)(record.duration_s)
+        seconds = np.append(np.linspace(0, record.duration_s, 5), record.segments_s)
+        steps = grid.to_t(seconds)
+        worst = max(worst, float(np.abs(grid.to_s(steps) - seconds).max()))
+        # The first row stands for the middle of its window, the last for a time within the video.
+        assert grid.to_t(0.5 * grid.window / grid.fps) == pytest.approx(0, abs=1e-9)
+        last_s = float(grid.to_s(grid.length - 1))
+        assert 0 < last_s < record.duration_s, record.id
+    assert worst < 1e-6
+
+
+def test_class_of_the_first_annotation_is_kept_also_when_it_is_dropped(tmp_path):
+    first = [{"segment": [1, 1], "label": "b"}, {"segment": [3, 4], "label": "a"}, {"segment": [1, 2], "label": "c"}]
+    content = document(*first)
+    content["database"]["w"] = {"duration": 5}
+    annotations = read(tmp_path, content, strict=False)
+    assert annotations.first_classes == {"v": 1}
+    assert annotations.videos["v"].labels.tolist() == [0, 2]
+
+
 def test_classes_follow_label_id_else_name(tmp_path):
     rows = [
         {"segment": [0, 1], "label": "zebra", "label_id": 2},
@@ -149,6 +202,12 @@ def test_tolerance(tmp_path, segment, duration, expected):
     np.testing.assert_array_equal(lenient.segments_s, [segment])
 
 
+def test_a_lenient_reading_has_its_limits_too(tmp_path):
+    for segment in ([1, 1e300], [-1e9, 2]):
+        with pytest.raises(DataError, match=r"segment: found .*; expected times within \[0, 10\] seconds"):
+            read(tmp_path, document({"segment": segment, "label": "a"}), strict=False)
+
+
 ROW = {"segment": [1, 2], "label": "a", "label_id": 0}
 
 
@@ -165,6 +224,10 @@ ROW = {"segment": [1, 2], "label": "a", "label_id": 0}
         ({"database": {"v": 3}}, "video 'v': found 3"),
         ({"database": {"v": {"annotations": []}}}, "video 'v', duration: found no value"),
         (document(duration=0), "video 'v', duration: found 0"),
+        (document(duration=1e9), "video 'v', duration: found 1000000000.0"),
+        (document({**ROW, "segment": [-1e300, 1e300]}), r"segment: found \[-1e\+300, 1e\+300\]"),
+        ('{"database": {"v": {"duration": 1' + "0" * 5000 + "}}}", "found a number too long to read"),
+        ('{"database": {"v\\ud800": {"duration": 1}}}', "no UTF-8"),
         (document(duration="9"), "video 'v', duration: found '9'"),
         ('{"database": {"v": {"duration": NaN}}}', "video 'v', duration: found nan"),
         ('{"database": {"v": {"duration": 1' + "0" * 400 + "}}}", "video 'v', duration"),
@@ -212,6 +275,41 @@ def test_missing_file_and_foreign_bytes(tmp_path):
 def test_bmn_layout_needs_its_table(tmp_path):
     with pytest.raises(DataError, match=r"annotations_video_info\.csv"):
         read(tmp_path, {"v": {"duration_second": 3.0, "duration_frame": 90, "annotations": []}})
+
+
+def test_bmn_layout(tmp_path):
+    content = {"v": {"duration_second": 3.0, "duration_frame": 90, "annotations": [{"segment": [1, 2], "label": "a"}]}}
+    table = tmp_path / "annotations_video_info.csv"
+    table.write_text("video,numFrame,subset\nv,90,Training\n")
+    record = read(tmp_path, content).videos["v"]
+    assert (record.subset, record.fps, record.duration_s) == ("training", 30.0, 3.0)
+    with pytest.raises(DataError, match="video 'w', duration: found no value"):
+        read(tmp_path, {**content, "w": {"annotations": []}})  # it must not be lost in silence
+    table.write_text("video,numFrame\nv,90\n")
+    with pytest.raises(DataError, match="found columns 'video', 'numFrame'; expected each once, with video, subset"):
+        read(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "header: found columns none"),
+        (b"a,b\n", "found no rows"),
+        (b"a,a\n1,2\n", "header: found columns 'a', 'a'"),
+        (b"a,b\n1,2\n\n3\n", "line 4: found 1 fields; expected 2"),
+        (b'a,b\n1,2\n3,"4', "after line 2: found broken CSV"),
+        (b"a,b\n1,\xff\n", "no UTF-8"),
+        (b"a,c\n1,2\n", "expected each once, with a, b"),
+    ],
+)
+def test_broken_csv(tmp_path, text, message):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=message) as caught:
+        load_csv(path, ("a", "b"))
+    assert str(path) in str(caught.value) and "Try: " in str(caught.value)
+    path.write_bytes(b'\xef\xbb\xbfb, a\n"x\ny", 1\n')
+    assert load_csv(path, ("a", "b")) == [(3, {"b": "x\ny", "a": "1"})]
 
 
 def test_write_round_trip_and_no_leftovers(tmp_path):

@@ -72,7 +72,8 @@ def changed(settings: Any, path: tuple[str, ...]) -> Any:
         return dataclasses.replace(settings, **{name: changed(value, tuple(rest))})
     (field,) = (f for f in dataclasses.fields(settings) if f.name == name)
     words = field.metadata.get("choices", ("", f"{value}x"))
-    other = {bool: lambda: not value, str: lambda: words[1], tuple: lambda: (*value, *(value[:1] or (1,)))}
+    entry = "x" if field.metadata.get("entries") is str else 1
+    other = {bool: lambda: not value, str: lambda: words[1], tuple: lambda: (*value, *(value[:1] or (entry,)))}
     return dataclasses.replace(settings, **{name: other.get(type(value), lambda: value + 1)()})
 
 
@@ -100,6 +101,7 @@ def test_fingerprints_are_stable() -> None:
     [
         ({"arms": ["supervised", 3]}, r"config\.arms\[1\]: found 3 \(int\), expected str"),
         ({"evaluation": {"tiou": [0.5, "all"]}}, r"config\.evaluation\.tiou\[1\]: found 'all' \(str\), expected float"),
+        ({"data": {"streams": ["rgb", 1]}}, r"streams\[1\]: found 1 \(int\), expected str"),
         ({"data": {"validation_subjects": [2.5]}}, r"validation_subjects\[0\]: found 2\.5 \(float\), expected int"),
         ({"actionformer": {"regression_ranges": [[0, 4], 8]}}, r"regression_ranges\[1\]: found 8, expected a list"),
     ],

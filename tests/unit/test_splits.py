@@ -4,15 +4,18 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from apl_jax.data.annotations import Annotations, VideoRecord
+from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import DataError
 from apl_jax.data.splits import build_split, write_split
 from apl_jax.settings import DataSettings
+
+ACTIVITYNET = Path(__file__).parents[2] / ".." / "shared" / "data" / "annotations" / "activitynet13_anno.json"
 
 
 def record(name, classes, subset="training", subject=None):
@@ -185,3 +188,111 @@ def test_split_file_that_leaves_a_class_uncovered(tmp_path, long_tail):
     (tmp_path / "split.json").write_text('{"labelled": ["v0_000"]}')
     with pytest.raises(DataError, match=r"split.json: found 1 labelled .* c1, c2"):
         split_of(long_tail, split_file=str(tmp_path / "split.json"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_first_class_gives_every_class_its_share(long_tail, seed):
+    labelled = split_of(long_tail, split_rule="first_class", label_ratio=0.4, split_seed=seed).labelled
+    counts = Counter(int(video[1]) for video in labelled)
+    # 0.6 n rounds to 60, 30, 15, 7, 3, 2, 2, 1 unlabelled videos
+    assert [counts[c] for c in range(8)] == [40, 20, 10, 5, 2, 1, 1, 1]
+    assert labelled != split_of(long_tail, split_rule="first_class", label_ratio=0.4, split_seed=seed + 1).labelled
+
+
+def test_first_class_is_that_of_the_file_also_when_its_annotation_was_dropped():
+    videos = {f"v{i}": record(f"v{i}", [0, 1]) for i in range(8)} | {"test": record("test", [0], "test")}
+    first = {f"v{i}": int(i >= 4) for i in range(8)}
+    data = Annotations("", ("c0", "c1"), videos, first_classes=first)
+    for seed in range(5):
+        labelled = split_of(data, split_rule="first_class", label_ratio=0.5, split_seed=seed).labelled
+        assert Counter(first[video] for video in labelled) == {0: 2, 1: 2}
+
+
+def test_first_class_refusals(long_tail):
+    with pytest.raises(DataError, match=r"leave uncovered.*--config.data.split_rule=cover, or"):
+        split_of(long_tail, split_rule="first_class", label_ratio=0.1)
+    with pytest.raises(
+        DataError, match=r"label_ratio=0.001: found a share that rounds to no video in any of 8 classes"
+    ):
+        split_of(long_tail, split_rule="first_class", label_ratio=0.001, allow_uncovered=True)
+    with pytest.raises(ValueError, match="split_rule: found 'other'"):
+        DataSettings(split_rule="other")
+
+
+@pytest.mark.skipif(not ACTIVITYNET.is_file(), reason=f"{ACTIVITYNET} is absent")
+def test_published_counts_of_activitynet():
+    """The numbers of labelled videos in SPOT's and SSTAP's files (systems.md 3.8)."""
+    data = read_annotations(ACTIVITYNET, strict=False)
+    for ratio, count in [(0.1, 966), (0.2, 1925), (0.4, 3867), (0.6, 5782)]:
+        split = split_of(data, split_rule="first_class", label_ratio=ratio, test_subset="validation")
+        assert (len(split.labelled), len(split.unlabelled), len(split.evaluation)) == (count, 9649 - count, 4728)
+        if ratio == 0.1:
+            per_class = Counter(data.first_classes[video] for video in split.labelled)
+            assert len(per_class) == 200 and (min(per_class.values()), max(per_class.values())) == (3, 8)
+
+
+def table(path, rows, header="video,numFrame,seconds,fps,rfps,subset,featureFrame"):
+    """A split in SPOT's layout; rows are (video, subset)."""
+    path.write_text("\n".join([header, *(f"{v},400,10.0,30.0,29.9,{s},400" for v, s in rows)]) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def published(long_tail):
+    """Rows of a published split of the long tail: two of each class labelled."""
+    training = sorted(video for video, r in long_tail.videos.items() if r.subset == "training")
+    rows = [(video, "training" if int(video[3:]) < 2 else "training_unlabel") for video in training]
+    return [*rows, ("test", "Test"), ("of_no_interest", "testing")]
+
+
+def test_published_split(tmp_path, long_tail, published):
+    split = split_of(long_tail, split_file=table(tmp_path / "video_info_new_0.9.csv", published))
+    assert split.labelled == tuple(f"v{c}_00{i}" for c in range(8) for i in range(2))
+    assert (len(split.unlabelled), split.evaluation) == (184, ("test",))
+    renamed = [(v, {"training_unlabel": "unlabelled"}.get(s, s)) for v, s in published]
+    short = tmp_path / "short.CSV"
+    short.write_text("\n".join(["Name,Subset", *(f"{v},{s}" for v, s in renamed)]))
+    assert split_of(long_tail, split_file=str(short)) == split
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [("nobody", "training"), ("no_one", "training_unlabel")],
+            "2 of 203 videos that the annotations lack.*'no_one'",
+        ),
+        ([("test2", "training")], "1 of 202 videos"),
+        ([("v0_000", "training")], "line 204, video 'v0_000': found it a second time"),
+    ],
+)
+def test_published_split_of_other_videos(tmp_path, long_tail, published, rows, message):
+    with pytest.raises(DataError, match=message) as caught:
+        split_of(long_tail, split_file=table(tmp_path / "split.csv", [*published, *rows]))
+    assert "split.csv" in str(caught.value) and "Try: " in str(caught.value)
+
+
+def test_published_split_that_disagrees_about_subsets(tmp_path, long_tail, published):
+    for old, new, message in [
+        (("test", "Test"), ("test", "training"), "subset training: found 1 ids such as 'test'"),
+        (("test", "Test"), ("test", "training_unlabel"), "subset unlabelled: found 1 ids such as 'test'"),
+        (("v0_000", "training"), ("v0_000", "test"), "1 videos such as 'v0_000' that the annotations train on"),
+    ]:
+        rows = [new if row == old else row for row in published]
+        with pytest.raises(DataError, match=message):
+            split_of(long_tail, split_file=table(tmp_path / "split.csv", rows))
+    rows = [(v, "training_unlabel" if s == "training" else s) for v, s in published]
+    with pytest.raises(
+        DataError, match="subsets 'test', 'testing', 'training_unlabel'; expected rows of subset 'train"
+    ):
+        split_of(long_tail, split_file=table(tmp_path / "split.csv", rows))
+
+
+def test_split_table_with_other_columns(tmp_path, long_tail):
+    for header in ("clip,a,b,c,d,subset,e", "video,a,b,c,d,split,e"):
+        path = table(tmp_path / "split.csv", [("v0_000", "training")], header)
+        with pytest.raises(
+            DataError, match=r'found columns .*; expected a column "video" and a column "subset"'
+        ) as caught:
+            split_of(long_tail, split_file=path)
+        assert all(repr(name) in str(caught.value) for name in header.split(","))
