@@ -248,7 +248,8 @@ class NonTargetSettings(Checked):
     negative_weight: float = 1.0  # of l_neg; 0 leaves it out, as rows of Table II do
     positive_weight: float = 1.0  # of l_pos
     labelled_negative: bool = True  # negative learning on labelled snippets too (III-F)
-    pseudo_labels: str = one_of("online", "teacher")  # this step's own (C8) | those of the pseudo_label stage
+    # whose they are: the network's own at each step | its averaged weights' | those of the pseudo_label stage (C8)
+    pseudo_labels: str = one_of("online", "averaged", "teacher")
     rival: str = one_of("none", "soft_label", "complementary")  # Table V, in place of positive and negative classes
     sharpening: float = 0.5  # temperature of the soft label (C12)
     given_action: bool = True  # sigmoids: divide the classes of a foreground point without background; False = C11

@@ -87,22 +87,27 @@ def _unlabelled_terms(
     return s.positive_weight * positive + s.negative_weight * negative, metrics
 
 
-def _hybrid(parts: Ingredients, weight: float, online: bool, with_apl: bool) -> Method:
-    """Both methods; ``weight`` is that of all unlabelled losses, ``with_apl`` restricts the division to selected points
-    and adds what those left aside exclude."""
+def _hybrid(parts: Ingredients, weight: float, labels: str, with_apl: bool) -> Method:
+    """Both methods; ``weight`` is that of all unlabelled losses, ``labels`` whose pseudo labels are (as
+    ``nontarget.pseudo_labels``), ``with_apl`` restricts the division to selected points and adds what those left aside
+    exclude."""
     s = parts.settings.nontarget
 
-    def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
+    def loss(params: PyTree, averaged: PyTree, state: PyTree, batches: dict, key: Array):
         detect_key, labelled_key, unlabelled_key, pair_key, rival_key = jax.random.split(key, 5)
         labelled, unlabelled = detect_both(parts, params, batches, detect_key)
         known = taught(parts, labelled, state, "labelled", labelled_key)
-        own = parts.detector.annotate(unlabelled[1]) if online else None
+        # Who labels also says what is divided: the network itself, or its average on the same view without dropout.
+        labeller = unlabelled[1]
+        if labels == "averaged":
+            labeller = jax.lax.stop_gradient(parts.detector.apply(averaged["detector"], unlabelled[0], None))
+        own = None if labels == "teacher" else parts.detector.annotate(labeller)
         unknown = taught(parts, unlabelled, known.state, "unlabelled", unlabelled_key, own)
         metrics = known.metrics | unknown.metrics
 
         belief, roles = unlabelled[1].distribution(), unknown.losses.roles
         divided = roles.foreground_mask & belief.mask if with_apl else _divided_mask(parts, belief, roles)
-        probability = dividable(belief.probability, parts.detector.background, s)
+        probability = dividable(labeller.distribution().probability, parts.detector.background, s)
         extra, more = _unlabelled_terms(s, probability, belief, divided, unknown, rival_key)
         metrics |= more
         if with_apl:
@@ -124,10 +129,10 @@ def _hybrid(parts: Ingredients, weight: float, online: bool, with_apl: bool) -> 
 def build_nontarget(parts: Ingredients) -> Method:
     """Hybrid positive-negative learning on any detector (paper 002, Eq. 12); see the module's text."""
     s = parts.settings.nontarget
-    return _hybrid(parts, s.unlabelled_weight, online=s.pseudo_labels == "online", with_apl=False)
+    return _hybrid(parts, s.unlabelled_weight, s.pseudo_labels, with_apl=False)
 
 
 def build_apl_nontarget(parts: Ingredients) -> Method:
     """APL's self-training, and non-target classes where its selection is sure and where it is not; see the module's
     text. Pseudo labels are those of the pseudo_label stage, whatever ``nontarget.pseudo_labels`` says."""
-    return _hybrid(parts, parts.settings.unlabelled_weight, online=False, with_apl=True)
+    return _hybrid(parts, parts.settings.unlabelled_weight, "teacher", with_apl=True)

@@ -33,7 +33,7 @@ from apl_jax.structs import Array, Batch, PyTree, Targets
 def build_contrastive(parts: Ingredients) -> Method:
     """ACP without labels: clusters of input frames guide the contrast (APL 3.3). The heads get no gradient (B9)."""
 
-    def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
+    def loss(params: PyTree, _: PyTree, state: PyTree, batches: dict, key: Array):
         detect_key, contrast_key = jax.random.split(key)
         view, outputs = detect(parts, params, batches["unlabelled"], detect_key)
         total, metrics = contrastive_loss(contrast_key, outputs.represent, view, parts.settings.contrastive)
@@ -50,7 +50,7 @@ def build_foreground(parts: Ingredients) -> Method:
     which nobody could tell (systems 3.6, row 9). Labelled and unlabelled videos take part alike.
     """
 
-    def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
+    def loss(params: PyTree, _: PyTree, state: PyTree, batches: dict, key: Array):
         view_key, span_key, dropout_key = jax.random.split(key, 3)
         view = perturb(view_key, batches["unlabelled"], parts.stage.perturb, parts.max_steps, parts.edge_t)
         view = blank_outside_spans(span_key, view, parts.settings.foreground_share)
@@ -87,7 +87,7 @@ def blank_outside_spans(key: Array, batch: Batch, shortest: float) -> Batch:
 def build_supervised(parts: Ingredients) -> Method:
     """The detector on labelled videos, and ICD on their instances beside it (APL supplement A)."""
 
-    def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
+    def loss(params: PyTree, _: PyTree, state: PyTree, batches: dict, key: Array):
         detect_key, contrast_key, pair_key = jax.random.split(key, 3)
         seen = detect(parts, params, batches["labelled"], detect_key)
         known = taught(parts, seen, state, "labelled", contrast_key)
@@ -103,7 +103,7 @@ def build_apl(parts: Ingredients) -> Method:
     Both batches pass the network as one, each then meets its own loss.
     """
 
-    def loss(params: PyTree, state: PyTree, batches: dict, key: Array):
+    def loss(params: PyTree, _: PyTree, state: PyTree, batches: dict, key: Array):
         detect_key, labelled_key, unlabelled_key, pair_key = jax.random.split(key, 4)
         labelled, unlabelled = detect_both(parts, params, batches, detect_key)
         known = taught(parts, labelled, state, "labelled", labelled_key)

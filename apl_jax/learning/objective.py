@@ -23,13 +23,13 @@ Metrics = dict[str, Array]
 class Method(NamedTuple):
     """A training objective.
 
-    ``init(key) -> (params, state)`` · ``loss(params, state, batches, key) -> (scalar, (state, metrics))`` ·
-    ``after_step(averaged, params, step) -> averaged``: what becomes of the averaged parameters (the teacher), which
-    label and are evaluated.
+    ``init(key) -> (params, state)`` · ``loss(params, averaged, state, batches, key) -> (scalar, (state, metrics))``, to
+    be differentiated for ``params`` · ``after_step(averaged, params, step) -> averaged``: what becomes of the averaged
+    parameters (the teacher), which label and are evaluated.
     """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
-    loss: Callable[[PyTree, PyTree, dict, Array], tuple[Array, tuple[PyTree, Metrics]]]
+    loss: Callable[[PyTree, PyTree, PyTree, dict, Array], tuple[Array, tuple[PyTree, Metrics]]]
     after_step: Callable[[PyTree, PyTree, Array], PyTree]
 
 

@@ -76,7 +76,7 @@ def training_stage(
 def _trained_part(settings: Settings, kind: str) -> dict[str, Any]:
     """The detector's settings but for its NMS, which may be changed without training again; not so where pseudo labels
     are made on line, for they pass it."""
-    online = kind == "nontarget" and settings.learning.nontarget.pseudo_labels == "online"
+    online = kind == "nontarget" and settings.learning.nontarget.pseudo_labels != "teacher"
     return {k: v for k, v in dataclasses.asdict(settings.network).items() if k != "nms" or online}
 
 

@@ -24,7 +24,7 @@ def build_step(method: Method, optimizer: optax.GradientTransformation) -> Calla
     def step(state: TrainState, key: Array, batches: dict) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(method.loss, has_aux=True)
-        (loss, (method_state, metrics)), grads = gradient(state.params, state.method, batches, step_key)
+        (loss, (method_state, metrics)), grads = gradient(state.params, state.averaged, state.method, batches, step_key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged = method.after_step(state.averaged, params, state.step)

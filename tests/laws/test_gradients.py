@@ -87,7 +87,7 @@ def gradient(case: tuple[str, str, str]) -> tuple[Gradient, PyTree, PyTree]:
     settings = in_bfloat16(settings) if dtype == "bfloat16" else settings
     method = build_kind(kind, settings, STEPS, PerturbSettings(crop_ratio=1.0))
     params, state = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
-    run = jax.jit(lambda p, s, b: jax.value_and_grad(method.loss, has_aux=True)(p, s, b, jax.random.key(1)))
+    run = jax.jit(lambda p, s, b: jax.value_and_grad(method.loss, has_aux=True)(p, p, s, b, jax.random.key(1)))
     return run, params, state
 
 

@@ -138,7 +138,7 @@ def test_training_objective(kind: str) -> None:
             "unlabelled": random_batch(LENGTHS, steps, seed=1, instances=3),
             "bank": random_bank(),
         }
-        values[steps] = jax.device_get(jax.jit(method.loss)(params, state, batches, jax.random.key(3)))
+        values[steps] = jax.device_get(jax.jit(method.loss)(params, params, state, batches, jax.random.key(3)))
     flat = [jax.tree_util.tree_leaves_with_path(values[steps]) for steps in (SHORT, LONG)]
     assert abs(float(values[SHORT][0])) > 0.01
     for (path, ours), (_, theirs) in zip(*flat, strict=True):

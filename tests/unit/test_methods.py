@@ -35,7 +35,7 @@ def evaluated(kind: str, swapped: bool = False, **changes: Any) -> tuple[float, 
     if swapped:
         before["labelled"], before["unlabelled"] = before["unlabelled"], before["labelled"]
         batches["labelled"], batches["unlabelled"] = batches["unlabelled"], batches["labelled"]
-    total, (after, metrics) = jax.device_get(jax.jit(method.loss)(params, before, batches, jax.random.key(0)))
+    total, (after, metrics) = jax.device_get(jax.jit(method.loss)(params, params, before, batches, jax.random.key(0)))
     return float(total), before, {name: float(value) for name, value in metrics.items()}, after
 
 
@@ -183,5 +183,26 @@ def test_online_labels_are_the_step_s_own() -> None:
         "bank": random_bank(),
     }
     before = {"labelled": np.float32(50), "unlabelled": np.float32(70)}
-    second, _ = jax.jit(method.loss)(params, before, batches, jax.random.key(0))
+    second, _ = jax.jit(method.loss)(params, params, before, batches, jax.random.key(0))
     np.testing.assert_allclose(second, first, rtol=1e-6)
+
+
+@pytest.mark.parametrize("labels", ("online", "averaged", "teacher"))
+def test_averaged_weights_label_where_they_are_asked_to(labels: str) -> None:
+    """They teach without being taught: the loss depends on them, and its gradient does not reach them."""
+    nontarget = NonTargetSettings(pseudo_labels=labels)
+    learning = dataclasses.replace(TINY_LEARNING, nontarget=nontarget)
+    method = build_kind("nontarget", tiny_settings("spot"), STEPS, PERTURB, learning)
+    params, _ = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
+    other = jax.tree.map(lambda x: -x, params)
+    batches = {
+        "labelled": random_batch([16, 11], STEPS, seed=1),
+        "unlabelled": random_batch([9, 16, 16], STEPS, seed=2, instances=4),
+        "bank": random_bank(),
+    }
+    before = {"labelled": np.float32(50), "unlabelled": np.float32(70)}
+    run = jax.jit(jax.value_and_grad(lambda p, a: method.loss(p, a, before, batches, jax.random.key(0))[0], (0, 1)))
+    (same, _), (value, (gradient, reached)) = run(params, params), run(params, other)
+    assert (abs(value - same) > 1e-3) == (labels == "averaged")
+    assert not any(x.any() for x in jax.tree.leaves(reached))
+    assert any(x.any() for x in jax.tree.leaves(gradient))
