@@ -1,4 +1,4 @@
-"""The door: ``apl-jax run | evaluate | report | compare``. ConfigDict becomes settings here; nothing below knows it."""
+"""The door: ``apl-jax run | evaluate | predict | thresholds ...``. ConfigDict becomes settings here, unknown below."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ from apl_jax.settings import Settings
 
 FLAGS = flags.FLAGS
 USAGE = """usage:
+  apl-jax inspect --config=configs/spsw.py [--config.data.root=FOLDER ...] [--workdir=FOLDER]
+      tells what a data folder holds and all that is wrong with it, with a page of plots; fails where a run would
   apl-jax run --config=configs/spsw.py:apl --workdir=runs/spsw [--config.NAME=VALUE ...]
       trains, labels, trains again, evaluates; the same command resumes. Ends with a table, results.json, report.html
   apl-jax evaluate --annotations=FILE --predictions=FILE [--subset=test] [--tiou=0.3,0.5]
       scores any prediction JSON (ActivityNet's submission layout) against any annotation JSON, without a model
+  apl-jax predict --workdir=runs/spsw --features=FILE|FOLDER [--out=FILE.json|FILE.csv] [--timelines=FILE.html|FOLDER]
+      detects in new recordings with a finished run's model; [--stage=] [--min_score=0.1] [--top_k=] [--thresholds=FILE]
+      [--annotations=FILE | --fps= --duration=]: their clocks, where training does not tell
+  apl-jax thresholds --workdir=runs/spsw --annotations=FILE --predictions=FILE --out=FILE [--subset=] [--tiou=0.5]
+      the least score of each class with the best F1, for predict: from predictions of --min_score=0
   apl-jax report --workdir=runs/spsw
       writes report.html of a finished run again
   apl-jax compare runs/spsw_0 runs/spsw_1 ...
@@ -81,6 +88,66 @@ def _evaluate(_: list[str]) -> None:
     print_average_precision(result.as_dict(annotations.classes))
 
 
+def _predict(_: list[str]) -> None:
+    from apl_jax.pipeline.prediction import Request, predict, write_predictions
+    from apl_jax.report.predictions import print_surest, write_timelines
+
+    if not FLAGS.workdir or not FLAGS.features:
+        raise ValueError("apl-jax predict: needs --workdir=<folder of a finished run> and --features=<file or folder>")
+    request = Request(
+        Path(FLAGS.features).expanduser(), FLAGS.stage, _path("annotations"), FLAGS.fps, FLAGS.duration,
+        _path("thresholds"), FLAGS.min_score, FLAGS.top_k, _path("out"), _path("timelines"),
+    )  # fmt: skip
+    found = predict(Path(FLAGS.workdir).expanduser(), request)
+    if request.out:
+        write_predictions(request.out, found)
+        print(f"predictions  {request.out}  ({len(found.instances):,} instances in {len(found.records):,} videos)")
+    else:
+        print_surest(found.instances, found.records, found.classes, 10)
+    if request.timelines:
+        title = f"{found.stage} of {FLAGS.workdir}"
+        page = write_timelines(request.timelines, found.instances, found.records, found.classes, title)
+        print(f"timelines    {page}")
+    if any(len(record.labels) for record in found.records):
+        print("note: these videos are annotated; apl-jax evaluate scores predictions of --min_score=0", file=sys.stderr)
+
+
+def _thresholds(_: list[str]) -> None:
+    from apl_jax.evaluation.thresholds import write_thresholds
+    from apl_jax.pipeline.prediction import choose_thresholds
+    from apl_jax.report.predictions import print_thresholds
+
+    workdir, annotations, predictions, out = (_path(name) for name in ("workdir", "annotations", "predictions", "out"))
+    tiou = FLAGS.tiou if FLAGS["tiou"].present else ["0.5"]
+    if workdir is None or annotations is None or predictions is None or out is None or len(tiou) != 1:
+        raise ValueError("apl-jax thresholds: needs --workdir, --annotations, --predictions, --out, one --tiou")
+    chosen, classes = choose_thresholds(workdir, annotations, predictions, FLAGS.subset, float(tiou[0]))
+    write_thresholds(out, chosen.score, classes)
+    print_thresholds(chosen, classes)
+
+
+def _path(flag: str) -> Path | None:
+    """The path that a flag gives, if any."""
+    value: str = getattr(FLAGS, flag)
+    return Path(value).expanduser() if value else None
+
+
+def _inspect(_: list[str]) -> int:
+    from tqdm import tqdm
+
+    from apl_jax.data.inspection import inspect_dataset
+    from apl_jax.report.inspection_page import default_folder, next_step, terminal_text, write_inspection
+
+    settings = Settings() if FLAGS.config is None else to_settings(FLAGS.config)
+    hidden = not settings.runtime.progress
+    found = inspect_dataset(settings, lambda videos: tqdm(videos, "reading features", unit="video", disable=hidden))
+    print(terminal_text(found))
+    folder = _path("workdir") or default_folder(found.name)
+    print(f"\npage   {write_inspection(found, folder, shlex.join(['apl-jax', *sys.argv[1:]]))}")
+    print(next_step(found, sys.argv[2:]))
+    return 1 if found.errors else 0
+
+
 def _report(_: list[str]) -> None:
     from apl_jax.report import write_report
 
@@ -97,8 +164,9 @@ def _compare(folders: list[str]) -> None:
     print(comparison([Path(folder).expanduser() for folder in folders]))
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "run": _run, "evaluate": _evaluate, "report": _report, "compare": _compare,
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "inspect": _inspect, "run": _run, "evaluate": _evaluate, "predict": _predict, "thresholds": _thresholds,
+    "report": _report, "compare": _compare,
 }  # fmt: skip
 
 
@@ -107,6 +175,15 @@ def _define_flags() -> None:
     flags.DEFINE_string("workdir", "", "folder of the run")
     flags.DEFINE_string("annotations", "", "annotation JSON")
     flags.DEFINE_string("predictions", "", "prediction JSON")
+    flags.DEFINE_string("features", "", "features to predict on: a file, or a folder of them")
+    flags.DEFINE_string("stage", "", "stage whose parameters predict; empty = that of the final arm")
+    flags.DEFINE_string("out", "", "file to write: predictions (.json, .csv) or thresholds (.json)")
+    flags.DEFINE_string("thresholds", "", "JSON with the least score of each class")
+    flags.DEFINE_string("timelines", "", "page (.html) or folder of pictures to draw")
+    flags.DEFINE_float("min_score", 0.1, "least score of a prediction whose class has no threshold")
+    flags.DEFINE_integer("top_k", None, "at most so many predictions per video")
+    flags.DEFINE_float("fps", None, "samples or frames per second of the features' recordings")
+    flags.DEFINE_float("duration", None, "length of the recording, seconds")
     flags.DEFINE_string("subset", "", "score only the videos of this subset; empty = all")
     flags.DEFINE_list("tiou", ["0.3", "0.4", "0.5", "0.6", "0.7"], "tIoU thresholds")
 
@@ -141,7 +218,7 @@ def _main(arguments: list[str]) -> int:
         )
         return 2
     try:
-        COMMANDS[command](rest)
+        return COMMANDS[command](rest) or 0
     except Preempted as stop:
         print(f"apl-jax: {stop}", file=sys.stderr)
         return 0
@@ -151,7 +228,6 @@ def _main(arguments: list[str]) -> int:
     except (DataError, ValueError, OSError, RuntimeError) as error:
         print(f"apl-jax: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def main() -> None:

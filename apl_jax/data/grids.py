@@ -17,7 +17,7 @@ def build_grid(
 
     ``window`` and ``stride`` in samples. With ``duration_s`` the recording's length is checked against it.
     Raises :class:`~apl_jax.data.annotations.DataError` for a recording shorter than one window, an unknown rate, or a
-    length that differs from ``duration_s`` by more than 5 %.
+    length that differs from ``duration_s`` by more than 5 % and more than a stride.
     """
     where = f"video {video!r}" if video else "recording"
     if window < 1 or stride < 1:
@@ -29,7 +29,8 @@ def build_grid(
         found = f"{samples} samples ({samples / fps:.3g} s)"
         expected = f"at least one window of {window} samples"
         raise refusal(where, found, expected, "leave it out of the annotations, or a smaller --config.data.window")
-    if duration_s is not None and abs(samples / fps - duration_s) > _DISAGREEMENT * duration_s:
+    slack_s = stride / fps  # whole rows may leave out as much at the end
+    if duration_s is not None and abs(samples / fps - duration_s) > max(_DISAGREEMENT * duration_s, slack_s):
         found = f"{samples} samples at {fps:g} per second = {samples / fps:.2f} s of features"
         expected = f"its annotated duration, {duration_s:.2f} s, within 5 %"
         raise refusal(where, found, expected, "check fps, and --config.data.stride and window of ready-made features")

@@ -17,6 +17,7 @@ from apl_jax.declarations import fingerprint, to_dict
 from apl_jax.learning.methods import METHODS
 from apl_jax.learning.selection import build_selector
 from apl_jax.pipeline.ledger import Ledger, Stage
+from apl_jax.pipeline.model import MODEL, describe_model
 from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.stages import matched_steps, plan_stages
 from apl_jax.settings import Settings
@@ -68,6 +69,7 @@ def run(settings: Settings, workdir: Path, command: str = "") -> dict[str, Any]:
             fingerprints[stage.name] = mark
             results[stage.name] = _carry_out(stage, mark, room, f"{number}/{len(stages)}")
         summary = summarise(room, results) | {"command": command}
+        ledger.write(workdir / MODEL, describe_model(room, summary["final_arm"]))
         ledger.write(workdir / "results.json", summary)
     return summary
 
@@ -141,7 +143,8 @@ def summarise(room: Room, results: dict[str, Any]) -> dict[str, Any]:
         "version": __version__,
         "settings_fingerprint": fingerprint(settings),
         "data": {
-            "name": room.dataset.name, "digest": room.dataset.digest, "classes": list(room.dataset.classes),
+            "name": room.dataset.name, "variant": room.dataset.variant,
+            "digest": room.dataset.digest, "classes": list(room.dataset.classes),
             "label_ratio": settings.data.label_ratio, "split_seed": settings.data.split_seed,
             "split_digest": room.dataset.split.digest, "labelled": len(room.dataset.split.labelled),
             "unlabelled": len(room.dataset.split.unlabelled), "evaluated": len(room.dataset.split.evaluation),

@@ -75,6 +75,10 @@ def test_refusals():
     with pytest.raises(DataError, match=r"'v': found 1000 samples at 100 per second = 10.00 s .* 10.60 s, within 5 %"):
         build_grid(100.0, 1000, 20, 10, video="v", duration_s=10.6)
     assert build_grid(100.0, 1000, 20, 10, video="v", duration_s=10.5).length == 99
+    # Four whole rows of 16 frames are all that 3.1 s at 25 per second give: 17 % less, but not a row too few.
+    assert build_grid(25.0, 64, 16, 16, video="v", duration_s=3.1).length == 4
+    with pytest.raises(DataError, match="within 5 %"):
+        build_grid(25.0, 48, 16, 16, video="v", duration_s=3.1)
     with pytest.raises(DataError, match="video 'v', fps: found 0"):
         build_grid(0.0, 1000, 20, 10, video="v")
     with pytest.raises(DataError, match="window 0, stride 10"):

@@ -1,0 +1,145 @@
+"""What a finished run leaves for prediction: ``model.json``, and the averaged parameters of its stages.
+
+Nothing here needs the training data, which may be gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from apl_jax import __version__
+from apl_jax.data.annotations import is_number
+from apl_jax.data.batching import Standardizer
+from apl_jax.data.features import open_features
+from apl_jax.data.files import load_json, refusal
+from apl_jax.declarations import fingerprint, from_dict
+from apl_jax.detectors import build_detector
+from apl_jax.learning.methods import STAGE_METHODS
+from apl_jax.learning.objective import Ingredients
+from apl_jax.nn.discriminator import build_discriminator
+from apl_jax.pipeline.room import Room
+from apl_jax.pipeline.stages import plain_settings
+from apl_jax.settings import Settings
+from apl_jax.structs import PyTree
+from apl_jax.training.checkpoint import Checkpoints
+from apl_jax.training.mesh import build_mesh, enable_compile_cache, replicated
+from apl_jax.training.optimizer import build_optimizer
+from apl_jax.training.state import TrainState, initial_state
+
+MODEL = "model.json"
+_FORMAT = 1
+_PLAIN_ARMS = ("supervised", "supervised_matched")  # trained with plain_settings (pipeline/stages.py)
+_UNTRAINED = "pretrain"  # its heads have learnt nothing yet
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A trained detector and all that turns a feature file into its input."""
+
+    settings: Settings  # of the arm
+    stage: str
+    classes: tuple[str, ...]
+    windowed: bool  # trained on ready-made rows, not on windows of a raw signal
+    fps: float | None  # of all training videos, where it is one
+    standardizer: Standardizer  # [D]
+    params: PyTree  # the detector's, averaged
+    mesh: Mesh
+
+
+def describe_model(room: Room, stage: str | None) -> dict[str, Any]:
+    """What ``model.json`` of a run holds: what prediction needs besides checkpoints and settings, as JSON types."""
+    settings, dataset = room.settings, room.dataset
+    rates = {record.fps for record in (*dataset.labelled.records, *dataset.unlabelled.records)}
+    return {
+        "format": _FORMAT,
+        "version": __version__,
+        "settings_fingerprint": fingerprint(settings),
+        "stage": stage,
+        "classes": list(dataset.classes),
+        "feature_width": room.feature_width,
+        "features": "rows" if open_features(None, settings.data).windowed else "signal",
+        "window": settings.data.window,
+        "stride": settings.data.stride,
+        "fps": rates.pop() if len(rates) == 1 and min(rates) > 0 else None,
+        "mean": dataset.standardizer.mean.tolist(),
+        "std": dataset.standardizer.std.tolist(),
+    }
+
+
+def open_model(workdir: Path, stage: str = "") -> Model:
+    """Opens the model of a finished run's folder; ``stage`` "" is the final arm's. The training data may be gone.
+
+    Raises :class:`~apl_jax.data.files.DataError` when the folder is no finished run or has no such stage,
+    :class:`~apl_jax.training.checkpoint.CheckpointError` when its checkpoint is of another model.
+    """
+    enable_compile_cache()
+    card, settings = read_model(workdir)
+    stages = sorted(
+        path.parent.parent.name
+        for path in workdir.glob("stages/*/checkpoints/[0-9]*")
+        if path.parent.parent.name != _UNTRAINED
+    )
+    stage = stage or str(card["stage"])
+    if stage not in stages:
+        found = f"no checkpoint of a stage {stage!r}"
+        expected = f"one of {', '.join(dict.fromkeys(stages)) or 'the stages of a run, of which none is left'}"
+        raise refusal(f"{workdir}: --stage", found, expected, "one of these, or nothing for the final arm's")
+    settings = plain_settings(settings) if stage in _PLAIN_ARMS else settings
+    mesh = build_mesh()
+    like = abstract_state(settings, int(card["feature_width"]), len(card["classes"]), mesh)
+    store = Checkpoints(workdir / "stages" / stage / "checkpoints", 1)
+    params = store.restore(like).averaged["detector"]
+    store.close()
+    standardizer = Standardizer(np.array(card["mean"], np.float32), np.array(card["std"], np.float32))
+    windowed = card["features"] == "rows"
+    return Model(settings, stage, tuple(card["classes"]), windowed, card["fps"], standardizer, params, mesh)
+
+
+def read_model(workdir: Path) -> tuple[dict[str, Any], Settings]:
+    """``model.json`` of a finished run and the run's settings; raises :class:`~apl_jax.data.files.DataError`."""
+    path = workdir / MODEL
+    if not (workdir / "settings.json").is_file():
+        remedy = "--workdir=<the folder that apl-jax run wrote>"
+        raise refusal(str(workdir / "settings.json"), "no such file", "the folder of a finished run", remedy)
+    again = f"the command of the run again, apl-jax run --workdir={workdir} ...: it skips all stages that are done"
+    if not path.is_file():
+        raise refusal(str(path), "no such file (an unfinished run, or one of an earlier version)", "it", again)
+    card, document = load_json(path), load_json(workdir / "settings.json")
+    if card.get("format") != _FORMAT:
+        raise refusal(f"{path}: format", repr(card.get("format")), f"{_FORMAT}, as this version writes it", again)
+    if card.get("settings_fingerprint") != fingerprint(document):
+        found = "that the run was begun with other settings since, and not finished"
+        raise refusal(str(path), found, "a finished run", again)
+    _check_card(path, card, again)
+    return card, from_dict(Settings, document)
+
+
+def _check_card(path: Path, card: dict[str, Any], again: str) -> None:
+    width, classes = card.get("feature_width"), card.get("classes")
+    numbers = all(
+        isinstance(card.get(name), list) and len(card[name]) == width and all(map(is_number, card[name]))
+        for name in ("mean", "std")
+    )
+    named = isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes)
+    clock = card.get("fps") is None or (is_number(card["fps"]) and card["fps"] > 0)
+    if not (numbers and named and clock and card.get("features") in ("rows", "signal") and isinstance(width, int)):
+        raise refusal(str(path), "a damaged file", "classes, feature_width, features, fps, mean and std", again)
+
+
+def abstract_state(settings: Settings, feature_width: int, classes: int, mesh: Mesh) -> TrainState:
+    """Shapes, types and placement of the train state of an arm, without computing anything."""
+    learning, stage = settings.learning, settings.learning.supervised
+    parts = Ingredients(
+        build_detector(settings, feature_width, classes), build_discriminator(learning.selection.discriminator),
+        learning, stage, feature_width, classes, settings.data.max_length_t,
+    )  # fmt: skip
+    method = STAGE_METHODS["supervised"](parts)
+    optimizer = build_optimizer(stage.optimizer, learning.selection.discriminator, stage.steps)
+    shapes = jax.eval_shape(lambda: initial_state(jax.random.key(0), method, optimizer))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)

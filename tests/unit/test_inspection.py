@@ -1,0 +1,297 @@
+"""``inspect``: coverage against the detector's own assignment, and every problem of a folder found in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from apl_jax.data.coverage import Cause, assignment_causes, uncovered_causes
+from apl_jax.data.features import embedded_root
+from apl_jax.data.files import DataError
+from apl_jax.data.inspection import Inspection, inspect_dataset, overlapping_mask
+from apl_jax.detectors.actionformer import assign, pyramid_points
+from apl_jax.report.inspection_page import next_step, size, terminal_text, write_inspection
+from apl_jax.settings import ActionFormerSettings, DataSettings, Settings
+from apl_jax.structs import Targets
+
+THUMOS = ActionFormerSettings()
+
+
+# Coverage
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_covered_is_what_the_detector_is_taught(seed: int) -> None:
+    """Instances of classes of their own, so that a class that no point is taught is an instance that is not."""
+    draws = np.random.default_rng(seed)
+    count, length = 40, 150  # the last points of the grid of 192 are padding
+    start = draws.integers(-40, 330, count) / 2 + draws.choice([0, 0, 0.13], count)
+    segments_t = np.stack([start, start + draws.choice([0.1, 0.5, 2, 2, 3.5, 5, 9.25, 16, 40, 70], count)], -1)
+    segments_t[1] = segments_t[0] + [-0.0625, 0.0625]  # one that a shorter one hides, at least in part
+    segments_t[2] = segments_t[3]
+    targets = Targets(
+        jnp.asarray(segments_t, jnp.float32), jnp.arange(count), jnp.ones(count, bool), jnp.ones(count),
+        jnp.zeros(count, bool),
+    )  # fmt: skip
+    points = pyramid_points(THUMOS, 192)
+    goal = assign(jnp.asarray(points), targets, num_classes=count, center_radius=THUMOS.center_radius)
+    taught = np.asarray(goal.classes)[points[:, 0] < length].any(0)
+    causes = assignment_causes(segments_t, length, THUMOS)
+    assert [cause is None for cause in causes] == taught.tolist()
+    assert {Cause.OUTSIDE, Cause.SHORT, Cause.HIDDEN} <= set(causes) and 5 < taught.sum() < count
+
+
+def test_causes() -> None:
+    cause = lambda *segments, length=100, settings=THUMOS: assignment_causes(np.array(segments), length, settings)
+    assert cause((4.1, 4.3), (3.3, 4.7)) == [Cause.SHORT, None]  # systems 1.6
+    assert cause((200.0, 210.0), (-9.0, -2.0), (95.0, 300.0)) == [Cause.OUTSIDE] * 3
+    assert cause((10.5, 13.5), (10.4, 13.6)) == [None, Cause.HIDDEN]
+    gap = dataclasses.replace(THUMOS, regression_ranges=((0.0, 4.0), (8.0, 16.0)))
+    assert cause((10.0, 20.0), settings=gap) == [Cause.RANGE]
+    assert assignment_causes(np.zeros((0, 2)), 5, THUMOS) == []
+
+
+def test_snippets_cover_whatever_has_its_middle_on_the_features() -> None:
+    segments_t = np.array([(4.1, 4.3), (95.0, 140.0), (-0.4, -0.2), (99.0, 99.9)])
+    causes = uncovered_causes(segments_t, 100, Settings(detector="spot"))
+    assert causes == [None, Cause.OUTSIDE, None, None]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_overlap_is_that_of_all_pairs(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    start = draws.integers(0, 40, 12).astype(float)
+    segments_s = np.stack([start, start + draws.integers(1, 6, 12)], -1)
+    pairs = [
+        any(i != j and max(a, c) < min(b, d) for j, (c, d) in enumerate(segments_s))
+        for i, (a, b) in enumerate(segments_s)
+    ]
+    assert any(pairs) and overlapping_mask(segments_s).tolist() == pairs
+    assert overlapping_mask(np.zeros((0, 2))).tolist() == []
+
+
+# Folders
+
+
+class Folder:
+    """A data set of twelve videos of 20 s at 25 fps as feature rows (window 16, stride 4), and what to do to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.names = [f"vidéo {i}" for i in range(12)]
+        self.database: dict[str, Any] = {
+            name: {
+                "subset": "test" if i > 8 else "training", "duration": 20.0, "fps": 25.0,
+                "annotations": [{"segment": [1.0037, 4.0037], "label": "a <b>"}, {"segment": [6.0, 9.0], "label": "c"}],
+            }
+            for i, name in enumerate(self.names)
+        }  # fmt: skip
+        rows = np.random.default_rng(0).normal(size=(122, 3)).astype(np.float32)
+        self.features: dict[str, np.ndarray] = {name: rows.copy() for name in self.names}
+
+    def inspect(self, *, arms: tuple[str, ...] = ("semi_supervised",), **changes: Any) -> Inspection:
+        (self.root / "annotations.json").write_text(json.dumps({"database": self.database}))
+        if self.features:
+            (self.root / "features").mkdir(exist_ok=True)
+        for name, rows in self.features.items():
+            np.save(self.root / "features" / f"{name}.npy", rows)
+        data = DataSettings(name="own", root=str(self.root), window=16, stride=4, label_ratio=0.4)
+        return inspect_dataset(Settings(arms=arms, data=dataclasses.replace(data, **changes)))
+
+    def annotate(self, video: int, *instances: tuple[float, float, str]) -> None:
+        listed = [{"segment": [start, end], "label": label} for start, end, label in instances]
+        self.database[self.names[video]]["annotations"] = listed
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_nothing_is_wrong(folder: Folder) -> None:
+    found = folder.inspect()
+    assert found.errors == () and found.notes == () and found.uncovered == () and found.overlapping == 0
+    assert found.subsets == {"test": (3, 6, 60.0), "training": (9, 18, 180.0)}
+    assert {s: c.tolist() for s, c in found.class_counts.items()} == {"test": [3, 3], "training": [9, 9]}
+    assert found.labelled_counts.tolist() == [4, 4] and found.rates == {25.0: 12}
+    survey = found.survey
+    assert survey is not None and survey.windowed and survey.width == 3
+    assert survey.rows.tolist() == [122] * 12 and np.allclose(survey.seconds_per_row, 0.16)
+    assert np.allclose(survey.lengths_t, 18.75) and survey.round_trip_s < 1e-9 < survey.round_trip_float32_s < 1e-4
+    assert survey.table_bytes == {"training": 9 * 128 * 3 * 4, "evaluation": 3 * 128 * 3 * 4}
+    assert survey.padding == pytest.approx(6 / 128)
+
+
+def test_the_table_is_as_large_as_the_one_that_a_run_makes() -> None:
+    from apl_jax.data.dataset import open_dataset
+
+    settings = Settings()
+    found, dataset = inspect_dataset(settings), open_dataset(settings.data)
+    assert found.survey is not None and found.errors == ()
+    training = dataset.labelled.features.nbytes + dataset.unlabelled.features.nbytes
+    assert found.survey.table_bytes == {"training": training, "evaluation": dataset.evaluation.features.nbytes}
+    assert found.root == embedded_root() and len(found.durations_s) == 223
+
+
+def test_all_problems_at_once(folder: Folder) -> None:
+    names = folder.names
+    for i in (0, 1, 2, 3, 9):
+        del folder.features[names[i]]
+    folder.features[names[4]][7, 2] = np.nan
+    for i in (5, 6, 7, 10):
+        folder.features[names[i]] = folder.features[names[i]][:95]
+    folder.features[names[8]] = folder.features[names[8]][:, :2]
+    folder.features |= {"stranger": np.zeros((3, 3)), "v_stranger": np.zeros((3, 3))}
+    found = folder.inspect()
+    errors = {finding.what.partition(" (")[0]: finding for finding in found.errors}
+    counts = {what: finding.count for what, finding in errors.items()}
+    missing, infinite, length = (
+        "annotated videos without features",
+        "videos with features that are not finite",
+        "videos whose features disagree with their duration by more than 5 %",
+    )
+    assert counts.pop(missing) == 5 and counts.pop(infinite) == 1 and counts.pop(length) == 4
+    assert list(counts.values()) == [1], counts  # the narrow one, or the only other one, whichever was read later
+    assert all(len(finding.examples) <= 3 for finding in found.errors)
+    for example in errors[length].examples:
+        assert "392 samples at 25 per second = 15.68 s" in example and "20.00 s" in example and ".npy" in example
+    assert "(0.784 to 0.784 times as long, 0.784 on median)" in errors[length].what
+    assert all("no features" in example for example in errors[missing].examples)
+    assert len(errors[missing].examples) == 3
+    (infinite_example,) = errors[infinite].examples
+    assert repr(names[4]) in infinite_example and "row 7, channel 2" in infinite_example
+    (strangers,) = (note for note in found.notes if "no annotated video" in note.what)
+    assert strangers.count == 2
+    text = terminal_text(found)
+    assert text.index("errors\n") < text.index("notes\n") and "· and 2 more" in text
+
+
+def test_features_with_the_prefix_are_no_strangers(folder: Folder) -> None:
+    folder.features = {f"v_{name}": rows for name, rows in folder.features.items()}
+    found = folder.inspect()
+    assert found.errors == () and found.notes == ()
+
+
+def test_recordings_without_a_clock_or_shorter_than_a_window(folder: Folder) -> None:
+    del folder.database[folder.names[0]]["fps"]
+    found = folder.inspect(window=600)
+    whats = [finding.what for finding in found.errors]
+    assert len(whats) == 2 and any("samples per second" in what for what in whats), whats
+    assert any("duration" in what for what in whats)  # 122 rows with a window of 24 s are 43 s
+
+
+def test_instances_that_teach_nothing_are_named(folder: Folder) -> None:
+    folder.database[folder.names[2]]["duration"] = 20.9  # its features end at 20 s
+    folder.annotate(2, (1.0, 4.0, "c"), (6.01, 6.03, "a <b>"), (20.6, 20.8, "c"), (0.99, 4.01, "a <b>"))
+    found = folder.inspect()
+    assert found.errors == () and found.overlapping == 2
+    assert {(hit.cause, hit.start_s) for hit in found.uncovered} == {
+        (Cause.SHORT, 6.01), (Cause.OUTSIDE, 20.6), (Cause.HIDDEN, 0.99),
+    }  # fmt: skip
+    text = terminal_text(found)
+    assert "video 'vidéo 2'" in text and "6.01 to 6.03 s, a <b>" in text
+    assert any("overlap" in note.what and "7.7%" in note.what for note in found.notes)
+
+
+def test_ignored_instances_need_no_point(folder: Folder) -> None:
+    folder.database[folder.names[2]]["annotations"][0] |= {"segment": [6.01, 6.03], "ignore": True}
+    assert folder.inspect().uncovered == ()
+
+
+def test_a_class_without_labels_is_an_error_unless_allowed(folder: Folder) -> None:
+    for i in range(9):
+        folder.annotate(i, (1.0, 2.0, f"class {i % 9}"))
+    found = folder.inspect()
+    assert any("uncovered" in finding.what for finding in found.errors)
+    assert found.split is not None and len(found.split.labelled) == 4  # the rest is told all the same
+    allowed = folder.inspect(allow_uncovered=True)
+    assert allowed.errors == ()
+    notes = {note.what: note for note in allowed.notes}
+    assert notes["classes that no labelled video shows"].count == 7  # 5 of training, and 2 of the test set only
+    assert notes["classes that no evaluated video shows: their average precision is not defined"].count == 9
+
+
+def test_videos_that_cannot_be_divided_are_read_all_the_same(folder: Folder) -> None:
+    folder.features[folder.names[1]][0, 0] = np.inf
+    found = folder.inspect(test_subset="validation")
+    assert len(found.errors) == 2 and found.split is None
+    assert "'validation'" in found.errors[0].what and "not finite" in found.errors[1].what
+    assert found.survey is not None and len(found.survey.rows) == 8
+    terminal_text(found)
+
+
+def test_other_notes(folder: Folder) -> None:
+    folder.database[folder.names[3]]["subset"] = "testing"
+    del folder.features[folder.names[3]]  # nobody reads them
+    folder.annotate(4)
+    found = folder.inspect(max_length_t=100)
+    notes = {note.what.partition(" (")[0].partition(":")[0]: note.count for note in found.notes}
+    assert found.errors == ()
+    assert notes == {
+        "annotated videos that a run does not use": 1, "videos without any instance, all of them background": 1,
+        "videos of more rows than --config.data.max_length_t=100": 11,
+    }  # fmt: skip
+
+
+def test_every_label_leaves_none_to_learn_from(folder: Folder) -> None:
+    assert "unlabelled" in folder.inspect(label_ratio=1.0).errors[0].what
+    assert folder.inspect(label_ratio=1.0, arms=("supervised",)).errors == ()
+
+
+def test_no_features_at_all(folder: Folder, tmp_path: Path) -> None:
+    folder.features = {}
+    found = folder.inspect()
+    assert found.survey is None and len(found.errors) == 1 and "no features" in found.errors[0].what
+    assert "vid" in terminal_text(found)
+    assert write_inspection(found, tmp_path / "out", "x").is_file()
+
+
+def test_annotations_that_cannot_be_read(folder: Folder) -> None:
+    folder.inspect()
+    (folder.root / "annotations.json").write_text('{"database": ')
+    with pytest.raises(DataError, match="line 1"):
+        inspect_dataset(Settings(data=DataSettings(root=str(folder.root))))
+
+
+def test_a_data_set_without_any_instance(folder: Folder, tmp_path: Path) -> None:
+    for i in range(12):
+        folder.annotate(i)
+    found = folder.inspect()
+    assert "12 videos, 0 instances, 0 classes" in terminal_text(found)
+    assert write_inspection(found, tmp_path / "out", "x").is_file()
+
+
+# The page
+
+
+def test_the_page(folder: Folder, tmp_path: Path) -> None:
+    folder.features[folder.names[1]][0, 0] = np.inf
+    folder.annotate(2, (1.0, 4.0, "c"), (6.01, 6.03, "a <b>"))
+    found = folder.inspect()
+    page = write_inspection(found, tmp_path / "out", "apl-jax inspect '<&>'").read_text()
+    assert "a &lt;b&gt;" in page and "<b>c" not in page and "a <b>" not in page and "&lt;&amp;&gt;" in page
+    assert page.index(">Errors</h2>") < page.index(">Notes</h2>") < page.index(">Classes</h2>")
+    assert page.count("<svg") == 3 and "src=" not in page and "<script" not in page
+    assert "6.010" in page  # the table of instances that nothing covers
+    again = write_inspection(folder.inspect(), tmp_path / "again", "apl-jax inspect '<&>'").read_text()
+    assert again == page
+
+
+def test_next_step(folder: Folder) -> None:
+    found = folder.inspect()
+    step = next_step(found, ["--config=configs/my one.py:apl", "--workdir", "x", "--config.data.root=y"])
+    assert step.endswith("apl-jax run '--config=configs/my one.py:apl' --config.data.root=y --workdir=runs/own")
+    assert next_step(found, ["--workdir=x"]).endswith("apl-jax run --config=configs/FILE.py --workdir=runs/own")
+    folder.features.clear()
+    (folder.root / "features" / "vidéo 3.npy").unlink()
+    assert next_step(folder.inspect(), []).startswith("1 error: a run would stop there")
+
+
+def test_sizes() -> None:
+    assert [size(n) for n in (12, 2048, 3.5 * 2**20, 2.25 * 2**40)] == ["12 bytes", "2.0 KiB", "3.5 MiB", "2,304.0 GiB"]
