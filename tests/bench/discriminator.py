@@ -108,10 +108,12 @@ def main() -> None:
         right, second = (rows & verdicts.right).sum(), (rows & verdicts.second).sum()
         print(f"{name}: {rows.sum()}, right {right} ({100 * right / max(rows.sum(), 1):.1f} %), second {second}")
 
+    bank, table = room.bank, room.evaluation
+
     @jax.jit
     def similarity(discriminator: PyTree) -> Array:
         return mean_similarity(
-            discriminator, room.bank, room.evaluation, detections.segments_t, detections.labels, parts.discriminator,
+            discriminator, bank, table, detections.segments_t, detections.labels, parts.discriminator,
             learning.selection.discriminator, room.mesh.size,
         )  # fmt: skip
 
@@ -126,7 +128,7 @@ def main() -> None:
         def train(start: PyTree, key: Array, settings=settings, optimizer=optimizer) -> tuple[PyTree, Array]:
             def step(carry: tuple, key: Array):
                 params, state = carry
-                loss = lambda p: discriminator_loss(key, p, room.bank, parts.discriminator, settings)
+                loss = lambda p: discriminator_loss(key, p, bank, parts.discriminator, settings)
                 (_, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(params)
                 updates, state = optimizer.update(gradient, state, params)
                 return (optax.apply_updates(params, updates), state), accuracy
