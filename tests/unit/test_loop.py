@@ -26,8 +26,8 @@ RUNTIME = RuntimeSettings(steps_per_dispatch=2, checkpoint_every=2, log_every=2,
 def parabola(poison: float) -> Method:
     """Minimises x^2; after the fifth step one term of the loss is multiplied by ``poison``."""
 
-    def loss(params: dict, state: jax.Array, batches: dict, key: jax.Array):
-        del batches, key
+    def loss(params: dict, averaged: dict, state: jax.Array, batches: dict, key: jax.Array):
+        del averaged, batches, key
         term = jnp.where(state >= 5, poison, 1.0) * params["x"] ** 2
         return term, (state + 1, {"role/class": term, "role/regression": jnp.zeros(())})
 
