@@ -5,30 +5,42 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from apl_jax.declarations import from_dict
-from apl_jax.settings import Settings
+from apl_jax.settings import EvaluationSettings, Settings
+
+if TYPE_CHECKING:
+    from apl_jax.evaluation.average_precision import Instances
 
 FLAGS = flags.FLAGS
+_EXTERNAL_FLAGS = "external_scores", "external_top_k", "external_combination"  # of evaluate, as in the settings
 USAGE = """usage:
   apl-jax inspect --config=configs/spsw.py [--config.data.root=FOLDER ...] [--workdir=FOLDER]
       tells what a data folder holds and all that is wrong with it, with a page of plots; fails where a run would
   apl-jax run --config=configs/spsw.py:apl --workdir=runs/spsw [--config.NAME=VALUE ...]
       trains, labels, trains again, evaluates; the same command resumes. Ends with a table, results.json, report.html
   apl-jax evaluate --annotations=FILE --predictions=FILE [--subset=test] [--tiou=0.3,0.5]
-      scores any prediction JSON (ActivityNet's submission layout) against any annotation JSON, without a model
+      scores any prediction JSON (ActivityNet's submission layout) against any annotation JSON, without a model;
+      [--external_scores=FILE [--external_top_k=2] [--external_combination=sqrt] [--out=FILE]]: under the external
+      protocol, with the classes of a video-level classifier
   apl-jax predict --workdir=runs/spsw --features=FILE|FOLDER [--out=FILE.json|FILE.csv] [--timelines=FILE.html|FOLDER]
       detects in new recordings with a finished run's model; [--stage=] [--min_score=0.1] [--top_k=] [--thresholds=FILE]
       [--annotations=FILE | --fps= --duration=]: their clocks, where training does not tell
   apl-jax thresholds --workdir=runs/spsw --annotations=FILE --predictions=FILE --out=FILE [--subset=] [--tiou=0.5]
       the least score of each class with the best F1, for predict: from predictions of --min_score=0
+  apl-jax rehearse --config=configs/thumos14.py --config.data.root=FOLDER --out=FOLDER [--videos=N]
+      writes features made up from a folder's annotations, to try out complete runs before there are real ones
+  apl-jax import-actionformer --checkpoint=FILE --config=configs/thumos14.py --workdir=NEW [--classes=FILE]
+      the reference implementation's published weights as a run folder, for predict and export
+  apl-jax export --workdir=runs/spsw --out=FOLDER [--length=ROWS] [--stage=]
+      the model as StableHLO, with NMS inside, and an example that runs it without this package
   apl-jax report --workdir=runs/spsw
       writes report.html of a finished run again
   apl-jax compare runs/spsw_0 runs/spsw_1 ...
@@ -81,11 +93,28 @@ def _evaluate(_: list[str]) -> None:
         *(f"predictions name a video outside the truth, {video!r}: left out" for video in submission.unknown_videos),
     ):
         print(f"note: {note}", file=sys.stderr)
+    predictions = _under_protocol(submission.instances, [r.id for r in records], annotations.classes)
     tiou = tuple(float(x) for x in FLAGS.tiou)
-    result = average_precision(
-        instances_from_annotations(records), submission.instances, tiou, len(annotations.classes), (1, 5)
-    )
+    result = average_precision(instances_from_annotations(records), predictions, tiou, len(annotations.classes), (1, 5))
     print_average_precision(result.as_dict(annotations.classes))
+
+
+def _under_protocol(predictions: Instances, videos: Sequence[str], classes: Sequence[str]) -> Instances:
+    """Predictions as they are, or under the external protocol where flags ask for it; these go to ``--out`` too."""
+    from apl_jax.evaluation.external import protocol_words, with_external_classes
+    from apl_jax.evaluation.submission import write_submission
+
+    given = {name: FLAGS[name].value for name in _EXTERNAL_FLAGS if FLAGS[name].value is not None}
+    if not given:
+        return predictions
+    evaluation: EvaluationSettings = from_dict(EvaluationSettings, {"protocol": "external", **given}, "evaluate")
+    fused, notes = with_external_classes(predictions, videos, classes, evaluation)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if out := _path("out"):
+        write_submission(out, fused, videos, classes)
+    print(f"protocol  {protocol_words(evaluation)}")
+    return fused
 
 
 def _predict(_: list[str]) -> None:
@@ -126,6 +155,31 @@ def _thresholds(_: list[str]) -> None:
     print_thresholds(chosen, classes)
 
 
+def _import_actionformer(_: list[str]) -> None:
+    from apl_jax.pipeline.imported import import_actionformer
+
+    checkpoint, workdir = _path("checkpoint"), _path("workdir")
+    if checkpoint is None or workdir is None or FLAGS.config is None:
+        raise ValueError(
+            "apl-jax import-actionformer: needs --checkpoint=<file>, --config=configs/<file>.py with the settings of "
+            "its network, and --workdir=<new folder>"
+        )
+    card = import_actionformer(checkpoint, to_settings(FLAGS.config), workdir, _path("classes"))
+    print(f"{len(card['classes'])} classes, {card['feature_width']} features per row")
+    print(f"model     {workdir}\nnext      apl-jax predict --workdir={workdir} --features=<file or folder>")
+
+
+def _export(_: list[str]) -> None:
+    from apl_jax.pipeline.export import EXAMPLE, export_model
+
+    workdir, out = _path("workdir"), _path("out")
+    if workdir is None or out is None:
+        raise ValueError("apl-jax export: needs --workdir=<folder of a finished run> and --out=<folder>")
+    card = export_model(workdir, out, FLAGS.length, FLAGS.stage)
+    print(f"exported  {out}  ({card['stage']}, up to {card['length']} feature rows, {', '.join(card['platforms'])})")
+    print(f"next      python {out / EXAMPLE} <recording.npy> <frames per second>")
+
+
 def _path(flag: str) -> Path | None:
     """The path that a flag gives, if any."""
     value: str = getattr(FLAGS, flag)
@@ -164,9 +218,25 @@ def _compare(folders: list[str]) -> None:
     print(comparison([Path(folder).expanduser() for folder in folders]))
 
 
+def _rehearse(_: list[str]) -> None:
+    from tqdm import tqdm
+
+    from apl_jax.data.rehearsal import write_rehearsal
+
+    out = _path("out")
+    if FLAGS.config is None or out is None:
+        raise ValueError("apl-jax rehearse: needs --config=configs/<file>.py[:variant] and --out=<folder>")
+    settings = to_settings(FLAGS.config)
+    follow = lambda videos: tqdm(videos, "making features", unit="video", disable=not settings.runtime.progress)
+    count = write_rehearsal(settings.data, out, FLAGS.videos, follow)
+    where = f"--config.data.root={out} --config.data.rehearsal.enabled=False"
+    print(f"rehearsal  {out}  ({count:,} videos; a run on it: {where})")
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "inspect": _inspect, "run": _run, "evaluate": _evaluate, "predict": _predict, "thresholds": _thresholds,
-    "report": _report, "compare": _compare,
+    "import-actionformer": _import_actionformer, "export": _export, "report": _report, "compare": _compare,
+    "rehearse": _rehearse,
 }  # fmt: skip
 
 
@@ -177,11 +247,18 @@ def _define_flags() -> None:
     flags.DEFINE_string("predictions", "", "prediction JSON")
     flags.DEFINE_string("features", "", "features to predict on: a file, or a folder of them")
     flags.DEFINE_string("stage", "", "stage whose parameters predict; empty = that of the final arm")
-    flags.DEFINE_string("out", "", "file to write: predictions (.json, .csv) or thresholds (.json)")
+    flags.DEFINE_string("out", "", "file to write: predictions (.json, .csv), thresholds (.json); rehearse: folder")
+    flags.DEFINE_string("checkpoint", "", "checkpoint of the reference implementation")
+    flags.DEFINE_string("classes", "", "text file with the classes of a checkpoint, one per line, in their order")
+    flags.DEFINE_integer("length", None, "feature rows that the exported program takes")
     flags.DEFINE_string("thresholds", "", "JSON with the least score of each class")
     flags.DEFINE_string("timelines", "", "page (.html) or folder of pictures to draw")
     flags.DEFINE_float("min_score", 0.1, "least score of a prediction whose class has no threshold")
     flags.DEFINE_integer("top_k", None, "at most so many predictions per video")
+    flags.DEFINE_integer("videos", None, "rehearse: features of so many videos only", lower_bound=1)
+    flags.DEFINE_string("external_scores", None, "evaluate: JSON or CSV with a probability per video and class")
+    flags.DEFINE_integer("external_top_k", None, "evaluate: classes of a video that each of its segments is given")
+    flags.DEFINE_string("external_combination", None, "evaluate: sqrt or product of class and segment score")
     flags.DEFINE_float("fps", None, "samples or frames per second of the features' recordings")
     flags.DEFINE_float("duration", None, "length of the recording, seconds")
     flags.DEFINE_string("subset", "", "score only the videos of this subset; empty = all")

@@ -14,6 +14,31 @@ from apl_jax.declarations import Checked, one_of
 
 
 @dataclass(frozen=True)
+class RehearsalSettings(Checked):
+    """Features made up from the annotations (data/rehearsal.py). Sizes are lengths, that of a class's prototype is 1.
+
+    In no paper. Chosen so that a linear classifier (of 150 principal components), taught by 10 % of THUMOS14, finds two
+    thirds of the action rows of test videos and names five sixths of these; APL's Table S2 has 66 % recall on I3D.
+    """
+
+    enabled: bool = False
+    width: int = 2048  # D
+    seed: int = 0  # another world: prototypes, scenes, noise
+    group: int = 4  # classes, neighbours by number, that are confusable with one another
+    confusion: float = 0.5  # cosine of their prototypes, and of a group's with the background that resembles it
+    leak: float = 0.35  # largest share of an instance that is the prototype of another class of its group
+    weakest: float = 0.5  # of an instance: strengths are uniform between this and 1
+    blur: float = 2.0  # windows over which a boundary is blurred; network outputs have seen more than their window
+    instance: float = 0.4  # an instance's own deviation
+    scene: float = 0.5  # a video's own offset, in its background and actions alike
+    gain: float = 0.15  # standard deviation of a video's log-normal gain
+    backgrounds: int = 12  # prototypes that background wanders between
+    wander_s: float = 4.0  # seconds from one mixture of them to another
+    flicker: float = 0.3  # disturbance of each row along the directions of scenes and instances
+    noise: float = 1.4  # white noise, over all directions together
+
+
+@dataclass(frozen=True)
 class DataSettings(Checked):
     """Where recordings come from, how they become grids, and which of them may show their labels."""
 
@@ -22,7 +47,10 @@ class DataSettings(Checked):
     # folders in root (rgb, flow) whose features are joined on channels, in this order; empty: one array per video
     streams: tuple[str, ...] = field(default=(), metadata={"entries": str})
     window: int = 20  # samples of raw signal per feature row
-    stride: int = 10  # samples between rows
+    stride: int = 10  # samples between rows; 0: ready-made rows that span their video in equal parts
+    # rows: as many as the recording has | resize: linear, to fixed_length_t (systems 1.2) | pool: BSN's (systems 2.6)
+    grid: str = one_of("rows", "resize", "pool")
+    fixed_length_t: int = 192  # rows of every recording after resize or pool; ActivityNet: 192, TSN for SPOT: 100
     training_subset: str = "training"  # compared in lower case
     test_subset: str = "test"
     label_ratio: float = 0.1  # fraction of training videos whose annotations training may see, in (0, 1]
@@ -39,6 +67,10 @@ class DataSettings(Checked):
     split_rule: str = one_of("cover", "first_class")
     variant: str = ""  # test set of THUMOS14: 213 | 212 | 211 | 210 (data/published.py); empty = 212
     task: str = one_of("verb", "noun", "action")  # classes of EPIC-KITCHENS-100
+    # frames per second that window and stride count, where features were extracted at a rate that is not their videos'
+    # own (EPIC-KITCHENS-100: 30); 0: each video's, as annotated
+    fps: float = 0.0
+    rehearsal: RehearsalSettings = field(default_factory=RehearsalSettings)
 
 
 @dataclass(frozen=True)
@@ -292,10 +324,23 @@ class EvaluationSettings(Checked):
     tiou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     recall_at: tuple[int, ...] = (1, 5)
     batch: int = 16
+    # strict: the model's own classes | external: those of a video-level classifier (evaluation/external.py)
+    protocol: str = one_of("strict", "external")
+    external_scores: str = ""  # JSON or CSV with a probability per video and class, matched by name
+    external_top_k: int = 2  # classes of a video that each of its segments is given (systems 1.9)
+    external_combination: str = one_of("sqrt", "product")  # of class and segment score: ActionFormer | BMN, OpenTAD
+    external_segments: int = 200  # of a video, the surest (systems 1.9)
     label_space: bool = False  # measure on unlabelled videos what the true class is to a snippet (paper 002, III-B)
     label_space_examples: int = 6  # snippets whose whole distribution is kept for the report (Figure 6)
     label_space_frames: int = 500  # frames whose learnt features are drawn in a plane (Figures 3 and 4); 0 = none
     label_space_videos: int = 32  # unlabelled videos that these frames come from
+
+    def __post_init__(self) -> None:
+        """Refuses, besides unknown words, counts below 1."""
+        super().__post_init__()
+        for name in ("external_top_k", "external_segments"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -307,6 +352,12 @@ class RuntimeSettings(Checked):
     log_every: int = 25
     progress: bool = True
     distributed: str = one_of("off", "auto")  # off | auto: jax.distributed.initialize()
+    # device: all features stay on the devices | stream: batches are read while they compute | auto: device if it fits
+    feed: str = one_of("auto", "device", "stream")
+    device_share: float = 0.4  # of the devices' memory that `auto` fills with features
+    host_share: float = 0.4  # of the machine's memory in which a stream keeps features; beyond, files are read again
+    portion_mib: float = 256.0  # of the batches that a stream brings at once
+    read_threads: int = 2  # that read portions ahead, and as many portions
 
 
 @dataclass(frozen=True)

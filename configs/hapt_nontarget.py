@@ -18,7 +18,8 @@ def get_config(variant: str = "spot-hybrid") -> ConfigDict:
     config = NONTARGET["divided"](HAPT["get_config"], variant, f"configs/{Path(__file__).name}")
     if config.detector == "spot":
         # Recordings of six minutes hold transitions of 3 s, so windows of 50 s; and every class, so that all may become
-        # proposals. On held-out subjects 1, 6, 15, 22 the teacher reaches 49.1 with 12 classes and 21.8 with 5.
+        # proposals. On held-out subjects 1, 6, 15, 22 the teacher reaches 49.1 with 12 classes and 21.8 with 5,
+        # after 1,000 steps.
         config.spot.fit = "windows"
         config.spot.class_candidates = 12
         config.spot.shortest_share = 0.02

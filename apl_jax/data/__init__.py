@@ -1,7 +1,7 @@
 """The porch: files on the host become records, grids and padded numpy arrays. No jax transformation happens here."""
 
 from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
-from apl_jax.data.batching import Standardizer, VideoTable, build_table, build_targets
+from apl_jax.data.batching import RowStore, Standardizer, VideoTable, build_targets
 from apl_jax.data.dataset import Dataset, open_dataset, open_truth
 from apl_jax.data.features import FeatureSource, open_features
 from apl_jax.data.files import DataError, write_json
@@ -16,13 +16,13 @@ __all__ = [
     "Dataset",
     "FeatureSource",
     "Manifest",
+    "RowStore",
     "Split",
     "Standardizer",
     "VideoRecord",
     "VideoTable",
     "build_grid",
     "build_split",
-    "build_table",
     "build_targets",
     "open_dataset",
     "open_features",

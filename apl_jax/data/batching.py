@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+from tqdm import tqdm
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.features import FeatureSource
 from apl_jax.data.files import refusal
-from apl_jax.data.grids import build_grid, window_signal
+from apl_jax.data.grids import place_rows
 from apl_jax.data.manifest import check_clock
 from apl_jax.settings import DataSettings
 from apl_jax.structs import Targets, TimeGrid
 
+_SILENT_S = 3.0  # reading that is done sooner shows no progress bar
+
 
 @dataclass(frozen=True, eq=False)
 class VideoTable:
-    """V videos on their grids, padded with zeros to a common T; V may be 0."""
+    """V videos on their grids, to be padded with zeros to a common T; V may be 0.
+
+    Rows come from memory or are read anew whenever they are asked for (:class:`RowStore`); nothing here tells which.
+    """
 
     records: tuple[VideoRecord, ...]
     grids: tuple[TimeGrid, ...]
-    features: np.ndarray  # [V, T, D] float32
-    lengths: np.ndarray  # [V] int32, real rows of each video
+    read: Callable[[int], np.ndarray]  # standardised feature rows [T_v, D] float32 of a video, by its place in records
+    width: int  # D
+    length_t: int  # T
 
     @functools.cached_property
     def ids(self) -> tuple[str, ...]:
@@ -33,9 +42,96 @@ class VideoTable:
         return tuple(record.id for record in self.records)
 
     @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Real rows of each video: ``[V]`` int32."""
+        return np.array([grid.length for grid in self.grids], np.int32)
+
+    @property
     def mask(self) -> np.ndarray:
         """Which steps are real: ``[V, T]`` bool."""
-        return np.arange(self.features.shape[1]) < self.lengths[:, None]
+        return np.arange(self.length_t) < self.lengths[:, None]
+
+    @property
+    def features(self) -> np.ndarray:
+        """All rows, padded: ``[V, T, D]`` float32, made anew each time."""
+        features = np.zeros(self.shape, np.float32)
+        for v, row in enumerate(features):
+            row[: self.lengths[v]] = self.read(v)
+        return features
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """V, T and D."""
+        return len(self.records), self.length_t, self.width
+
+    @property
+    def padded_bytes(self) -> int:
+        """Memory of ``features``."""
+        return 4 * math.prod(self.shape)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> VideoTable:
+        """The videos of some rows, padded to the longest of these only."""
+        records, grids = tuple(self.records[v] for v in rows), tuple(self.grids[v] for v in rows)
+        longest = max((grid.length for grid in grids), default=1)
+        return VideoTable(records, grids, lambda v: self.read(rows[v]), self.width, longest)
+
+    def join(self, other: VideoTable) -> VideoTable:
+        """The videos of two tables of equal T as one table."""
+        count = len(self.records)
+        read = lambda v: self.read(v) if v < count else other.read(v - count)
+        records, grids = self.records + other.records, self.grids + other.grids
+        return VideoTable(records, grids, read, self.width, max(self.length_t, other.length_t))
+
+    def without_annotations(self) -> VideoTable:
+        """The same videos, their annotations out of reach."""
+        return dataclasses.replace(self, records=tuple(record.without_annotations() for record in self.records))
+
+
+class RowStore:
+    """Feature rows of many videos, not standardised: each read and checked once, then kept while all fit.
+
+    Once more than ``hold_bytes`` would be kept, none is: every row is then read from its file when it is asked for.
+    Raises :class:`~apl_jax.data.annotations.DataError` as :func:`read_rows` does.
+    """
+
+    def __init__(
+        self, records: Sequence[VideoRecord], source: FeatureSource, settings: DataSettings, hold_bytes: float
+    ) -> None:
+        self._records, self._source, self._settings = tuple(records), source, settings
+        self._held: list[np.ndarray] | None = []
+        self.grids: list[TimeGrid] = []
+        self.width = 0
+        self.bytes = 0
+        for record in tqdm(self._records, desc="reading features", unit="video", delay=_SILENT_S):
+            grid, rows = read_rows(record, source, settings)
+            self.grids.append(grid)
+            self.width, self.bytes = rows.shape[1], self.bytes + rows.nbytes
+            if self.bytes > hold_bytes:
+                self._held = None
+            if self._held is not None:
+                self._held.append(rows)
+
+    @property
+    def held(self) -> bool:
+        """Whether the rows are in memory."""
+        return self._held is not None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, v: int) -> np.ndarray:
+        """Rows ``[T_v, D]`` float32 of one video."""
+        if self._held is not None:
+            return self._held[v]
+        return read_rows(self._records[v], self._source, self._settings)[1]
+
+    def table(
+        self, records: Sequence[VideoRecord], first: int, standardizer: Standardizer, length_t: int
+    ) -> VideoTable:
+        """The videos from ``first`` on that ``records`` are, as a table."""
+        grids = tuple(self.grids[first : first + len(records)])
+        read = lambda v: standardizer.apply(self[first + v])
+        return VideoTable(tuple(records), grids, read, self.width, length_t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +142,19 @@ class Standardizer:
     std: np.ndarray  # [D] float32, > 0
 
     @classmethod
-    def fit(cls, rows: Sequence[np.ndarray], floor: float) -> Standardizer:
+    def fit(cls, rows: Sequence[np.ndarray] | RowStore, floor: float) -> Standardizer:
         """Statistics of all rows of several videos ``[T_i, D]``, in float64.
 
-        A feature whose deviation is below ``floor`` (in its own unit) is centred but not scaled.
+        A feature whose deviation is below ``floor`` (in its own unit) is centred but not scaled. Every video is looked
+        at twice, which is exact and needs no more memory than one.
         """
-        count = sum(len(r) for r in rows)
-        mean = sum((r.sum(0, dtype=np.float64) for r in rows), np.zeros(rows[0].shape[1])) / count
-        squares = sum((np.square(r - mean).sum(0) for r in rows), np.zeros_like(mean))
+        count, mean, squares = 0, np.zeros(rows[0].shape[1]), np.zeros(rows[0].shape[1])
+        for v in range(len(rows)):
+            video = rows[v]
+            count, mean = count + len(video), mean + video.sum(0, dtype=np.float64)
+        mean /= count
+        for v in range(len(rows)):
+            squares += np.square(rows[v] - mean).sum(0)
         std = np.sqrt(squares / count)
         return cls(mean.astype(np.float32), np.where(std < floor, 1.0, std).astype(np.float32))
 
@@ -66,20 +167,23 @@ def read_rows(record: VideoRecord, source: FeatureSource, settings: DataSettings
     """One video's grid and its feature rows ``[T, D]`` float32, not standardised.
 
     Raises :class:`~apl_jax.data.annotations.DataError` (see :meth:`FeatureSource.read`, :func:`check_clock` and
-    :func:`build_grid`).
+    :func:`place_rows`).
     """
     if source.manifest is not None:
         check_clock(source.manifest, record)
     array = source.read(record.id)
-    window, stride = settings.window, settings.stride
-    samples = (len(array) - 1) * stride + window if source.windowed else len(array)
-    grid = build_grid(record.fps, samples, window, stride, video=record.id, duration_s=record.duration_s)
-    return grid, array if source.windowed else window_signal(array, window, stride)
+    return place_rows(array, source.windowed, record.fps, record.duration_s, settings, record.id)
 
 
 def padded_length(lengths: Sequence[int], multiple: int) -> int:
     """The longest length, rounded up to a multiple; ``multiple`` itself when there is none."""
     return -(-max(lengths, default=1) // multiple) * multiple
+
+
+def bucket_length(length: int, multiple: int, longest: int) -> int:
+    """A length rounded up to a power of two times ``multiple``, so that few shapes serve videos of all lengths; at most
+    ``longest``, the longest there is, rounded up to ``multiple``."""
+    return min(multiple << (-(-length // multiple) - 1).bit_length(), padded_length([longest], multiple))
 
 
 def stack_table(
@@ -88,30 +192,9 @@ def stack_table(
     standardizer: Standardizer,
     length_t: int,
 ) -> VideoTable:
-    """A table from rows already read (:func:`read_rows`), padded to ``length_t``."""
-    features = np.zeros((len(records), length_t, len(standardizer.mean)), np.float32)
-    for row, (_, values) in zip(features, read, strict=True):
-        row[: len(values)] = standardizer.apply(values)
-    lengths = np.array([len(values) for _, values in read], np.int32)
-    return VideoTable(tuple(records), tuple(grid for grid, _ in read), features, lengths)
-
-
-def build_table(
-    records: Sequence[VideoRecord], source: FeatureSource, settings: DataSettings, standardizer: Standardizer
-) -> VideoTable:
-    """Reads, windows, standardises and stacks videos; T is the longest, rounded up to ``length_multiple``.
-
-    Raises :class:`~apl_jax.data.annotations.DataError` (see :func:`read_rows`), also when the feature width is not the
-    standardizer's.
-    """
-    read = [read_rows(record, source, settings) for record in records]
-    for record, (_, values) in zip(records, read, strict=True):
-        if values.shape[1] != len(standardizer.mean):
-            where = f"{source.place(record.id)}: video {record.id!r}"
-            expected = f"{len(standardizer.mean)} as in training"
-            raise refusal(where, f"{values.shape[1]} values per row", expected, "the window and channels of training")
-    length_t = padded_length([len(values) for _, values in read], settings.length_multiple)
-    return stack_table(records, read, standardizer, length_t)
+    """A table from rows already read (:func:`read_rows`), to be padded to ``length_t``."""
+    grids = tuple(grid for grid, _ in read)
+    return VideoTable(tuple(records), grids, lambda v: standardizer.apply(read[v][1]), len(standardizer.mean), length_t)
 
 
 def build_targets(

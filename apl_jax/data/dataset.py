@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.batching import Standardizer, VideoTable, padded_length, read_rows, stack_table
-from apl_jax.data.features import FeatureSource, data_root, open_features
+from apl_jax.data.batching import RowStore, Standardizer, VideoTable, padded_length
+from apl_jax.data.features import MADE_UP, FeatureSource, data_root, open_features
 from apl_jax.data.published import read_published
 from apl_jax.data.splits import Split, build_split
 from apl_jax.declarations import fingerprint
@@ -24,15 +26,24 @@ class Dataset:
     unlabelled: VideoTable  # V = 0 at ratio 1; records without annotations
     evaluation: VideoTable  # records without annotations; its own T
     standardizer: Standardizer
+    windowed: bool  # the files hold feature rows; False: raw signals, windowed at load
+    held: bool  # all features are in memory; False: read from their files whenever they are needed
     digest: str  # changes with the labelled annotations, the features, the split, and nothing else
     notes: tuple[str, ...] = ()  # what reading the annotations changed, in words
     variant: str = ""  # which of several published versions of the data set this is (data/published.py)
+    made_up: bool = False  # features of a rehearsal: no score on them is a result
+
+    @functools.cached_property
+    def all_training(self) -> VideoTable:
+        """Labelled and unlabelled videos together, all without annotations: what pre-training sees."""
+        return self.labelled.join(self.unlabelled).without_annotations()
 
 
-def open_dataset(settings: DataSettings) -> Dataset:
+def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Dataset:
     """Reads annotations and features, splits the videos and standardises them.
 
-    Feature statistics are those of all training videos, labelled and unlabelled: they use no label. Raises
+    Features stay in memory up to ``hold_bytes``; beyond, they are read anew whenever they are needed. Their statistics
+    are those of all training videos, labelled and unlabelled: they use no label. Raises
     :class:`~apl_jax.data.annotations.DataError`, which names file, video and field.
     """
     annotations = open_truth(settings)
@@ -41,22 +52,24 @@ def open_dataset(settings: DataSettings) -> Dataset:
     labelled = [annotations.videos[video] for video in split.labelled]
     unlabelled = [annotations.videos[video].without_annotations() for video in split.unlabelled]
     evaluation = [annotations.videos[video].without_annotations() for video in split.evaluation]
-    seen = [read_rows(record, source, settings) for record in labelled + unlabelled]
-    unseen = [read_rows(record, source, settings) for record in evaluation]
-    standardizer = Standardizer.fit([values for _, values in seen], settings.std_floor)
-    training_t = padded_length([len(values) for _, values in seen], settings.length_multiple)
-    evaluation_t = padded_length([len(values) for _, values in unseen], settings.length_multiple)
-    count = len(labelled)
+    seen = RowStore(labelled + unlabelled, source, settings, hold_bytes)
+    unseen = RowStore(evaluation, source, settings, hold_bytes - seen.bytes if seen.held else 0)
+    standardizer = Standardizer.fit(seen, settings.std_floor)
+    training_t = padded_length([grid.length for grid in seen.grids], settings.length_multiple)
+    evaluation_t = padded_length([grid.length for grid in unseen.grids], settings.length_multiple)
     return Dataset(
-        name=settings.name,
+        name=f"{settings.name} (rehearsal)" if source.made_up else settings.name,
         classes=annotations.classes,
         split=split,
-        labelled=stack_table(labelled, seen[:count], standardizer, training_t),
-        unlabelled=stack_table(unlabelled, seen[count:], standardizer, training_t),
-        evaluation=stack_table(evaluation, unseen, standardizer, evaluation_t),
+        labelled=seen.table(labelled, 0, standardizer, training_t),
+        unlabelled=seen.table(unlabelled, len(labelled), standardizer, training_t),
+        evaluation=unseen.table(evaluation, 0, standardizer, evaluation_t),
         standardizer=standardizer,
+        windowed=source.windowed,
+        held=seen.held and unseen.held,
         digest=_digest(annotations.classes, split, source, labelled, unlabelled + evaluation, settings),
-        notes=annotations.notes,
+        notes=annotations.notes + ((MADE_UP,) if source.made_up else ()),
+        made_up=source.made_up,
         variant=annotations.variant,
     )
 
@@ -83,5 +96,6 @@ def _digest(
         for record in labelled
     ]
     clocks = [[record.id, record.fps, record.duration_s] for record in labelled + others]
-    rows = settings.window, settings.stride, settings.length_multiple, settings.std_floor
-    return fingerprint(list(classes), split.digest, source.digest(), taught, clocks, list(rows))
+    s = settings
+    rows = [s.window, s.stride, s.grid, s.fixed_length_t, s.length_multiple, s.std_floor]
+    return fingerprint(list(classes), split.digest, source.digest(), taught, clocks, rows)

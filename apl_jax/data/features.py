@@ -28,6 +28,8 @@ from apl_jax.data.layouts import AGAIN, READERS, Unusable, words_of
 from apl_jax.data.manifest import Manifest, check_settings, read_manifest
 from apl_jax.settings import DataSettings
 
+REHEARSAL = "rehearsal"  # first word of a manifest's source where features are made up (data/rehearsal.py)
+MADE_UP = "rehearsal: features are made up from the annotations, so no score is a result"
 _EDGE_BYTES = 65536  # of each video's rows that enter a digest, from either end
 
 
@@ -44,7 +46,8 @@ def data_root(settings: DataSettings) -> Path:
 class FeatureSource(ABC):
     """Arrays by video id. ``windowed``: rows already are feature rows, not samples of a raw signal.
 
-    ``ids`` are the names as stored (``v_`` included); ``manifest`` is what features.json says, if there is one.
+    ``ids`` are the names as stored (``v_`` included); ``manifest`` is what features.json says, if there is one;
+    ``made_up``: features of a rehearsal (:mod:`apl_jax.data.rehearsal`), on which no score is a result.
     """
 
     windowed: bool
@@ -52,6 +55,7 @@ class FeatureSource(ABC):
     def __init__(self, ids: Sequence[str]) -> None:
         self.ids = tuple(sorted(ids))
         self.manifest: Manifest | None = None
+        self.made_up = False
         self._known = frozenset(self.ids)
         self._composed: dict[str, str | None] = {}  # names that some systems store decomposed; None: two of them
         for name in self.ids:
@@ -107,7 +111,7 @@ class FeatureSource(ABC):
             expected = f"{self._width[1]} as in video {self._width[0]!r}"
             raise refusal(where, f"{array.shape[1]} channels", expected, "extract all videos in the same way")
         with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is refused below
-            array = array.astype(np.float32)
+            array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             row, channel = np.argwhere(~np.isfinite(array))[0]
             count = int((~np.isfinite(array)).sum())
@@ -286,12 +290,19 @@ class StreamFolders(FeatureSource):
 def open_features(root: Path | None, settings: DataSettings) -> FeatureSource:
     """The features of a data folder; ``root`` None means ``settings.root``, else the embedded data set.
 
+    Those that ``settings`` mean are made up where they say so; those in a folder that is named here are read.
+
     Raises :class:`DataError` when the folder is missing, holds no features, several layouts, pickles or streams that
     are not declared, and when its ``features.json`` contradicts the settings.
     """
+    named = root is not None
     root = Path(root).expanduser() if root is not None else data_root(settings)
     if not root.is_dir():
         raise refusal(f"--config.data.root={root}", "no such folder", "a data folder", "check the path")
+    if settings.rehearsal.enabled and not named:
+        from apl_jax.data.rehearsal import open_rehearsal  # which is built on the base class above
+
+        return open_rehearsal(root, settings)
     manifest = read_manifest(root)
     source = _open_streams(root, settings.streams) if settings.streams else _open_layout(root, manifest)
     if manifest is not None:
@@ -302,6 +313,7 @@ def open_features(root: Path | None, settings: DataSettings) -> FeatureSource:
             )
         check_settings(manifest, settings)
         source.manifest = manifest
+        source.made_up = manifest.source.startswith(REHEARSAL)
     return source
 
 

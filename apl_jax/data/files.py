@@ -14,10 +14,14 @@ from typing import Any
 class DataError(ValueError):
     """Data that cannot be used; the message names file, video and field, what was found, expected, and what to try."""
 
+    expected: str = ""  # that part of the message: what refusals of one kind have in common
+
 
 def refusal(where: str, found: str, expected: str, remedy: str) -> DataError:
     """The package's one form of complaint, as an exception to raise."""
-    return DataError(f"{where}: found {found}; expected {expected}. Try: {remedy}.")
+    error = DataError(f"{where}: found {found}; expected {expected}. Try: {remedy}.")
+    error.expected = expected
+    return error
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -109,7 +113,12 @@ def write_json(path: str | Path, document: dict[str, Any]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text beside ``path`` and renames it: readers see the old file or the new one, never a part.
+    """Writes a text as UTF-8, as :func:`write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a file beside ``path`` and renames it: readers see the old file or the new one, never a part.
 
     Raises ``OSError`` (same ``errno``) with a message for people when the disk is full or the folder not writable; the
     old file is then untouched and nothing is left behind.
@@ -119,7 +128,7 @@ def write_text(path: str | Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
-            file.write(text.encode())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # a delayed "disk full" must surface before the rename
         os.replace(beside, path)

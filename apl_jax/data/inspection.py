@@ -19,7 +19,7 @@ import numpy as np
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.coverage import Cause, uncovered_causes
 from apl_jax.data.dataset import open_truth
-from apl_jax.data.features import FeatureSource, data_root, open_features
+from apl_jax.data.features import MADE_UP, FeatureSource, data_root, open_features
 from apl_jax.data.files import DataError, refusal
 from apl_jax.data.splits import Split, build_split
 from apl_jax.data.survey import SHOWN, Finding, Follow, Reading, Survey, read_all, survey
@@ -58,6 +58,7 @@ class Inspection:
     rates: Mapping[float, int]  # fps -> videos, the most frequent first
     window: int
     stride: int
+    grid: str  # rows | resize | pool
     survey: Survey | None  # None when there are no features at all
     uncovered: tuple[Uncovered, ...]
     overlapping: int  # instances that share time with another of their video
@@ -97,6 +98,7 @@ def inspect_dataset(settings: Settings, follow: Follow = lambda records: records
         rates=dict(Counter(record.fps for record in videos).most_common()),
         window=data.window,
         stride=data.stride,
+        grid=data.grid,
         survey=surveyed,
         uncovered=tuple(u for r in records for u in _uncovered(r, reading.grids.get(r.id), roles[r.id], settings)),
         overlapping=sum(int(overlapping_mask(record.segments_s).sum()) for record in videos),
@@ -220,6 +222,8 @@ def _notes(
     empty = [record.id for record in records if not len(record.labels)]
     if empty:
         yield _listed("videos without any instance, all of them background", empty)
+    if source is not None and source.made_up:
+        yield Finding(MADE_UP)
     if source is not None:
         strangers = _strangers(source.ids, annotations)
         if strangers:

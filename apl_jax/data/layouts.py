@@ -23,7 +23,7 @@ from apl_jax.data.files import refusal
 AGAIN = "copy or extract the file again; it may be incomplete"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 _KEYS = ("feats", "features")  # what published archives call their array when they hold several
-_DENSEST = 1100  # no deflate stream holds more bytes per byte (1032); beyond that, a damaged or hostile header
+DENSEST = 1100  # no deflate stream holds more bytes per byte (1032); beyond that, a damaged or hostile header
 _HEADERS: Mapping[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype]]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -47,15 +47,20 @@ def check_rows(shape: tuple[int, ...] | None, dtype: np.dtype) -> None:
         raise Unusable(found, "real numbers [samples, channels], at least 1 x 1", "re-extract this recording")
 
 
-def read_npy_stream(file: IO[bytes], size: int) -> np.ndarray:
-    """The array of a .npy stream of ``size`` bytes, which must hold exactly what its header promises."""
+def read_npy_stream(
+    file: IO[bytes], size: int, check: Callable[[tuple[int, ...] | None, np.dtype], None] = check_rows
+) -> np.ndarray:
+    """The array of a .npy stream of ``size`` bytes, which must hold exactly what its header promises.
+
+    ``check`` raises :class:`Unusable` for shapes and dtypes that are not wanted.
+    """
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:  # version 3 describes arrays with named columns
         raise Unusable(
             f"an array of format version {version}", "a plain numeric .npy array", "save it as a float array"
         )
     shape, _, dtype = _HEADERS[version](file)
-    check_rows(shape, dtype)
+    check(shape, dtype)
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if promised != there:
         found = f"an unreadable array ({there} bytes of numbers, {promised} promised by its header)"
@@ -70,10 +75,12 @@ def read_npy(path: Path) -> np.ndarray:
         return read_npy_stream(file, os.fstat(file.fileno()).st_size)
 
 
-def read_npz_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One array of an open archive; ``name`` with its ``.npy``."""
+def read_npz_member(
+    archive: zipfile.ZipFile, name: str, check: Callable[[tuple[int, ...] | None, np.dtype], None] = check_rows
+) -> np.ndarray:
+    """One array of an open archive; ``name`` with its ``.npy``, ``check`` as in :func:`read_npy_stream`."""
     with archive.open(name) as file:
-        return read_npy_stream(file, archive.getinfo(name).file_size)
+        return read_npy_stream(file, archive.getinfo(name).file_size, check)
 
 
 def read_npz(path: Path) -> np.ndarray:
@@ -185,7 +192,7 @@ def check_h5_dataset(dataset: Any) -> None:
     if dataset.chunks:
         expected = math.prod(-(-length // chunk) for length, chunk in zip(shape, dataset.chunks, strict=True))
         written = dataset.id.get_num_chunks()
-        if written != expected or promised > _DENSEST * stored:
+        if written != expected or promised > DENSEST * stored:
             found = f"an incomplete dataset ({written} of {expected} chunks, {stored} bytes for {promised})"
             raise Unusable(found, "every row written", AGAIN)
     elif stored != promised:

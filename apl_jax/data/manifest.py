@@ -26,7 +26,7 @@ _RATE_TOLERANCE = 5e-4  # 30000/1001 is written 29.97; 30 for 29.97 drifts by a 
 class Manifest:
     """How a folder of feature rows was extracted."""
 
-    stride: int  # frames between rows
+    stride: int  # frames between rows; 0: rows span the video, however many there are
     window: int  # frames per row
     width: int  # D, of all streams together
     fps: float | None = None  # frames per second that stride and window count; None: each video's own
@@ -49,7 +49,8 @@ def read_manifest(root: Path) -> Manifest | None:
             near = difflib.get_close_matches(key, _KEYS, 1)
             remedy = f"rename it to {near[0]!r}" if near else "remove it"
             raise refusal(f"{path}: {key}", f"an unknown key {key!r}", f"keys of {', '.join(_KEYS)}", remedy)
-    stride, window, width = (_count(path, document, key) for key in ("stride", "window", "width"))
+    stride = _count(path, document, "stride", 0)
+    window, width = (_count(path, document, key) for key in ("window", "width"))
     fps, order, source = document.get("fps"), document.get("order", []), document.get("source", "")
     if fps is not None and not _is_rate(fps):
         raise refusal(f"{path}: fps", f"{fps!r}"[:60], "a positive number, or null for each video's own", "correct it")
@@ -110,11 +111,11 @@ def check_clock(manifest: Manifest, record: VideoRecord) -> None:
         )
 
 
-def _count(path: Path, document: dict[str, Any], key: str) -> int:
+def _count(path: Path, document: dict[str, Any], key: str, least: int = 1) -> int:
     value = document.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
         found = "no value" if key not in document else f"{value!r}"[:60]
-        raise refusal(f"{path}: {key}", found, "a whole number, at least 1", "state what the extraction used")
+        raise refusal(f"{path}: {key}", found, f"a whole number, at least {least}", "state what the extraction used")
     return value
 
 

@@ -31,7 +31,8 @@ from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
 from apl_jax.data.files import refusal
 from apl_jax.settings import DataSettings
 
-_NAMES = ("annotations.json", "thumos14.json", "activitynet13_anno.json", "activity_net.v1-3.min.json")
+_OWN = {"thumos14": ("thumos14.json",), "activitynet": ("activitynet13_anno.json", "activity_net.v1-3.min.json")}
+_NAMES = ("annotations.json", *(name for names in _OWN.values() for name in names))
 _SHORTEST_S = 1e-3  # of ActivityNet's instances, and how near the ends of duplicates are (systems.md 1.2)
 
 
@@ -59,7 +60,7 @@ def read_published(root: Path, settings: DataSettings) -> Annotations:
     A folder holds one of ``annotations.json``, ``thumos14.json``, ``activitynet13_anno.json``,
     ``activity_net.v1-3.min.json``, or the tables of EPIC-KITCHENS-100. Names that begin with "thumos14" mean THUMOS14
     (see :func:`choose_variant`), with "activitynet" ActivityNet (see :func:`clean_activitynet`); others are read as
-    they stand.
+    they stand. Records have the frame rate ``settings.fps`` where that is set.
 
     Raises :class:`~apl_jax.data.files.DataError`, also for a ``variant`` of a data set that has none.
     """
@@ -68,13 +69,19 @@ def read_published(root: Path, settings: DataSettings) -> Annotations:
         found = f"{settings.variant!r} for the data set {settings.name!r}"
         remedy = "leave it empty, or --config.data.name=thumos14"
         raise refusal("--config.data.variant", found, "a variant of THUMOS14's test set, its only use", remedy)
-    path = _annotation_file(root)
+    path = annotation_file(root, name)
     if path is None:
-        return read_epic(root, settings.task, strict=settings.strict_annotations)
-    annotations = read_annotations(path, strict=settings.strict_annotations)
-    if name.startswith("thumos14"):
-        return choose_variant(annotations, path, settings.variant or THUMOS14_DEFAULT)
-    return clean_activitynet(annotations, path) if name.startswith("activitynet") else annotations
+        annotations = read_epic(root, settings.task, strict=settings.strict_annotations)
+    else:
+        annotations = read_annotations(path, strict=settings.strict_annotations)
+        if name.startswith("thumos14"):
+            annotations = choose_variant(annotations, path, settings.variant or THUMOS14_DEFAULT)
+        elif name.startswith("activitynet"):
+            annotations = clean_activitynet(annotations, path)
+    if not settings.fps:
+        return annotations
+    videos = {video: dataclasses.replace(r, fps=settings.fps) for video, r in annotations.videos.items()}
+    return dataclasses.replace(annotations, videos=videos)
 
 
 def choose_variant(annotations: Annotations, path: Path, variant: str) -> Annotations:
@@ -128,10 +135,17 @@ def clean_activitynet(annotations: Annotations, path: Path) -> Annotations:
     return dataclasses.replace(annotations, videos=videos, notes=annotations.notes + notes)
 
 
-def _annotation_file(root: Path) -> Path | None:
-    """The JSON file of a folder, or None for one with the tables of EPIC-KITCHENS-100."""
-    found = [name for name in _NAMES if (root / name).is_file()]
+def annotation_file(root: Path, name: str) -> Path | None:
+    """The JSON file of a folder, or None for one with the tables of EPIC-KITCHENS-100.
+
+    Beside the file of the benchmark that ``name`` means, those of other benchmarks are no matter.
+    Raises :class:`~apl_jax.data.files.DataError` where that leaves several.
+    """
+    found = [file for file in _NAMES if (root / file).is_file()]
     tables = holds_epic(root)
+    own = {file for start, files in _OWN.items() if name.lower().startswith(start) for file in files}
+    if own & set(found):
+        found, tables = [file for file in found if file in own or file == _NAMES[0]], False
     if len(found) + tables > 1:
         what = " and ".join(found + ["tables of EPIC-KITCHENS-100"] * tables)
         raise refusal(str(root), what, "the annotations of one data set", "move the others away")

@@ -11,7 +11,7 @@ from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import padded_length, read_rows
 from apl_jax.data.features import FeatureSource
 from apl_jax.data.files import DataError
-from apl_jax.data.grids import build_grid
+from apl_jax.data.grids import count_samples, extracted_rows, place_rows
 from apl_jax.settings import DataSettings
 from apl_jax.structs import TimeGrid
 
@@ -61,6 +61,7 @@ class Survey:
     windowed: bool  # ready-made rows; False: raw signals, windowed at load
     width: int  # D, 0 when no video could be read
     rows: np.ndarray  # [V] int, feature rows of each video
+    extracted: np.ndarray  # [V] int, the same before they were brought to one length; empty where nothing tells
     seconds_per_row: np.ndarray  # [V]
     lengths_t: np.ndarray  # [M] instances, in grid steps
     round_trip_s: float  # largest deviation of seconds -> grid -> seconds
@@ -84,7 +85,7 @@ def read_all(
         try:
             grid, rows = read_rows(record, source, data)
         except DataError as error:
-            _note_refusal(reading, record, source, data, str(error))
+            _note_refusal(reading, record, source, data, error)
         else:
             reading.grids[record.id] = grid
             reading.width = rows.shape[1]
@@ -92,10 +93,10 @@ def read_all(
 
 
 def _note_refusal(
-    reading: Reading, record: VideoRecord, source: FeatureSource, data: DataSettings, message: str
+    reading: Reading, record: VideoRecord, source: FeatureSource, data: DataSettings, error: DataError
 ) -> None:
-    """Files a message under the kind of what is wrong."""
-    expected = message.partition("; expected ")[2].partition(". Try: ")[0]
+    """Files a refusal under the kind of what is wrong."""
+    message, expected = str(error), error.expected
     kind = f"videos that cannot be used; expected: {expected}" if expected else "videos that cannot be used"
     if source.find(record.id) is None:
         kind = _MISSING
@@ -112,15 +113,14 @@ def _note_refusal(
 def _share(record: VideoRecord, source: FeatureSource, data: DataSettings) -> float | None:
     """How long a video's features are, in durations, where that alone is what is wrong with them."""
     try:
-        count = len(source.read(record.id))
-        samples = (count - 1) * data.stride + data.window if source.windowed else count
-        build_grid(record.fps, samples, data.window, data.stride)
+        array = source.read(record.id)
+        place_rows(array, source.windowed, record.fps, None, data, record.id)
     except DataError:
         return None
     try:
-        build_grid(record.fps, samples, data.window, data.stride, duration_s=record.duration_s)
+        place_rows(array, source.windowed, record.fps, record.duration_s, data, record.id)
     except DataError:
-        return samples / record.fps / record.duration_s
+        return count_samples(len(array), source.windowed, data) / record.fps / record.duration_s
     return None
 
 
@@ -140,10 +140,12 @@ def survey(reading: Reading, records: Sequence[VideoRecord], evaluated: frozense
         tables["evaluation" if record.id in evaluated else "training"].append(grid.length)
     padded = {name: len(rows) * padded_length(rows, data.length_multiple) for name, rows in tables.items()}
     rows = np.array([grid.length for _, grid in readable], np.int64)
+    before = [count for _, grid in readable if (count := extracted_rows(grid, data)) is not None]
     return Survey(
         windowed=source.windowed,
         width=reading.width,
         rows=rows,
+        extracted=np.array(before, np.int64),
         seconds_per_row=np.array(seconds),
         lengths_t=np.concatenate(lengths_t),
         round_trip_s=exact,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import jax
 import numpy as np
 
 from apl_jax.structs import PyTree
+
+_SHOWN = 6  # complaints of a kind in one message
 
 # Reference module path -> ours. The first pattern that matches wins; \1 .. are layer numbers.
 _RENAMES = [
@@ -71,3 +74,54 @@ def import_parameters(reference: dict[str, np.ndarray]) -> PyTree:
             node = node.setdefault(parent, {})
         node[leaf] = to_layout(path, np.asarray(value))
     return tree
+
+
+def import_model(reference: dict[str, np.ndarray], shapes: PyTree) -> PyTree:
+    """All parameters of a model, float32, whose ``shapes`` (of arrays or of their descriptions) are known.
+
+    Nothing is guessed: a reference array without a counterpart, a parameter that no array fills, one filled twice, a
+    shape that differs and values that are not finite are errors. Raises ``ValueError`` that counts them and lists the
+    first of each kind, a line each.
+    """
+    expected = {"/".join(str(key.key) for key in path): leaf for path, leaf in jax.tree.leaves_with_path(shapes)}
+    found: dict[str, str] = {}  # our path -> the reference's name
+    wrong: list[str] = []
+    left_over: list[str] = []
+    for name, value in sorted(reference.items()):
+        described = f"{name}: found {_shape(value.shape)} {value.dtype}"
+        try:
+            path = to_path(name)
+        except KeyError:
+            path = ""
+        if path not in expected:
+            left_over.append(f"{described}, expected nothing: the network of these settings has no such parameter")
+        elif path in found:
+            wrong.append(f"{described}, which is {path}, as is {found[path]}")
+        else:
+            problem = _problem(path, value, expected[path].shape)
+            wrong.extend([f"{described}, {problem}"] if problem else [])
+            found[path] = name
+    missing = [
+        f"{path}: found nothing, expected {_shape(x.shape)}" for path, x in expected.items() if path not in found
+    ]
+    if wrong or left_over or missing:
+        lines = [f"{len(wrong)} parameters that differ, {len(left_over)} left over, {len(missing)} missing:"]
+        for kind in (wrong, left_over, missing):
+            lines += kind[:_SHOWN] + ([f"and {len(kind) - _SHOWN} more such"] if len(kind) > _SHOWN else [])
+        raise ValueError("\n  ".join(lines))
+    return jax.tree.map(lambda x: np.array(x, np.float32, order="C"), import_parameters(reference))
+
+
+def _problem(path: str, value: np.ndarray, shape: tuple[int, ...]) -> str:
+    """What is wrong with a reference array that is to become parameter ``path`` of ``shape``; "" if nothing."""
+    # As many values as expected, and in the expected layout: none can have been dropped or repeated on the way.
+    same = value.size == np.prod(shape, dtype=int) and to_layout(path, value).shape == shape
+    if not same:
+        return f"expected {_shape(shape)} (as {path}, in this package's layout)"
+    if value.dtype.kind in "iub" or not np.isfinite(value).all():
+        return "expected finite floating-point numbers"
+    return ""
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "one number"

@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.detectors.base import Detector
 from apl_jax.evaluation.average_precision import Instances
-from apl_jax.ops.masking import map_rows
 from apl_jax.structs import Batch, Detections, PyTree, TimeGrid
 
 
-def predict_table(detector: Detector, params: PyTree, table: Batch, batch: int, mesh: Mesh) -> Detections:
-    """Detections ``[V, K]`` of all V videos, about ``batch`` at a time, each batch spread over the mesh; traceable."""
-    batch = -(-batch // mesh.size) * mesh.size
-    return map_rows(lambda chunk: detector.decode(detector.apply(params, chunk, None)), table, batch)
+def predict_batch(detector: Detector, params: PyTree, batch: Batch) -> Detections:
+    """Detections ``[B, K]`` of a batch of whole videos; traceable."""
+    return detector.decode(detector.apply(params, batch, None))
 
 
 def to_rows(

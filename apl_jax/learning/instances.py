@@ -9,7 +9,7 @@ from apl_jax.nn.discriminator import InstanceDiscriminator
 from apl_jax.ops.masking import map_rows
 from apl_jax.ops.segments import pool_max
 from apl_jax.settings import DiscriminatorSettings
-from apl_jax.structs import Array, Batch, PyTree, pytree
+from apl_jax.structs import Array, Batch, PyTree, Targets, pytree
 
 
 @pytree
@@ -21,12 +21,14 @@ class InstanceBank:
     mask: Array  # [M] bool
 
 
-def build_bank(labelled: Batch) -> InstanceBank:
-    """Pools every annotated instance of the whole labelled set (``Batch`` of V videos)."""
-    targets = labelled.targets
-    pooled = jax.lax.map(
-        lambda row: pool_max(row[0], row[1], row[2]), (labelled.features, targets.segments_t, labelled.mask.sum(-1))
-    )
+def pool_instances(videos: Batch) -> Array:
+    """Max-pooled features of all annotated instances of B videos: ``[B, N, D]``."""
+    rows = videos.features, videos.targets.segments_t, videos.mask.sum(-1)
+    return jax.lax.map(lambda row: pool_max(row[0], row[1], row[2]), rows)
+
+
+def build_bank(pooled: Array, targets: Targets) -> InstanceBank:
+    """The memory of a whole labelled set: :func:`pool_instances` of its V videos, ``[V, N, D]``, and their targets."""
     flat = lambda x: x.reshape(-1, *x.shape[2:])
     return InstanceBank(flat(pooled), flat(targets.labels), flat(targets.mask & ~targets.ignore_mask))
 

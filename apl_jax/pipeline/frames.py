@@ -15,8 +15,7 @@ import numpy as np
 from apl_jax.evaluation.label_space import frame_truth
 from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.training import trained_parameters
-from apl_jax.structs import Batch, PyTree
-from apl_jax.training.mesh import to_host
+from apl_jax.structs import Array, Batch, PyTree
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,19 @@ def sample_frames(room: Room, videos: int, frames: int, seed: int = 0) -> Frames
 
 def representation(room: Room, params: PyTree, frames: Frames) -> np.ndarray:
     """What the run's detector with these parameters makes of the frames: ``[M, E]``."""
-    detector = room.detector(room.settings)
+    detector, table = room.detector(room.settings), room.dataset.unlabelled.take(frames.videos)
+    # Frames of each video side by side [V, most]; the places that a video does not fill repeat its first step.
+    place = np.zeros(len(frames.row), int)
+    steps = np.zeros((len(table.ids), np.bincount(frames.row).max()), np.int32)
+    for row in np.unique(frames.row):
+        own = frames.row == row
+        place[own] = np.arange(own.sum())
+        steps[row, : own.sum()] = frames.step[own]
 
-    @jax.jit
-    def represent(params: PyTree, table: Batch):
-        few = jax.tree.map(lambda x: x[frames.videos], table)
-        steps = jnp.broadcast_to(jnp.arange(few.mask.shape[1]), few.mask.shape)
-        return detector.apply(params, few, None).represent(steps)
+    def represent(params: PyTree, videos: Batch) -> Array:
+        return detector.apply(params, videos, None).represent(jnp.asarray(steps)[videos.video])
 
-    return np.asarray(to_host(represent(params, room.unlabelled)))[frames.row, frames.step]
+    return np.asarray(room.map_table(table, represent, params))[frames.row, place]
 
 
 def representations(room: Room, stages: Mapping[str, str], frames: Frames) -> dict[str, np.ndarray]:
@@ -67,5 +70,6 @@ def representations(room: Room, stages: Mapping[str, str], frames: Frames) -> di
         "as initialised": jax.jit(lambda key: room.detector(settings).init(key)[0])(jax.random.key(settings.seed))
     }
     params |= {name: trained_parameters(room, settings, stage)["detector"] for name, stage in stages.items()}
-    inputs = room.dataset.unlabelled.features[frames.videos[frames.row], frames.step]
+    table = room.dataset.unlabelled.take(frames.videos)
+    inputs = np.stack([table.read(row)[step] for row, step in zip(frames.row, frames.step, strict=True)])
     return {"input features": inputs} | {name: representation(room, p, frames) for name, p in params.items()}

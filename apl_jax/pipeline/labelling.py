@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from apl_jax.evaluation.average_precision import instances_from_annotations
 from apl_jax.evaluation.label_quality import label_quality
-from apl_jax.evaluation.predict import predict_table, to_instances, to_rows
+from apl_jax.evaluation.predict import predict_batch, to_instances, to_rows
 from apl_jax.learning.instances import mean_similarity
 from apl_jax.learning.selection import build_selector, refine
 from apl_jax.pipeline.ledger import Stage
 from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.training import trained_parameters
 from apl_jax.settings import Settings
-from apl_jax.structs import Array, Batch, PseudoLabels, PyTree, Reason
-from apl_jax.training.mesh import first_rows, to_host
+from apl_jax.structs import Array, Batch, Detections, PseudoLabels, PyTree, Reason
+from apl_jax.training.mesh import to_host
 
 
 def labelling_stage(name: str, settings: Settings, teacher: str) -> Stage:
@@ -43,31 +44,31 @@ def labelling_stage(name: str, settings: Settings, teacher: str) -> Stage:
     return Stage(name, (teacher,), depends, run)
 
 
-def label_table(
-    settings: Settings, room: Room, params: PyTree, table: Batch, bank: PyTree
-) -> tuple[PseudoLabels, Array]:
-    """The whole pass over the unlabelled set as one traceable masked computation: predict, NMS, tau_pos, ICD."""
-    parts = room.ingredients(settings, settings.learning.supervised)
-    selection = settings.learning.selection
+def _label(room: Room, settings: Settings, params: PyTree) -> tuple[PseudoLabels, float]:
+    """The pass over the unlabelled set, all of it masked computation on the devices: every video predicted and its
+    detections compared with the labelled instances; then the whole set divided, and asked about."""
+    parts, selection = room.ingredients(settings, settings.learning.supervised), settings.learning.selection
     selector = build_selector(selection)
-    detections = predict_table(parts.detector, params["detector"], table, settings.evaluation.batch, room.mesh)
-    _, selected = selector.select(selector.init(), detections, parts.num_classes)
-    if selection.discriminator.enabled:
+
+    def look(known: PyTree, videos: Batch) -> tuple[Detections, Array]:
+        detections = predict_batch(parts.detector, known["detector"], videos)
+        if not selection.discriminator.enabled:
+            return detections, jnp.full_like(detections.confidence, selection.discriminator.unknown_similarity)
         similarity = mean_similarity(
-            params["discriminator"], bank, table, detections.segments_t, detections.labels,
+            known["discriminator"], known["bank"], videos, detections.segments_t, detections.labels,
             parts.discriminator, selection.discriminator, room.mesh.size,
         )  # fmt: skip
-    else:
-        similarity = jax.numpy.full_like(detections.confidence, selection.discriminator.unknown_similarity)
-    considered = selected.positive_mask | selected.candidate_mask
-    tau = jax.numpy.where(considered, selected.tau_pos, 0).sum() / jax.numpy.maximum(considered.sum(), 1)
-    return refine(detections, selected, similarity, selection), tau
+        return detections, similarity
 
+    @jax.jit
+    def judge(detections: Detections, similarity: Array) -> tuple[PseudoLabels, Array]:
+        _, selected = selector.select(selector.init(), detections, parts.num_classes)
+        considered = selected.positive_mask | selected.candidate_mask
+        tau = jnp.where(considered, selected.tau_pos, 0).sum() / jnp.maximum(considered.sum(), 1)
+        return refine(detections, selected, similarity, selection), tau
 
-def _label(room: Room, settings: Settings, params: PyTree) -> tuple[PseudoLabels, float]:
-    label = jax.jit(lambda p, table, bank: label_table(settings, room, p, table, bank))
-    labels, tau = to_host(label(params, room.unlabelled, room.bank))
-    return first_rows(labels, len(room.dataset.unlabelled.ids)), float(tau)
+    labels, tau = to_host(judge(*room.map_videos("unlabelled", look, {**params, "bank": room.bank})))
+    return labels, float(tau)
 
 
 def _document(room: Room, labels: PseudoLabels, name: str) -> dict[str, Any]:

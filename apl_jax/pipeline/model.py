@@ -9,28 +9,21 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from apl_jax import __version__
 from apl_jax.data.annotations import is_number
 from apl_jax.data.batching import Standardizer
-from apl_jax.data.features import open_features
 from apl_jax.data.files import load_json, refusal
 from apl_jax.declarations import fingerprint, from_dict
-from apl_jax.detectors import build_detector
-from apl_jax.learning.methods import STAGE_METHODS
-from apl_jax.learning.objective import Ingredients
-from apl_jax.nn.discriminator import build_discriminator
 from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.stages import plain_settings
+from apl_jax.pipeline.training import abstract_arm
 from apl_jax.settings import Settings
 from apl_jax.structs import PyTree
 from apl_jax.training.checkpoint import Checkpoints
-from apl_jax.training.mesh import build_mesh, enable_compile_cache, replicated
-from apl_jax.training.optimizer import build_optimizer
-from apl_jax.training.state import TrainState, initial_state
+from apl_jax.training.mesh import build_mesh, enable_compile_cache
 
 MODEL = "model.json"
 _FORMAT = 1
@@ -63,9 +56,7 @@ def describe_model(room: Room, stage: str | None) -> dict[str, Any]:
         "stage": stage,
         "classes": list(dataset.classes),
         "feature_width": room.feature_width,
-        "features": "rows" if open_features(None, settings.data).windowed else "signal",
-        "window": settings.data.window,
-        "stride": settings.data.stride,
+        "features": "rows" if dataset.windowed else "signal",
         "fps": rates.pop() if len(rates) == 1 and min(rates) > 0 else None,
         "mean": dataset.standardizer.mean.tolist(),
         "std": dataset.standardizer.std.tolist(),
@@ -92,7 +83,7 @@ def open_model(workdir: Path, stage: str = "") -> Model:
         raise refusal(f"{workdir}: --stage", found, expected, "one of these, or nothing for the final arm's")
     settings = plain_settings(settings) if stage in _PLAIN_ARMS else settings
     mesh = build_mesh()
-    like = abstract_state(settings, int(card["feature_width"]), len(card["classes"]), mesh)
+    like = abstract_arm(settings, int(card["feature_width"]), len(card["classes"]), mesh)
     store = Checkpoints(workdir / "stages" / stage / "checkpoints", 1)
     params = store.restore(like).averaged["detector"]
     store.close()
@@ -130,16 +121,3 @@ def _check_card(path: Path, card: dict[str, Any], again: str) -> None:
     clock = card.get("fps") is None or (is_number(card["fps"]) and card["fps"] > 0)
     if not (numbers and named and clock and card.get("features") in ("rows", "signal") and isinstance(width, int)):
         raise refusal(str(path), "a damaged file", "classes, feature_width, features, fps, mean and std", again)
-
-
-def abstract_state(settings: Settings, feature_width: int, classes: int, mesh: Mesh) -> TrainState:
-    """Shapes, types and placement of the train state of an arm, without computing anything."""
-    learning, stage = settings.learning, settings.learning.supervised
-    parts = Ingredients(
-        build_detector(settings, feature_width, classes), build_discriminator(learning.selection.discriminator),
-        learning, stage, feature_width, classes, settings.data.max_length_t,
-    )  # fmt: skip
-    method = STAGE_METHODS["supervised"](parts)
-    optimizer = build_optimizer(stage.optimizer, learning.selection.discriminator, stage.steps)
-    shapes = jax.eval_shape(lambda: initial_state(jax.random.key(0), method, optimizer))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)

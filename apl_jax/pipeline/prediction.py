@@ -7,6 +7,7 @@ import dataclasses
 import io
 import logging
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ import jax
 import numpy as np
 
 from apl_jax.data.annotations import LONGEST_S, Annotations, VideoRecord, read_annotations
-from apl_jax.data.batching import stack_table
+from apl_jax.data.batching import bucket_length, stack_table
 from apl_jax.data.features import FeatureSource
 from apl_jax.data.feeds import whole_table
 from apl_jax.data.files import refusal, write_text
-from apl_jax.data.grids import build_grid, window_signal
+from apl_jax.data.grids import count_samples, place_rows
 from apl_jax.data.loose_files import open_loose
 from apl_jax.data.manifest import check_clock
 from apl_jax.detectors import build_detector
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
-from apl_jax.evaluation.predict import predict_table, to_instances
+from apl_jax.evaluation.predict import predict_batch, to_instances
 from apl_jax.evaluation.submission import read_submission, write_submission
 from apl_jax.evaluation.thresholds import Thresholds, best_thresholds, read_thresholds, select_confident
 from apl_jax.pipeline.model import Model, open_model, read_model
@@ -100,6 +101,8 @@ def predict(workdir: Path, request: Request) -> Predictions:
     rates = (request.fps, source.manifest and source.manifest.fps, model.fps)
     clock = next((rate for rate in rates if rate), 0.0)
     records = tuple(_records(source, annotations, classes, clock, request.duration_s))
+    if settings.data.fps and request.fps is None:  # the rate that features are extracted at, whatever the videos' own
+        records = tuple(dataclasses.replace(record, fps=settings.data.fps) for record in records)
     records, instances = predict_videos(model, source, records)
     chosen = select_confident(instances, request.min_score, thresholds, request.top_k)
     return Predictions(chosen, records, classes, model.stage)
@@ -146,12 +149,13 @@ def predict_videos(
 
     Videos of about the same length go together, ``settings.evaluation.batch`` at a time; lengths are rounded up to a
     power of two (times ``data.length_multiple``), so that few programs serve all. Detections that lie outside their
-    video are left out. Raises :class:`~apl_jax.data.files.DataError` for an unknown frame rate, another feature width,
-    a video shorter than one window, and a length that disagrees with a stated duration by more than 5 %.
+    video are left out. Raises :class:`~apl_jax.data.files.DataError` for an unknown frame rate (duration, where rows
+    span their video), another feature width, a video shorter than one window, and a length that disagrees with a stated
+    duration by more than 5 %.
     """
     detector = build_detector(model.settings, len(model.standardizer.mean), len(model.classes))
     batch = model.settings.evaluation.batch
-    program = jax.jit(lambda p, t: predict_table(detector, p, t, t.mask.shape[0], model.mesh))
+    program = jax.jit(lambda params, videos: predict_batch(detector, params, videos))
     whole: set[int] = set()  # lengths for which the program of a whole batch exists
     done: dict[int, VideoRecord] = {}
     parts: list[Instances] = []
@@ -175,11 +179,12 @@ def _batches(
     model: Model, source: FeatureSource, records: Sequence[VideoRecord]
 ) -> Iterator[tuple[int, list[tuple[int, VideoRecord, tuple[TimeGrid, np.ndarray]]]]]:
     """Padded length and videos (place, record, grid and rows) of each batch, whole ones as soon as they are read."""
-    batch, multiple = model.settings.evaluation.batch, model.settings.data.length_multiple
+    data, batch = model.settings.data, model.settings.evaluation.batch
+    multiple, longest = data.length_multiple, sys.maxsize if data.grid == "rows" else data.fixed_length_t
     waiting: dict[int, list[tuple[int, VideoRecord, tuple[TimeGrid, np.ndarray]]]] = {}
     for number, record in enumerate(records):
         known, grid, rows = read_video(model, source, record)
-        length_t = multiple << (-(-len(rows) // multiple) - 1).bit_length()
+        length_t = bucket_length(len(rows), multiple, longest)
         waiting.setdefault(length_t, []).append((number, known, (grid, rows)))
         if len(waiting[length_t]) == batch:
             yield length_t, waiting.pop(length_t)
@@ -190,7 +195,7 @@ def read_video(model: Model, source: FeatureSource, record: VideoRecord) -> tupl
     """One video: its record with a duration, its grid, and its rows ``[T, D]``, not standardised."""
     data, width = model.settings.data, len(model.standardizer.mean)
     where = f"{source.place(record.id)}: video {record.id!r}"
-    if not record.fps:
+    if data.stride and not record.fps:  # rows that span their video (stride 0) need no rate
         found, remedy = "no frame rate", "--fps=<rate>, or --annotations=<json with fps>"
         raise refusal(where, found, "frames (or samples) per second: training had several", remedy)
     if source.manifest is not None:
@@ -199,10 +204,9 @@ def read_video(model: Model, source: FeatureSource, record: VideoRecord) -> tupl
     values = array.shape[1] * (1 if model.windowed else data.window)
     if values != width:
         raise refusal(where, *_wrong_width(model, array.shape[1]))
-    samples = (len(array) - 1) * data.stride + data.window if model.windowed else len(array)
-    duration_s = samples / record.fps if math.isnan(record.duration_s) else record.duration_s
-    grid = build_grid(record.fps, samples, data.window, data.stride, video=record.id, duration_s=duration_s)
-    rows = array if model.windowed else window_signal(array, data.window, data.stride)
+    stated_s = None if math.isnan(record.duration_s) else record.duration_s
+    grid, rows = place_rows(array, model.windowed, record.fps, stated_s, data, record.id)
+    duration_s = stated_s or count_samples(len(array), model.windowed, data) / record.fps
     return dataclasses.replace(record, duration_s=duration_s), grid, rows
 
 

@@ -1,39 +1,46 @@
-"""What the stages of one run share: settings, data on the devices, and the detector."""
+"""What the stages of one run share: settings, data on the devices or on its way there, and the detector."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from typing import Literal
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.batching import VideoTable
+from apl_jax.data.annotations import Annotations
+from apl_jax.data.batching import VideoTable, build_targets
 from apl_jax.data.dataset import Dataset, open_truth
 from apl_jax.data.feeds import whole_table
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.base import Detector
-from apl_jax.learning.instances import InstanceBank, build_bank
+from apl_jax.evaluation.passes import Pass, Shape, map_resident, map_streamed
+from apl_jax.learning.instances import InstanceBank, build_bank, pool_instances
 from apl_jax.learning.objective import Ingredients
 from apl_jax.nn.discriminator import build_discriminator
 from apl_jax.pipeline.ledger import Ledger
 from apl_jax.settings import Settings, StageSettings
-from apl_jax.structs import Batch
-from apl_jax.training.mesh import replicated, split_rows
+from apl_jax.structs import Batch, PyTree
+from apl_jax.training.mesh import first_rows, replicated, split_rows
+
+Role = Literal["labelled", "unlabelled", "evaluation"]
+_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Room:
-    """One run's surroundings. Tables are split over the devices when first asked for, and stay there; rows of zeros
-    may follow their videos, to let the devices divide them."""
+    """One run's surroundings.
+
+    Tables that fit are split over the devices when first asked for, and stay there; rows of zeros may follow their
+    videos, to let the devices divide them. Otherwise they are ``streamed``.
+    """
 
     settings: Settings
     dataset: Dataset
     ledger: Ledger
     mesh: Mesh
+    device_bytes: int  # memory of all devices
 
     @functools.cached_property
     def truth(self) -> Annotations:
@@ -41,39 +48,70 @@ class Room:
         return open_truth(self.settings.data)
 
     @functools.cached_property
+    def streamed(self) -> bool:
+        """Whether batches are read while the devices compute (``runtime.feed``)."""
+        runtime = self.settings.runtime
+        if runtime.feed != "auto":
+            return runtime.feed == "stream"
+        return self._table_bytes > runtime.device_share * self.device_bytes
+
+    def describe_feed(self) -> str:
+        """Where features are during the run and why, in words."""
+        runtime = self.settings.runtime
+        need, room = self._table_bytes / _GIB, runtime.device_share * self.device_bytes / _GIB
+        why = "as runtime.feed asks"
+        if runtime.feed == "auto":
+            why = f"padded they take {need:.2f} GiB of the {room:.2f} GiB that runtime.device_share grants"
+        place = "memory" if self.dataset.held else "their files, which is slower: they do not fit in memory"
+        return f"streamed from {place} ({why})" if self.streamed else f"all features on the devices ({why})"
+
+    @functools.cached_property
     def labelled(self) -> Batch:
-        """All labelled videos with their annotations."""
+        """All labelled videos with their annotations, on the devices."""
         return self._place(self.dataset.labelled)
 
     @functools.cached_property
-    def bank(self) -> InstanceBank:
-        """The memory of all labelled instances."""
-        return jax.jit(build_bank, out_shardings=replicated(self.mesh))(self.labelled)
-
-    @functools.cached_property
     def unlabelled(self) -> Batch:
-        """All unlabelled videos, without targets."""
+        """All unlabelled videos, without targets, on the devices."""
         return self._place(self.dataset.unlabelled)
 
     @functools.cached_property
     def evaluation(self) -> Batch:
-        """The videos that are predicted and scored."""
+        """The videos that are predicted and scored, on the devices."""
         return self._place(self.dataset.evaluation)
 
     @functools.cached_property
     def all_training(self) -> Batch:
-        """Labelled and unlabelled videos together, all without targets: what pre-training sees."""
-        labelled, unlabelled = self.dataset.labelled, self.dataset.unlabelled
-        return self._place(join_tables(labelled, unlabelled))
+        """What pre-training sees, on the devices."""
+        return self._place(self.dataset.all_training)
 
-    def pseudo_labelled(self, records: Sequence[VideoRecord]) -> Batch:
-        """The unlabelled videos with pseudo-annotations in place of the annotations they do not have.
+    def pseudo_labelled(self, table: VideoTable, max_instances: int) -> Batch:
+        """The unlabelled videos on the devices, with the annotations that they have in ``table``."""
+        targets = split_rows(build_targets(table.records, table.grids, max_instances), self.mesh)
+        return dataclasses.replace(self.unlabelled, targets=targets)
 
-        N is rounded up to a power of two, so that another round of labels seldom means another program.
-        """
-        table = dataclasses.replace(self.dataset.unlabelled, records=tuple(records))
-        most = max(len(record.labels) for record in records)
-        return split_rows(whole_table(table, 1 << max(most - 1, 0).bit_length()), self.mesh)
+    @functools.cached_property
+    def bank(self) -> InstanceBank:
+        """The memory of all labelled instances, on every device."""
+        pooled = self.map_videos("labelled", lambda _, videos: pool_instances(videos), {})
+        labelled = self.dataset.labelled
+        targets = build_targets(labelled.records, labelled.grids)
+        return jax.jit(build_bank, out_shardings=replicated(self.mesh))(pooled, targets)
+
+    def map_videos(self, role: Role, function: Pass, params: PyTree) -> PyTree:
+        """``function(params, videos)`` of all V videos of a role, some at a time: ``[V, ...]``, on the devices, or as
+        numpy where data is streamed."""
+        table: VideoTable = getattr(self.dataset, role)
+        if self.streamed:
+            return self.map_table(table, function, params)
+        found = map_resident(function, params, getattr(self, role), self.settings.evaluation.batch, self.mesh)
+        return jax.jit(lambda t: first_rows(t, len(table.ids)))(found)
+
+    def map_table(self, table: VideoTable, function: Pass, params: PyTree) -> PyTree:
+        """As :meth:`map_videos`, of any table, streamed: numpy ``[V, ...]``."""
+        data, runtime = self.settings.data, self.settings.runtime
+        shape = Shape(self.settings.evaluation.batch, data.max_length_t, data.length_multiple, runtime.read_threads)
+        return map_streamed(function, params, table, shape, self.mesh)
 
     def detector(self, settings: Settings) -> Detector:
         """The detector of an arm's settings."""
@@ -81,27 +119,34 @@ class Room:
 
     def ingredients(self, settings: Settings, stage: StageSettings) -> Ingredients:
         """What a training stage's method is built from."""
-        return Ingredients(
-            self.detector(settings), build_discriminator(settings.learning.selection.discriminator),
-            settings.learning, stage, self.feature_width, len(self.dataset.classes), settings.data.max_length_t,
-            0.5 * settings.data.window / settings.data.stride,
-        )  # fmt: skip
+        edge_t = self.dataset.labelled.grids[0].offset
+        return build_ingredients(settings, stage, self.feature_width, len(self.dataset.classes), edge_t)
 
     @property
     def feature_width(self) -> int:
         """D."""
-        return self.dataset.labelled.features.shape[-1]
+        return self.dataset.labelled.width
 
     def _place(self, table: VideoTable) -> Batch:
         return split_rows(whole_table(table), self.mesh)
 
+    @property
+    def _table_bytes(self) -> int:
+        """Memory of all padded tables that the run's stages put on the devices."""
+        dataset = self.dataset
+        tables = [dataset.labelled, dataset.unlabelled, dataset.evaluation]
+        if self.settings.learning.pretrain.steps and "semi_supervised" in self.settings.arms:
+            tables.append(dataset.all_training)
+        return sum(table.padded_bytes for table in tables)
 
-def join_tables(first: VideoTable, second: VideoTable) -> VideoTable:
-    """Two tables of equal T as one, without annotations."""
 
-    return VideoTable(
-        tuple(record.without_annotations() for record in (*first.records, *second.records)),
-        first.grids + second.grids,
-        np.concatenate([first.features, second.features]),
-        np.concatenate([first.lengths, second.lengths]),
-    )
+def build_ingredients(
+    settings: Settings, stage: StageSettings, feature_width: int, classes: int, edge_t: float = 0.0
+) -> Ingredients:
+    """What the methods of an arm are built from, for features ``[T, feature_width]`` and so many classes; ``edge_t`` as
+    in :class:`Ingredients`."""
+    learning = settings.learning
+    return Ingredients(
+        build_detector(settings, feature_width, classes), build_discriminator(learning.selection.discriminator),
+        learning, stage, feature_width, classes, settings.data.max_length_t, edge_t,
+    )  # fmt: skip

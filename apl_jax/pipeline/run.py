@@ -14,6 +14,7 @@ from apl_jax import __version__
 from apl_jax.data.dataset import open_dataset
 from apl_jax.data.splits import write_split
 from apl_jax.declarations import fingerprint, to_dict
+from apl_jax.evaluation.external import check_protocol, external_digest, protocol_words, read_class_scores
 from apl_jax.learning.methods import METHODS
 from apl_jax.learning.selection import build_selector
 from apl_jax.pipeline.ledger import Ledger, Stage
@@ -21,7 +22,7 @@ from apl_jax.pipeline.model import MODEL, describe_model
 from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.stages import matched_steps, plan_stages
 from apl_jax.settings import Settings
-from apl_jax.training.mesh import build_mesh, enable_compile_cache
+from apl_jax.training.mesh import build_mesh, device_bytes, enable_compile_cache, host_bytes
 from apl_jax.training.state import describe_parameters
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,14 @@ log = logging.getLogger(__name__)
 def open_room(settings: Settings, workdir: Path) -> Room:
     """Opens the data set and the devices for a run in ``workdir``; writes nothing."""
     enable_compile_cache()
-    dataset = open_dataset(settings.data)
+    dataset = open_dataset(settings.data, settings.runtime.host_share * host_bytes())
     if not dataset.split.unlabelled and "semi_supervised" in settings.arms:
         raise ValueError(
             f"config.data.label_ratio: found {settings.data.label_ratio:g}, which leaves no video unlabelled; expected "
             "less than 1 for the arm 'semi_supervised'. Try --config.arms=\"('supervised',)\"."
         )
-    room = Room(settings, dataset, Ledger(workdir), build_mesh())
+    mesh = build_mesh()
+    room = Room(settings, dataset, Ledger(workdir), mesh, device_bytes(mesh))
     # Impossible settings are refused here, before anything is written.
     room.detector(settings)
     build_selector(settings.learning.selection)
@@ -44,7 +46,22 @@ def open_room(settings: Settings, workdir: Path) -> Room:
         raise ValueError(
             f"config.learning.method: found {settings.learning.method!r}, expected one of {', '.join(METHODS)}"
         )
+    _check_protocol(room)
     return room
+
+
+def _check_protocol(room: Room) -> None:
+    """Refuses class scores that do not fit the evaluation videos, and says what else is to be known about them."""
+    evaluation, classes = room.settings.evaluation, room.dataset.classes
+    check_protocol(evaluation)
+    if evaluation.protocol == "strict":
+        return
+    notes = read_class_scores(evaluation.external_scores, room.dataset.split.evaluation, classes).notes
+    if room.settings.network.nms.class_wise:
+        switch = f"--config.{room.settings.detector}.nms.class_wise=False"
+        notes += (f"class-wise NMS leaves one action several segments; the external protocol is meant for {switch}",)
+    for note in notes if room.ledger.first_process else ():
+        log.info("note: %s", note)
 
 
 def run(settings: Settings, workdir: Path, command: str = "") -> dict[str, Any]:
@@ -78,7 +95,7 @@ def start_page(room: Room, workdir: Path) -> str:
     """Who runs, on what, with which settings unlike the defaults, which model, which shapes, and where to."""
     settings, dataset = room.settings, room.dataset
     tables = {"labelled": dataset.labelled, "unlabelled": dataset.unlabelled, "evaluation": dataset.evaluation}
-    shapes = "  ".join(f"{name} {list(t.features.shape)}" for name, t in tables.items())
+    shapes = "  ".join(f"{name} {list(t.shape)}" for name, t in tables.items())
     changed = "\n".join(f"    {name} = {value!r}" for name, value in differences(Settings(), settings).items())
     params = jax.eval_shape(lambda: room.detector(settings).init(jax.random.key(0))[0])
     notes = "".join(f"\n  note      {note}" for note in dataset.notes)
@@ -86,6 +103,7 @@ def start_page(room: Room, workdir: Path) -> str:
         f"apl_jax {__version__}, jax {jax.__version__}, process {jax.process_index() + 1} of {jax.process_count()}, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}\n"
         f"  data      {dataset.name}: {len(dataset.classes)} classes; {shapes}{notes}\n"
+        f"  feed      {room.describe_feed()}\n"
         f"  split     {settings.data.label_ratio:.0%} labelled, seed {settings.data.split_seed}\n"
         f"  writes    {workdir.absolute()}\n"
         f"  settings  unlike the defaults:\n{changed}\n{describe_parameters(params)}"
@@ -144,13 +162,15 @@ def summarise(room: Room, results: dict[str, Any]) -> dict[str, Any]:
         "settings_fingerprint": fingerprint(settings),
         "data": {
             "name": room.dataset.name, "variant": room.dataset.variant,
+            "features": "rehearsal" if room.dataset.made_up else "read",
             "digest": room.dataset.digest, "classes": list(room.dataset.classes),
             "label_ratio": settings.data.label_ratio, "split_seed": settings.data.split_seed,
             "split_digest": room.dataset.split.digest, "labelled": len(room.dataset.split.labelled),
             "unlabelled": len(room.dataset.split.unlabelled), "evaluated": len(room.dataset.split.evaluation),
             "evaluated_on": "validation subjects" if settings.data.validation_subjects else "test subset",
         },
-        "protocol": "strict",
+        "protocol": protocol_words(settings.evaluation),
+        "external_digest": external_digest(settings.evaluation),
         "seed": settings.seed,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,

@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,35 +16,43 @@ from apl_jax.evaluation.average_precision import (
     average_precision,
     instances_from_annotations,
 )
+from apl_jax.evaluation.external import check_unchanged, external_digest, with_external_classes
 from apl_jax.evaluation.label_space import examples, frame_truth, label_space, planar_embedding
-from apl_jax.evaluation.predict import predict_table, to_instances
+from apl_jax.evaluation.predict import predict_batch, to_instances
 from apl_jax.evaluation.submission import write_submission
 from apl_jax.learning.nontarget import dividable, divide_classes
-from apl_jax.ops.masking import map_rows
 from apl_jax.pipeline.frames import representation, sample_frames
 from apl_jax.pipeline.ledger import Stage
 from apl_jax.pipeline.room import Room
 from apl_jax.pipeline.training import trained_parameters
 from apl_jax.settings import Settings
-from apl_jax.structs import Detections, PyTree
-from apl_jax.training.mesh import first_rows, to_host
+from apl_jax.structs import Batch, Detections, PyTree
+from apl_jax.training.mesh import to_host
 
 
 def evaluation_stage(name: str, settings: Settings, trained: str) -> Stage:
-    """Predicts the evaluation videos with a stage's averaged parameters and scores them."""
+    """Predicts the evaluation videos with a stage's averaged parameters and scores them.
+
+    Under the external protocol, what is written and scored has the classes of its file, which may not change meanwhile.
+    """
+    digest = external_digest(settings.evaluation)
 
     def run(room: Room, folder: Path) -> dict[str, Any]:
         params = trained_parameters(room, settings, trained)
         detector, table = room.detector(settings), room.dataset.evaluation
-        predict = jax.jit(lambda p, t: predict_table(detector, p, t, settings.evaluation.batch, room.mesh))
-        detections: Detections = first_rows(to_host(predict(params["detector"], room.evaluation)), len(table.ids))
+        predict = lambda known, videos: predict_batch(detector, known, videos)
+        detections: Detections = to_host(room.map_videos("evaluation", predict, params["detector"]))
         instances, _ = to_instances(detections, table.grids, None, [record.duration_s for record in table.records])
+        if settings.evaluation.protocol == "external":
+            instances, _ = with_external_classes(instances, table.ids, room.dataset.classes, settings.evaluation)
+            check_unchanged(settings.evaluation, digest)
         if room.ledger.first_process:
             write_submission(folder / "predictions.json", instances, table.ids, room.dataset.classes)
         return score(room, instances)
 
     depends = {
-        "evaluation": dataclasses.asdict(settings.evaluation),
+        # A file of class scores that only moved is no change.
+        "evaluation": dataclasses.asdict(settings.evaluation) | {"external_scores": digest},
         "nms": dataclasses.asdict(settings.network.nms),
     }
     return Stage(name, (trained,), depends, run)
@@ -70,23 +77,17 @@ def label_space_stage(name: str, settings: Settings, trained: str) -> Stage:
         params, table = trained_parameters(room, settings, trained), room.dataset.unlabelled
         detector = room.detector(settings)
 
-        @jax.jit
-        def divide(params: Any, videos: Any) -> tuple:
-            def some(chunk: Any) -> tuple:
-                belief = detector.apply(params, chunk, None).distribution()
-                nontarget = settings.learning.nontarget
-                probability = dividable(belief.probability, detector.background, nontarget)
-                part = divide_classes(probability, nontarget).astype(jnp.int8)
-                mask = belief.mask
-                if not detector.background:  # most points of a pyramid answer for no instance, and are sure of that
-                    mask &= belief.log_in[..., :-1].max(-1) > jnp.log(settings.learning.selection.tau_neg)
-                return probability, part, belief.time_t, mask
+        def divide(known: PyTree, videos: Batch) -> tuple:
+            belief = detector.apply(known, videos, None).distribution()
+            nontarget = settings.learning.nontarget
+            probability = dividable(belief.probability, detector.background, nontarget)
+            part = divide_classes(probability, nontarget).astype(jnp.int8)
+            mask = belief.mask
+            if not detector.background:  # most points of a pyramid answer for no instance, and are sure of that
+                mask &= belief.log_in[..., :-1].max(-1) > jnp.log(settings.learning.selection.tau_neg)
+            return probability, part, belief.time_t, mask
 
-            batch = -(-settings.evaluation.batch // room.mesh.size) * room.mesh.size
-            return map_rows(some, videos, batch)
-
-        found = to_host(divide(params["detector"], room.unlabelled))
-        probability, part, time_t, mask = first_rows(found, len(table.ids))
+        probability, part, time_t, mask = to_host(room.map_videos("unlabelled", divide, params["detector"]))
         truth = _true_classes(room, table, time_t)
         shown = examples(probability, part, time_t, mask, truth, settings.evaluation.label_space_examples)
         classes = [*room.dataset.classes, "background"]

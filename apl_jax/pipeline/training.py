@@ -9,21 +9,25 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from apl_jax.data.annotations import read_annotations
+from apl_jax.data.batching import VideoTable
 from apl_jax.data.feeds import Feed, device_feed
 from apl_jax.learning.methods import METHODS, STAGE_METHODS
-from apl_jax.learning.objective import Method
+from apl_jax.learning.objective import Ingredients, Method
 from apl_jax.pipeline.ledger import Stage
-from apl_jax.pipeline.room import Room
+from apl_jax.pipeline.room import Room, build_ingredients
 from apl_jax.settings import Settings, StageSettings
-from apl_jax.structs import Array, Batch, PyTree
+from apl_jax.structs import Array, PyTree
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.loop import Plan, fit
 from apl_jax.training.mesh import place, replicated, to_host
 from apl_jax.training.optimizer import build_optimizer
 from apl_jax.training.state import TrainState, initial_state
 from apl_jax.training.step import build_dispatch
+from apl_jax.training.stream import stream_feed
 from apl_jax.training.writers import open_writers
 
 
@@ -35,18 +39,20 @@ def training_stage(
 
     def run(room: Room, folder: Path) -> dict[str, Any]:
         key = _stage_key(room, settings.seed, name)
-        method, optimizer, like = _fresh(room, settings, kind, stage, key)
+        method, optimizer = _objective(room.ingredients(settings, stage), kind)
+        like = abstract_state(method, optimizer, room.mesh)
         store = Checkpoints(folder / "checkpoints", settings.runtime.checkpoint_every)
         if store.latest() is not None:
             state = store.restore(like)
         elif start is None:
-            state = like
+            make = jax.jit(lambda k: initial_state(k, method, optimizer), out_shardings=replicated(room.mesh))
+            state = make(key)
         else:
             inherited = averaged_parameters(room, start, like)
             state = place(initial_state(key, method, optimizer, inherited), replicated(room.mesh))
         resumed = int(to_host(state.step))
         writer = open_writers(folder, resumed, room.ledger.first_process)
-        feed = _feed(room, stage, kind, labels)
+        feed = _feed(room, key, stage, kind, labels)
         compiled: dict[int, Any] = {}
 
         def dispatch(count: int):
@@ -54,7 +60,7 @@ def training_stage(
                 compiled[count] = build_dispatch(method, optimizer, feed, room.mesh, count)
             return compiled[count]
 
-        final = fit(state, dispatch, (key, feed.arrays), Plan(name, stage.steps, settings.runtime), store, writer)
+        final = fit(state, dispatch, key, feed, Plan(name, stage.steps, settings.runtime), store, writer)
         writer.close()
         store.close()
         return {"steps": int(to_host(final.step))}
@@ -63,7 +69,7 @@ def training_stage(
     depends = {
         "kind": kind, "stage": dataclasses.asdict(stage), "detector": settings.detector, "seed": settings.seed,
         "network": _trained_part(settings, kind),
-        "crop": [settings.data.max_length_t, settings.data.window / settings.data.stride],
+        "crop": settings.data.max_length_t,
         "contrastive": dataclasses.asdict(learning.contrastive), "unlabelled_weight": learning.unlabelled_weight,
         "nontarget": dataclasses.asdict(learning.nontarget) if "nontarget" in kind else None,
         "foreground_share": learning.foreground_share if kind == "foreground" else None,
@@ -80,11 +86,23 @@ def _trained_part(settings: Settings, kind: str) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(settings.network).items() if k != "nms" or online}
 
 
-def _fresh(room: Room, settings: Settings, kind: str, stage: StageSettings, key: Array):
-    method: Method = (STAGE_METHODS | METHODS)[kind](room.ingredients(settings, stage))
-    optimizer = build_optimizer(stage.optimizer, settings.learning.selection.discriminator, stage.steps)
-    make = jax.jit(lambda k: initial_state(k, method, optimizer), out_shardings=replicated(room.mesh))
-    return method, optimizer, make(key)
+def _objective(parts: Ingredients, kind: str) -> tuple[Method, optax.GradientTransformation]:
+    """What a stage of this kind minimises, and its optimiser."""
+    discriminator = parts.settings.selection.discriminator
+    optimizer = build_optimizer(parts.stage.optimizer, discriminator, parts.stage.steps)
+    return (STAGE_METHODS | METHODS)[kind](parts), optimizer
+
+
+def abstract_state(method: Method, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, types and placement of a train state, without computing anything."""
+    shapes = jax.eval_shape(lambda: initial_state(jax.random.key(0), method, optimizer))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
+
+
+def abstract_arm(settings: Settings, feature_width: int, classes: int, mesh: Mesh) -> TrainState:
+    """The :func:`abstract_state` of an arm: all its training stages share it, whatever they minimise."""
+    parts = build_ingredients(settings, settings.learning.supervised, feature_width, classes)
+    return abstract_state(*_objective(parts, "supervised"), mesh)
 
 
 def averaged_parameters(room: Room, stage: str, like: TrainState) -> PyTree:
@@ -95,29 +113,44 @@ def averaged_parameters(room: Room, stage: str, like: TrainState) -> PyTree:
     return averaged
 
 
-def _feed(room: Room, stage: StageSettings, kind: str, labels: str | None) -> Feed:
-    tables: dict[str, Batch] = {}
-    videos: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    constants: dict[str, PyTree] = {}
+def _feed(room: Room, key: Array, stage: StageSettings, kind: str, labels: str | None) -> Feed:
+    """The batches of a stage: labelled videos, and the unlabelled ones with the pseudo labels of the stage ``labels``;
+    where there are none, all videos without annotations."""
+    dataset = room.dataset
+    tables: dict[str, VideoTable] = {}
     if stage.labelled_batch:
-        tables["labelled"], sizes["labelled"] = room.labelled, stage.labelled_batch
-        videos["labelled"] = len(room.dataset.labelled.ids)
-        constants["bank"] = room.bank
+        tables["labelled"] = dataset.labelled
     if stage.unlabelled_batch:
-        sizes["unlabelled"] = stage.unlabelled_batch
-        videos["unlabelled"] = len(room.dataset.unlabelled.ids)
-        if labels is None:
-            tables["unlabelled"] = room.all_training
-            videos["unlabelled"] += len(room.dataset.labelled.ids)
-        else:
-            path = room.ledger.folder(labels) / "pseudo_labels.json"
-            pseudo = read_annotations(path, room.dataset.classes).videos
-            tables["unlabelled"] = room.pseudo_labelled([pseudo[video] for video in room.dataset.unlabelled.ids])
+        tables["unlabelled"] = dataset.all_training if labels is None else _pseudo_labelled(room, labels)
     missing = {"labelled", "unlabelled"} - set(tables) if kind in METHODS else set()
     if missing:
         raise ValueError(f"config.learning: stage {kind!r} needs a batch of {', '.join(missing)} videos, found 0")
-    return device_feed(tables, videos, sizes, constants)
+    sizes = {"labelled": stage.labelled_batch, "unlabelled": stage.unlabelled_batch}
+    sizes = {role: sizes[role] for role in tables}
+    constants = {"bank": room.bank} if stage.labelled_batch else {}
+    # N is rounded up to a power of two, so that another round of labels seldom means another program.
+    most = {role: max((len(record.labels) for record in table.records), default=0) for role, table in tables.items()}
+    most = {role: 1 << max(count - 1, 0).bit_length() if role == "unlabelled" else None for role, count in most.items()}
+    if room.streamed:
+        settings = room.settings
+        return stream_feed(
+            tables, sizes, constants, key, stage.steps, settings.data.max_length_t, settings.runtime, room.mesh, most
+        )
+    placed = {
+        role: room.labelled if role == "labelled"
+        else room.all_training if labels is None
+        else room.pseudo_labelled(table, most[role] or 1)
+        for role, table in tables.items()
+    }  # fmt: skip
+    return device_feed(placed, {role: len(table.ids) for role, table in tables.items()}, sizes, constants)
+
+
+def _pseudo_labelled(room: Room, labels: str) -> VideoTable:
+    """The unlabelled videos with the annotations that the stage ``labels`` wrote."""
+    path = room.ledger.folder(labels) / "pseudo_labels.json"
+    pseudo = read_annotations(path, room.dataset.classes).videos
+    table = room.dataset.unlabelled
+    return dataclasses.replace(table, records=tuple(pseudo[video] for video in table.ids))
 
 
 def _stage_key(room: Room, seed: int, name: str) -> Array:
@@ -129,6 +162,5 @@ def _stage_key(room: Room, seed: int, name: str) -> Array:
 
 def trained_parameters(room: Room, settings: Settings, stage: str) -> PyTree:
     """The averaged parameters of a finished training stage of the arm with these settings."""
-    # All training stages of an arm share the shape of their state, whatever they minimise.
-    _, _, like = _fresh(room, settings, "supervised", settings.learning.supervised, jax.random.key(0))
+    like = abstract_arm(settings, room.feature_width, len(room.dataset.classes), room.mesh)
     return averaged_parameters(room, stage, like)

@@ -41,17 +41,19 @@ def comparison(folders: Sequence[Path]) -> str:
 def gather(folders: Sequence[Path]) -> list[Group]:
     """The runs in these folders by their settings, in the order in which they were named."""
     groups: dict[str, Group] = {}
-    protocols: dict[str, Path] = {}
+    protocols: dict[tuple[str, str], Path] = {}
     for folder in folders:
         for name in ("settings", "results"):
             if not (folder / f"{name}.json").is_file():
                 raise refusal(f"{folder / name}.json", "no such file", "the folder of a finished run", "finish it")
         settings, results = (load_json(folder / f"{name}.json") for name in ("settings", "results"))
-        protocols.setdefault(results["protocol"], folder)
+        protocols.setdefault((results["protocol"], results.get("external_digest", "")), folder)
         if len(protocols) > 1:
-            (one, first), (other, second) = protocols.items()
-            found = f"protocol {other!r}, but {one!r} in {first}"
-            raise refusal(f"{second / 'results.json'}: protocol", found, "one protocol", "compare them apart")
+            ((one, digest), first), ((other, other_digest), second) = protocols.items()
+            files = f", of another file (digest {other_digest}, there {digest})" if one == other else ""
+            found = f"protocol {other!r}, but {one!r} in {first}{files}"
+            remedy = "compare them apart, or run one again under the other's protocol: that repeats the scoring only"
+            raise refusal(f"{second / 'results.json'}: protocol", found, "one protocol in a table", remedy)
         data = settings["data"]
         alike = {**settings, "seed": None, "runtime": None, "data": {**data, "split_seed": None, "root": None}}
         group = groups.setdefault(fingerprint(alike), Group(_name(folder, results), _setting(results), {}))

@@ -17,6 +17,7 @@ from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import load_json, refusal
 from apl_jax.declarations import from_dict
 from apl_jax.evaluation.average_precision import Instances
+from apl_jax.evaluation.external import protocol_words
 from apl_jax.evaluation.submission import read_submission
 from apl_jax.settings import Settings
 from apl_jax.structs import Reason
@@ -109,4 +110,8 @@ def open_run(workdir: Path) -> FinishedRun:
             raise refusal(f"{workdir / name}.json", "no such file", "the folder of a finished run", remedy)
     settings, results, split = (load_json(workdir / f"{name}.json") for name in names)
     opened = from_dict(Settings, settings)
+    asked = protocol_words(opened.evaluation)
+    if results["protocol"] != asked:  # the table would be of one protocol, the predictions beside it of another
+        where, found = f"{workdir / 'results.json'}: protocol", f"{results['protocol']!r}"
+        raise refusal(where, found, f"{asked!r} as in settings.json", "finish the run, which was begun again")
     return FinishedRun(workdir, opened, results, split, open_truth(opened.data))

@@ -16,7 +16,7 @@ import numpy as np
 from apl_jax.data.coverage import Cause
 from apl_jax.data.files import write_text
 from apl_jax.data.inspection import Inspection, Uncovered
-from apl_jax.data.survey import Finding
+from apl_jax.data.survey import Finding, Survey
 from apl_jax.plots import FULL_WIDTH_IN, HALF_WIDTH_IN, MOST_BARS
 from apl_jax.plots.data_set import class_bars, length_histogram
 from apl_jax.report.elements import document, escaped, figure, fold, number_table, paragraph, row, text_table
@@ -135,11 +135,11 @@ def grid_facts(found: Inspection) -> list[tuple[str, str]]:
     seconds = survey.seconds_per_row
     each = f"{seconds.min():.4g}" + (f" to {seconds.max():.4g}" if np.ptp(seconds) > 1e-9 else "") + " s per row"
     kind = "rows as extracted" if survey.windowed else "windows of raw signals"
-    table = survey.table_bytes
+    table, steps = survey.table_bytes, "T" if found.grid == "rows" else survey.rows[0]
     return [
         *facts,
-        ("features", f"[T, {survey.width}], {kind}"),
-        ("grid", f"window {found.window}, stride {found.stride}: {each}"),
+        ("features", f"[{steps}, {survey.width}], {kind}"),
+        ("grid", f"{_grid_words(found, survey)}: {each}"),
         (
             "round trip",
             f"seconds -> grid -> seconds within {survey.round_trip_s:.1g} s "
@@ -151,6 +151,18 @@ def grid_facts(found: Inspection) -> list[tuple[str, str]]:
             f"{size(table['evaluation'])}; {survey.padding:.0%} of it padding)",
         ),
     ]
+
+
+def _grid_words(found: Inspection, survey: Survey) -> str:
+    """How the rows that were extracted, or windowed, become those that detectors see."""
+    words = f"window {found.window}, stride {found.stride}" if found.stride else "rows that span their video"
+    if found.grid == "rows":
+        return words
+    if len(survey.extracted):
+        low, high = survey.extracted.min(), survey.extracted.max()
+        words += f", {low:,} rows" if low == high else f", {low:,} to {high:,} rows"
+    how = "resized" if found.grid == "resize" else "pooled as in BSN"
+    return f"{words}, {how} to {survey.rows[0]:,}"
 
 
 def size(count: float) -> str:

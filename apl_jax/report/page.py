@@ -39,6 +39,7 @@ from apl_jax.report.tables import (
     map_rows,
     mean,
     percents,
+    protocol,
     quality_rows,
     stage_name,
 )
@@ -99,7 +100,7 @@ def _results(run: FinishedRun) -> str:
         recall += [[f"{arm_name(arm)}, @{k}", *percents(v.values())] for k, v in score["recall"].items()]
     note = "Steps are all that lead to the row's parameters, those of pre-training and of the teacher included."
     folded = fold("Recall", number_table(recall)) if len(recall) > 1 else ""
-    return paragraph(gain(run.results), "lead") + scores + paragraph(note) + folded
+    return paragraph(gain(run.results), "lead") + scores + paragraph(f"{protocol(run.results)} {note}") + folded
 
 
 def _per_class(run: FinishedRun) -> str:

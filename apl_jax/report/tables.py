@@ -44,6 +44,7 @@ def print_table(results: dict[str, Any]) -> None:
     """Prints the end of a run, ``results.json``: mAP of every arm, then the quality of every round's pseudo labels."""
     print(f"\n{headline(results)}\n")
     print(aligned(map_rows(results)))
+    print(f"\n{protocol(results)}")
     if sentence := gain(results):
         print(f"\n{sentence}")
     for name, labels in results.get("pseudo_labels", {}).items():
@@ -67,6 +68,17 @@ def headline(results: Mapping[str, Any]) -> str:
         f"{data['name']}, {100 * data['label_ratio']:g} % of labels: {data['labelled']} videos labelled, "
         f"{data['unlabelled']} unlabelled, {data['evaluated']} evaluated ({data['evaluated_on']}); "
         f"split seed {data['split_seed']}, seed {results['seed']}"
+    )
+
+
+def protocol(results: Mapping[str, Any]) -> str:
+    """Whose classes the predictions have: what numbers must share to stand in one table."""
+    words = results["protocol"]
+    if words == "strict":
+        return "Protocol: strict. All classes are the model's own."
+    return (
+        f"Protocol: {words}. Segments are the model's, classes a video-level classifier's, which may have learnt from "
+        "labels that the model never saw: compare with numbers of this protocol only."
     )
 
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax
 from tqdm import tqdm
 
+from apl_jax.data.feeds import Feed
 from apl_jax.settings import RuntimeSettings
-from apl_jax.structs import Array, PyTree
+from apl_jax.structs import Array
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.mesh import to_host
 from apl_jax.training.state import TrainState
@@ -35,28 +36,30 @@ class Plan(NamedTuple):
 
 
 def fit(
-    state: TrainState, dispatch: Callable[[int], Dispatch], inputs: tuple[Array, PyTree], plan: Plan,
+    state: TrainState, dispatch: Callable[[int], Dispatch], key: Array, feed: Feed, plan: Plan,
     store: Checkpoints, writer: MetricWriter,
 ) -> TrainState:  # fmt: skip
     """Trains from ``state.step`` to ``plan.steps``, checkpointing on the way; returns the final state.
 
     Args:
-        state: fresh, or restored; the portions begin at multiples of ``steps_per_dispatch``, so that a resumed run
-            executes the very programs that an uninterrupted one does.
+        state: fresh, or restored; the portions begin at multiples of ``steps_per_dispatch``, or of the divisor of it
+            that the feed can bring at once, so that a resumed run executes the very programs of an uninterrupted one.
         dispatch: compiled step by number of steps.
-        inputs: the key and the feed's arrays, on the devices.
+        key: of the stage, on the devices.
+        feed: where the batches of any steps come from.
 
     Raises:
         NotFiniteError: naming the steps and the terms that are not finite.
         Preempted: after a termination signal, once the state is saved.
     """
-    portion = plan.runtime.steps_per_dispatch
+    portion = feed.most_steps or plan.runtime.steps_per_dispatch
     done = int(to_host(state.step))
     progress = tqdm(total=plan.steps, initial=done, desc=plan.name, unit="step", disable=not plan.runtime.progress)
     while done < plan.steps:
         count = min(portion - done % portion, plan.steps - done)
+        inputs = feed.inputs(done, count)
         with jax.transfer_guard("disallow"):
-            state, metrics = dispatch(count)(state, *inputs)
+            state, metrics = dispatch(count)(state, key, inputs)
         values = {name: float(value) for name, value in to_host(metrics).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,19 +48,36 @@ def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Global arrays as numpy, whole, on every process."""
+    """Global arrays as numpy, whole, on every process; what is numpy already stays as it is."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    return jax.tree.map(
-        lambda x: np.asarray(x.addressable_data(0)) if x.is_fully_replicated
-        else multihost_utils.process_allgather(x, tiled=True),
-        tree,
-    )  # fmt: skip
+
+    def fetch(x: Any) -> np.ndarray:
+        if not isinstance(x, jax.Array):
+            return np.asarray(x)
+        if x.is_fully_replicated:
+            return np.asarray(x.addressable_data(0))
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(fetch, tree)
 
 
 def first_rows(tree: PyTree, count: int) -> PyTree:
     """The rows that are videos, without those that let the devices divide the table."""
     return jax.tree.map(lambda x: x[:count], tree)
+
+
+def device_bytes(mesh: Mesh) -> int:
+    """Memory of all devices of a mesh together; of CPUs, that of the machines they are in. Equal on every process."""
+    stats = mesh.local_devices[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(multihost_utils.broadcast_one_to_all(np.int64(stats["bytes_limit"]))) * mesh.size
+    return int(multihost_utils.broadcast_one_to_all(np.int64(host_bytes()))) * jax.process_count()
+
+
+def host_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def enable_compile_cache() -> None:

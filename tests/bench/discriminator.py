@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from sklearn.metrics import roc_auc_score
 
-from apl_jax.evaluation.predict import predict_table
+from apl_jax.evaluation.predict import predict_batch
 from apl_jax.learning.instances import discriminator_loss, mean_similarity
 from apl_jax.learning.selection import build_selector
 from apl_jax.pipeline.room import Room
@@ -99,9 +99,8 @@ def main() -> None:
     learning = room.settings.learning
     parts = room.ingredients(room.settings, learning.supervised)
     params = trained_parameters(room, room.settings, "teacher")
-    batch = room.settings.evaluation.batch
-    predict = jax.jit(lambda p, t: predict_table(parts.detector, p, t, batch, room.mesh))
-    detections: Detections = to_host(predict(params["detector"], room.evaluation))
+    predict = lambda known, videos: predict_batch(parts.detector, known, videos)
+    detections: Detections = to_host(room.map_videos("evaluation", predict, params["detector"]))
     verdicts = judge(room, detections)
     for name in ("kept", "candidate"):
         rows = getattr(verdicts, name)

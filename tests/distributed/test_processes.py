@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 CHILD = """
@@ -20,7 +21,7 @@ jax.distributed.initialize({address!r}, num_processes=2, process_id={rank})
 from pathlib import Path
 from specimens import smoke_settings
 from apl_jax.pipeline.run import run
-run(smoke_settings(arms=("semi_supervised",)), Path({workdir!r}))
+run(smoke_settings(**{{"arms": ("semi_supervised",), "runtime.feed": {feed!r}}}), Path({workdir!r}))
 jax.distributed.shutdown()
 """
 
@@ -56,12 +57,13 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
             np.testing.assert_allclose(found[rank][name], found["one"][name], atol=1e-5, rtol=1e-5, err_msg=name)
 
 
-def test_two_processes_train_label_and_write_one_run(small_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("feed", ["device", "stream"])
+def test_two_processes_train_label_and_write_one_run(feed: str, small_run: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     children = []
     for rank in range(2):
         script = CHILD.format(
-            tests=str(REPOSITORY / "tests"), address=address, rank=rank, workdir=str(tmp_path / "run")
+            tests=str(REPOSITORY / "tests"), address=address, rank=rank, workdir=str(tmp_path / "run"), feed=feed
         )
         children.append(
             subprocess.Popen(

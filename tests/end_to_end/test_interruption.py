@@ -108,17 +108,16 @@ def test_full_disk_is_one_message_and_nothing_is_lost(small_run: Path, tmp_path:
 
 def test_checkpoint_of_another_shape_is_refused_by_name(small_run: Path, tmp_path: Path) -> None:
     """Weights put where a model of another width expects its own."""
-    import jax
     from specimens import smoke_settings
 
     from apl_jax.pipeline.run import open_room
-    from apl_jax.pipeline.training import _fresh
+    from apl_jax.pipeline.training import abstract_arm
     from apl_jax.training.checkpoint import CheckpointError, Checkpoints
 
     shutil.copytree(small_run / "stages" / "supervised" / "checkpoints", tmp_path / "checkpoints")
     settings = smoke_settings(**{"actionformer.width": 8})
     room = open_room(settings, tmp_path)
-    *_, like = _fresh(room, settings, "supervised", settings.learning.supervised, jax.random.key(0))
+    like = abstract_arm(settings, room.feature_width, len(room.dataset.classes), room.mesh)
     store = Checkpoints(tmp_path / "checkpoints", 1)
     with pytest.raises(
         CheckpointError, match=r"params/detector/backbone/branch_0/attention/key/bias: found \(16,\), expected \(8,\)"

@@ -9,11 +9,11 @@ from specimens import CLASSES, FEATURE_WIDTH, random_batch, random_weights, tiny
 
 from apl_jax.data.batching import padded_length
 from apl_jax.detectors import DETECTORS, build_detector
-from apl_jax.evaluation.predict import predict_table
+from apl_jax.evaluation.predict import predict_batch
 from apl_jax.learning.selection import SELECTORS, refine
+from apl_jax.ops.masking import map_rows
 from apl_jax.settings import SelectionSettings
 from apl_jax.structs import Array, Batch, PseudoLabels, PyTree
-from apl_jax.training.mesh import build_mesh
 
 
 @pytest.mark.parametrize("detector_name", DETECTORS)
@@ -27,7 +27,7 @@ def test_prediction_and_selection(detector_name: str) -> None:
     @jax.jit
     def label(params: PyTree, table: Batch, similarity: Array) -> dict[str, PseudoLabels]:
         traced.append(table.features.shape[1])
-        detections = predict_table(detector, params, table, 2, build_mesh(1))
+        detections = map_rows(lambda chunk: predict_batch(detector, params, chunk), table, 2)
         chosen = {}
         for rule, build in SELECTORS.items():
             selector = build(selection)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
-from apl_jax.data.batching import Standardizer, build_table, build_targets
+from apl_jax.data.annotations import Annotations, VideoRecord
+from apl_jax.data.batching import Standardizer, build_targets
 from apl_jax.data.dataset import Dataset, open_dataset, open_truth
 from apl_jax.data.features import embedded_root, open_features
 from apl_jax.data.files import DataError
@@ -213,13 +213,3 @@ def test_ready_made_rows_are_not_windowed_again(tmp_path):
     assert data.evaluation.grids[0].offset == 2.0
     with pytest.raises(DataError, match="within 5 %"):
         open_dataset(dataclasses.replace(settings, stride=8))
-
-
-def test_table_of_another_width_than_the_standardizer(tmp_path):
-    settings = ready_made(tmp_path, [10, 12])
-    annotations = read_annotations(tmp_path / "annotations.json")
-    source = open_features(tmp_path, settings)
-    table = build_table(list(annotations.videos.values()), source, settings, Standardizer(np.zeros(4), np.ones(4)))
-    assert table.features.shape == (2, 16, 4)
-    with pytest.raises(DataError, match="video 'v0': found 4 values per row; expected 6 as in training"):
-        build_table(list(annotations.videos.values()), source, settings, Standardizer(np.zeros(6), np.ones(6)))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 import runpy
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from apl_jax.cli import to_settings
 from apl_jax.declarations import to_dict
-from apl_jax.pipeline.stages import plan_stages
+from apl_jax.detectors import build_detector
+from apl_jax.pipeline.stages import plain_settings, plan_stages
 from apl_jax.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -21,7 +24,19 @@ VARIANTS = {
     "hapt": ["full", "smoke", "fixed", "alqa", "icd", "apl"],
     "spsw_nontarget": [*LADDER, "spot-soft", "spot-complementary", "apl-hybrid"],
     "hapt_nontarget": [*LADDER, "spot-soft", "spot-complementary", "apl-hybrid"],
+    "thumos14": ["apl", "icd", "alqa", "fixed", "full", "nontarget", "spot", "spot_tsn", "rehearsal"],
+    "activitynet": [
+        *(name + tsp for name in ("apl", "icd", "alqa", "fixed", "full", "nontarget") for tsp in ("", "-tsp")),
+        "spot",
+        "rehearsal",
+    ],
+    "epic": [task + full for task in ("verb", "noun", "action") for full in ("", "_full")],
 }
+# Of each data set, the width of its features and its classes.
+SHAPES = {
+    "spsw": (120, 4), "hapt": (300, 12), "spsw_nontarget": (120, 4), "hapt_nontarget": (300, 12),
+    "thumos14": (2048, 20), "activitynet": (512, 200), "epic": (2304, 97),
+}  # fmt: skip
 
 
 def settings_of(name: str, variant: str) -> Settings:
@@ -37,6 +52,67 @@ def test_variant_has_a_calendar(name: str, variant: str) -> None:
     settings = settings_of(name, variant)
     assert settings.data.name == name.partition("_")[0]
     assert [stage for stage in plan_stages(settings) if stage.name.endswith("_evaluation")]
+
+
+@pytest.mark.parametrize(("name", "variant"), [(n, v) for n, variants in VARIANTS.items() for v in variants])
+def test_variant_has_a_detector(name: str, variant: str) -> None:
+    """Shapes only: the large ones would take half a gigabyte."""
+    settings = settings_of(name, variant)
+    assert count_parameters(settings, *SHAPES[name]) > 1000
+    if settings.detector == "actionformer":
+        assert settings.data.length_multiple % 2**settings.actionformer.branch_blocks == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "width", "classes", "expected"),
+    [
+        ("thumos14", "full", 2048, 20, 29_251_612),
+        ("activitynet", "full-tsp", 512, 1, 6_943_497),
+        ("activitynet", "full", 2048, 1, 8_123_145),
+        ("epic", "verb_full", 2304, 97, 29_763_177),
+    ],
+)
+def test_plain_detector_has_the_parameters_of_the_reference(
+    name: str, variant: str, width: int, classes: int, expected: int
+) -> None:
+    """Counted in the reference (systems 1.1); on ActivityNet it has one class where these configurations have 200."""
+    assert count_parameters(plain_settings(settings_of(name, variant)), width, classes) == expected
+
+
+def count_parameters(settings: Settings, width: int, classes: int) -> int:
+    params = jax.eval_shape(lambda: build_detector(settings, width, classes).init(jax.random.key(0))[0])
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "steps"),
+    [
+        ("thumos14", "apl", (1500, 2000, 3600)),
+        ("thumos14", "full", (None, 3500, None)),
+        ("thumos14", "spot", (1200, 2000, 1350)),
+        ("activitynet", "apl", (9045, 2000, 8130)),
+        ("activitynet", "full-tsp", (None, 9045, None)),
+        ("activitynet", "spot", (1152, 2000, 5415)),
+        ("epic", "noun", (3705, 2000, 4662)),
+    ],
+)
+def test_epochs_of_the_papers_in_steps(name: str, variant: str, steps: tuple[int | None, ...]) -> None:
+    learning = settings_of(name, variant).learning
+    stages = (learning.pretrain, learning.supervised, learning.self_train)
+    assert all(expected in (None, stage.steps) for expected, stage in zip(steps, stages, strict=True))
+
+
+def test_rehearsal_changes_the_network_and_its_steps_only() -> None:
+    """Data, splits, method, selection and evaluation are those of the run that is rehearsed."""
+    rehearsal, real = (to_dict(settings_of("thumos14", variant)) for variant in ("rehearsal", "apl"))
+    assert rehearsal["data"].pop("rehearsal") != real["data"].pop("rehearsal")
+    for settings in (rehearsal, real):
+        for part in ("width", "heads", "stem_blocks", "embedding_convs", "head_layers"):
+            settings["actionformer"].pop(part)
+        for stage in ("pretrain", "supervised", "self_train"):
+            settings["learning"][stage].pop("steps")
+            settings["learning"][stage]["optimizer"].pop("learning_rate")
+    assert rehearsal == real
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -128,6 +128,39 @@ def test_nothing_is_wrong(folder: Folder) -> None:
     assert survey.padding == pytest.approx(6 / 128)
 
 
+@pytest.mark.parametrize(("grid", "how"), [("resize", "resized to 100"), ("pool", "pooled as in BSN to 100")])
+def test_a_fixed_grid(grid: str, how: str, folder: Folder, tmp_path: Path) -> None:
+    names = folder.names
+    for name in names[:6]:
+        folder.features[name] = folder.features[name][:119]  # 0.5 s less, within 5 %
+    folder.features[names[7]] = folder.features[names[7]][:95]
+    folder.features[names[8]][3, 1] = np.nan
+    folder.annotate(2, (1.0, 4.0, "c"), (6.01, 6.03, "a <b>"))
+    found = folder.inspect(grid=grid, fixed_length_t=100)
+    survey = found.survey
+    assert survey is not None and survey.rows.tolist() == [100] * 10 and survey.round_trip_s < 1e-9
+    assert sorted(survey.extracted.tolist()) == [119] * 6 + [122] * 4
+    assert np.allclose(np.unique(survey.seconds_per_row.round(6)), [0.1952, 0.2])
+    assert survey.table_bytes == {"training": 7 * 112 * 3 * 4, "evaluation": 3 * 112 * 3 * 4}
+    assert [error.count for error in found.errors] == [1, 1]
+    assert any("(0.784 to 0.784 times as long" in error.what for error in found.errors)
+    assert [hit.start_s for hit in found.uncovered] == [6.01]
+    text = terminal_text(found)
+    assert f"window 16, stride 4, 119 to 122 rows, {how}: " in text and "[100, 3]" in text
+    assert how in write_inspection(found, tmp_path / "out", "x").read_text()
+
+
+def test_rows_that_span_their_videos(folder: Folder) -> None:
+    """Stride 0, as the 400 x 100 tables: no rate, and no length that could disagree."""
+    for entry in folder.database.values():
+        del entry["fps"]
+    folder.features[folder.names[3]] = folder.features[folder.names[3]][:100]
+    found = folder.inspect(stride=0, grid="resize", fixed_length_t=100)
+    assert found.errors == () and found.survey is not None and found.survey.extracted.tolist() == []
+    assert np.allclose(found.survey.seconds_per_row, 0.2) and found.survey.round_trip_s < 1e-9
+    assert "rows that span their video, resized to 100: 0.2 s per row" in terminal_text(found)
+
+
 def test_the_table_is_as_large_as_the_one_that_a_run_makes() -> None:
     from apl_jax.data.dataset import open_dataset
 

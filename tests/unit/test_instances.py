@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from specimens import random_batch, random_weights
 
-from apl_jax.learning.instances import InstanceBank, build_bank, discriminator_loss, mean_similarity
+from apl_jax.learning.instances import InstanceBank, build_bank, discriminator_loss, mean_similarity, pool_instances
 from apl_jax.nn.discriminator import InstanceDiscriminator, build_discriminator
 from apl_jax.ops.segments import pool_max
 from apl_jax.settings import DiscriminatorSettings
@@ -21,7 +21,7 @@ SETTINGS = DiscriminatorSettings(hidden=4, pairs=6)
 
 def test_bank_holds_every_annotated_instance() -> None:
     batch = random_batch([20, 13, 1], 24, seed=2)
-    bank = jax.device_get(jax.jit(build_bank)(batch))
+    bank = jax.device_get(jax.jit(lambda b: build_bank(pool_instances(b), b.targets))(batch))
     targets, rows = batch.targets, batch.targets.mask.size
     assert bank.features.shape == (rows, 6)
     assert (bank.labels == np.asarray(targets.labels).ravel()).all()

@@ -42,7 +42,7 @@ def train(poison: float, folder: Path) -> tuple[Checkpoints, dict]:
     inputs = place(jax.random.key_data(jax.random.key(0)), replicated(mesh))
     key = jax.jit(jax.random.wrap_key_data, out_shardings=replicated(mesh))(inputs)
     dispatch = lambda count: build_dispatch(method, optimizer, feed, mesh, count)
-    fit(like, dispatch, (key, {}), Plan("lesson", 8, RUNTIME), store, open_writers(folder, 0, True))
+    fit(like, dispatch, key, feed, Plan("lesson", 8, RUNTIME), store, open_writers(folder, 0, True))
     return store, like
 
 

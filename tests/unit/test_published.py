@@ -10,7 +10,7 @@ import pytest
 from apl_jax.data.annotations import read_annotations
 from apl_jax.data.dataset import open_dataset, open_truth
 from apl_jax.data.files import DataError
-from apl_jax.data.published import THUMOS14_VARIANTS, choose_variant, clean_activitynet
+from apl_jax.data.published import THUMOS14_VARIANTS, annotation_file, choose_variant, clean_activitynet
 from apl_jax.settings import DataSettings
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "annotations"
@@ -171,3 +171,23 @@ def test_a_folder_holds_one_annotation_file(tmp_path):
     (tmp_path / "EPIC_100_train.csv").write_text("a\n1\n")
     with pytest.raises(DataError, match="and tables of EPIC-KITCHENS-100"):
         open_truth(DataSettings(root=str(tmp_path)))
+
+
+def test_files_of_other_benchmarks_are_no_matter(tmp_path):
+    """A folder may hold the annotations of several benchmarks; the name says which; a file of one's own is in doubt."""
+    for name in ("thumos14.json", "activity_net.v1-3.min.json"):
+        (tmp_path / name).write_text(json.dumps(thumos()))
+    (tmp_path / "EPIC_100_train.csv").write_text("a\n1\n")
+    for name, file in (("THUMOS14_i3d", "thumos14.json"), ("activitynet", "activity_net.v1-3.min.json")):
+        assert annotation_file(tmp_path, name) == tmp_path / file
+    assert len(open_truth(DataSettings(name="thumos14", root=str(tmp_path))).videos) == 213
+    (tmp_path / "annotations.json").write_text("{}")
+    with pytest.raises(DataError, match=r"found annotations.json and thumos14.json; expected the annotations of one"):
+        annotation_file(tmp_path, "thumos14")
+
+
+def test_frame_rate_of_an_extraction_replaces_the_videos_own(tmp_path):
+    (tmp_path / "annotations.json").write_text(json.dumps(thumos()))
+    own, given = (open_truth(DataSettings(name="own", root=str(tmp_path), fps=fps)).videos for fps in (0.0, 12.5))
+    assert {record.fps for record in given.values()} == {12.5} != {record.fps for record in own.values()}
+    assert all(given[video].duration_s == record.duration_s for video, record in own.items())

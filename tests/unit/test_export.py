@@ -1,0 +1,178 @@
+"""An exported model runs without this package and finds what ``predict`` finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax import export
+from specimens import CLASSES, FEATURE_WIDTH, random_weights, variants
+
+from apl_jax import __version__
+from apl_jax.data.files import DataError, load_json
+from apl_jax.data.grids import place_rows
+from apl_jax.declarations import fingerprint
+from apl_jax.detectors import build_detector
+from apl_jax.pipeline import export_example
+from apl_jax.pipeline.export import export_model
+from apl_jax.pipeline.imported import write_run
+from apl_jax.pipeline.prediction import Predictions, Request, predict
+from apl_jax.settings import DataSettings, Settings
+
+FPS, WINDOW, STRIDE = 12.5, 4, 3
+TOLERANCE = 1e-4
+# What must not be there when the example runs.
+BLOCKER = """
+import runpy, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("apl_jax", "flax", "optax", "orbax", "ml_collections", "absl"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+CASES = [("actionformer", "identity"), ("actionformer", "fpn"), ("spot", "resize"), ("spot", "windows")]
+
+
+def make_run(
+    folder: Path, settings: Settings, windowed: bool, fps: float | None = None, data: DataSettings | None = None
+) -> Path:
+    """A run folder of a small network with random weights and a standardisation that matters."""
+    rows = DataSettings(window=WINDOW if windowed else 2, stride=STRIDE, length_multiple=8, max_length_t=40)
+    settings = dataclasses.replace(settings, data=data or rows)
+    shapes = jax.eval_shape(build_detector(settings, FEATURE_WIDTH, CLASSES).init, jax.random.key(0))[0]
+    draws = np.random.default_rng(1)
+    card = {
+        "format": 1, "version": __version__, "settings_fingerprint": fingerprint(settings), "stage": "supervised_x",
+        "classes": [f"größe {c}" for c in range(CLASSES)], "feature_width": FEATURE_WIDTH,
+        "features": "rows" if windowed else "signal", "fps": fps,
+        "mean": draws.normal(size=FEATURE_WIDTH).tolist(), "std": draws.uniform(0.5, 2, FEATURE_WIDTH).tolist(),
+    }  # fmt: skip
+    write_run(folder, settings, card, random_weights(shapes))
+    return folder
+
+
+def record(folder: Path, samples: int, channels: int, seed: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"recording_{seed}.npy"
+    np.save(path, np.random.default_rng(seed).normal(size=(samples, channels)).astype(np.float32))
+    return path
+
+
+def run_example(out: Path, recording: Path, *rate: str) -> list[list[str]]:
+    """What the example prints in a process that cannot import this package, nor from its folder."""
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", BLOCKER, str(out / "example.py"), str(recording), *rate],
+        cwd=out, capture_output=True, text=True, encoding="utf-8", timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return [line.split(",") for line in result.stdout.splitlines()]
+
+
+def assert_same(rows: list[list[str]], found: Predictions) -> None:
+    instances = found.instances
+    assert len(rows) == len(instances) > 3
+    assert [label for _, _, label, _ in rows] == [found.classes[c] for c in instances.label]
+    numbers = np.array([[float(start), float(end), float(score)] for start, end, _, score in rows])
+    np.testing.assert_allclose(numbers[:, :2], instances.segments_s, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(numbers[:, 2], instances.score, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("detector", "variant"), CASES)
+def test_example_finds_what_predict_finds(detector: str, variant: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", variants(detector)[variant], windowed=True)
+    card = export_model(run, tmp_path / "out", length_t=33)
+    assert card == load_json(tmp_path / "out" / "model.json")
+    assert card["length"] == 40 and card["platforms"] == ["cpu", "cuda", "tpu"] and card["detector"] == detector
+    recording = record(tmp_path / "in", 27, FEATURE_WIDTH)
+    expected = predict(run, Request(recording, fps=FPS, min_score=0.0))
+    assert_same(run_example(tmp_path / "out", recording, str(FPS)), expected)
+
+
+def test_raw_signals_and_the_rate_of_training(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", variants("actionformer")["identity"], windowed=False, fps=FPS)
+    export_model(run, tmp_path / "out")
+    recording = record(tmp_path / "in", 84, FEATURE_WIDTH // 2)
+    assert_same(run_example(tmp_path / "out", recording), predict(run, Request(recording, min_score=0.0)))
+
+
+@pytest.mark.parametrize(("grid", "stride"), [("resize", STRIDE), ("pool", STRIDE), ("resize", 0), ("rows", 0)])
+def test_grids_of_one_length(grid: str, stride: int, tmp_path: Path) -> None:
+    data = DataSettings(window=WINDOW, stride=stride, grid=grid, fixed_length_t=20, length_multiple=8, max_length_t=40)
+    run = make_run(tmp_path / "run", variants("actionformer")["identity"], windowed=True, data=data)
+    card = export_model(run, tmp_path / "out")
+    assert card["length"] == (40 if grid == "rows" else 24)
+    recording, duration_s = record(tmp_path / "in", 33, FEATURE_WIDTH), (32 * STRIDE + WINDOW) / FPS
+    expected = predict(run, Request(recording, fps=FPS, duration_s=duration_s, min_score=0.0))
+    assert_same(run_example(tmp_path / "out", recording, str(FPS), str(duration_s)), expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 20, 33])
+@pytest.mark.parametrize("grid", ["resize", "pool"])
+def test_the_example_places_rows_as_the_package_does(grid: str, length: int) -> None:
+    settings = DataSettings(window=WINDOW, stride=STRIDE, grid=grid, fixed_length_t=20)
+    rows = np.random.default_rng(0).normal(size=(length, 3)).astype(np.float32)
+    placed, expected = place_rows(rows, True, FPS, None, settings, "video")
+    card = {"window": WINDOW, "stride": STRIDE, "fixed_length": 20, "features": "rows", "grid": grid}
+    found, (first_s, step_s, duration_s) = export_example.place(rows, card, FPS, 0.0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose([first_s, first_s + 5 * step_s], placed.to_s(np.array([0, 5])), rtol=1e-12)
+    np.testing.assert_allclose(duration_s, ((length - 1) * STRIDE + WINDOW) / FPS)
+
+
+@pytest.mark.parametrize(("detector", "variant"), CASES[::2])
+def test_batches_of_any_size_and_whatever_stands_in_padding(detector: str, variant: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", variants(detector)[variant], windowed=True)
+    card = export_model(run, tmp_path / "out")
+    program = export.deserialize(bytearray((tmp_path / "out" / "model.stablehlo").read_bytes()))
+    recordings = [record(tmp_path / "in", n, FEATURE_WIDTH, n) for n in (9, 40, 23)]
+    features, length = np.full((3, card["length"], FEATURE_WIDTH), np.nan, np.float32), np.zeros(3, np.int32)
+    for i, path in enumerate(recordings):
+        rows = np.load(path)
+        features[i, : len(rows)], length[i] = rows, len(rows)
+    fps = np.array([FPS, 2 * FPS, FPS], np.float32)
+    clocks = 0.5 * WINDOW / fps, STRIDE / fps, ((length - 1) * STRIDE + WINDOW) / fps
+    found = jax.device_get(program.call(features, length, *clocks))
+    for entry in card["outputs"]:
+        shape = [3 if n == "batch" else n for n in entry["shape"]]
+        assert list(found[entry["name"]].shape) == shape and found[entry["name"]].dtype == entry["dtype"]
+    assert found.keys() == {entry["name"] for entry in card["outputs"]}
+    for i, path in enumerate(recordings):
+        expected = predict(run, Request(path, fps=float(fps[i]), min_score=0.0)).instances
+        mask = found["mask"][i]
+        assert mask.sum() == len(expected) > 3
+        np.testing.assert_array_equal(found["labels"][i][mask], expected.label)
+        np.testing.assert_allclose(found["segments_s"][i][mask], expected.segments_s, atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(found["confidence"][i][mask], expected.score, atol=TOLERANCE, rtol=0)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", variants("actionformer")["identity"], windowed=True)
+    before = (run / "model.json").read_bytes()
+    with pytest.raises(DataError, match=r"whose model\.json would be lost"):
+        export_model(run, run)
+    assert (run / "model.json").read_bytes() == before and not (run / "example.py").exists()
+    with pytest.raises(DataError, match="--length: found 0"):
+        export_model(run, tmp_path / "out", length_t=0)
+    with pytest.raises(DataError, match="--stage"):
+        export_model(run, tmp_path / "out", stage="teacher")
+    with pytest.raises(DataError, match="a finished run"):
+        export_model(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_recording_longer_than_the_export(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", variants("actionformer")["identity"], windowed=True)
+    export_model(run, tmp_path / "out", length_t=8)
+    recording = record(tmp_path / "in", 9, FEATURE_WIDTH)
+    result = subprocess.run(
+        [sys.executable, "-I", str(tmp_path / "out" / "example.py"), str(recording), "12.5"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode != 0 and "9 rows" in result.stderr and "--length" in result.stderr
