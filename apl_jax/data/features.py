@@ -110,9 +110,10 @@ class FeatureSource(ABC):
         if array.shape[1] != self._width[1]:
             expected = f"{self._width[1]} as in video {self._width[0]!r}"
             raise refusal(where, f"{array.shape[1]} channels", expected, "extract all videos in the same way")
-        with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # a float64 too large becomes infinite and is refused below
             array = array.astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
+            total = array.sum(dtype=np.float32)
+        if not np.isfinite(total) and not np.isfinite(array).all():  # a sum is quicker, and finite only if all are
             row, channel = np.argwhere(~np.isfinite(array))[0]
             count = int((~np.isfinite(array)).sum())
             found = f"{array[row, channel]} at row {row}, channel {channel} ({count} such values)"

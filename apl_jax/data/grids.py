@@ -155,4 +155,8 @@ def _interpolate(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
     before = positions.astype(np.int64)
     after = np.minimum(before + 1, len(rows) - 1)
     share = (positions - before).astype(np.float32)[:, None]
-    return rows[before] * (1 - share) + rows[after] * share
+    result, there = rows[before], rows[after]
+    result *= 1 - share
+    there *= share
+    result += there
+    return result

@@ -59,14 +59,14 @@ def read_npy_stream(
         raise Unusable(
             f"an array of format version {version}", "a plain numeric .npy array", "save it as a float array"
         )
-    shape, _, dtype = _HEADERS[version](file)
+    shape, columns_first, dtype = _HEADERS[version](file)
     check(shape, dtype)
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if promised != there:
         found = f"an unreadable array ({there} bytes of numbers, {promised} promised by its header)"
         raise Unusable(found, "a complete numeric .npy array", AGAIN)
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
+    values = np.frombuffer(file.read(promised), dtype)
+    return values.reshape(shape[::-1]).T if columns_first else values.reshape(shape)
 
 
 def read_npy(path: Path) -> np.ndarray:

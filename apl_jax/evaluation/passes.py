@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from apl_jax.data.batching import VideoTable, bucket_length, build_targets
+from apl_jax.data.batching import VideoTable, aligned_zeros, bucket_length, build_targets
 from apl_jax.ops.masking import map_rows
 from apl_jax.structs import Batch, PyTree, Targets
 from apl_jax.training.mesh import first_rows, split_rows, to_host
@@ -46,7 +46,13 @@ def map_streamed(function: Pass, params: PyTree, table: VideoTable, shape: Shape
     source = _Batches(table, build_targets(table.records, table.grids), _plan(table.lengths, shape, mesh.size))
     ahead = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(shape.threads, shape.threads))
     program = jax.jit(function)
-    found = [to_host(program(params, split_rows(videos, mesh))) for videos in ahead]
+    found: list[PyTree] = []
+    running: list[PyTree] = []  # one batch is computed while the next is brought, and no more wait on the devices
+    for videos in ahead:
+        running.append(program(params, split_rows(videos, mesh)))
+        if len(running) > 1:
+            found.append(to_host(running.pop(0)))
+    found += [to_host(result) for result in running]
     return jax.tree.map(lambda *leaves: _in_order(leaves, [rows for rows, _, _ in source.plan]), *found)
 
 
@@ -83,7 +89,7 @@ class _Batches:
 
     def __getitem__(self, index: int) -> Batch:
         rows, fill, length_t = self.plan[int(index)]
-        features = np.zeros((len(rows) + fill, length_t, self.table.width), np.float32)
+        features = aligned_zeros((len(rows) + fill, length_t, self.table.width))
         mask = np.zeros(features.shape[:2], bool)
         for i, v in enumerate(rows):
             values = self.table.read(v)

@@ -52,10 +52,9 @@ def export_model(workdir: Path, out: Path, length_t: int | None = None, stage: s
     """Writes the model of a run as the three files of this module to the folder ``out``; returns its ``model.json``.
 
     ``length_t`` is T, how many feature rows the program takes; shorter recordings are padded, longer ones need another
-    export. It is rounded up to ``data.length_multiple``; None means ``data.max_length_t``, or
-    ``data.fixed_length_t`` where all recordings have as many rows. ``stage`` and errors as in
-    :func:`~apl_jax.pipeline.model.open_model`; :class:`~apl_jax.data.files.DataError` also for an impossible length
-    and a folder that is a run's.
+    export. It is rounded up to ``data.length_multiple``; None means the longest that the run has seen. ``stage`` and
+    errors as in :func:`~apl_jax.pipeline.model.open_model`; :class:`~apl_jax.data.files.DataError` also for an
+    impossible length and a folder that is a run's.
     """
     if length_t is not None and length_t < 1:
         raise refusal("--length", str(length_t), "at least 1 feature row", "leave it out")
@@ -64,11 +63,10 @@ def export_model(workdir: Path, out: Path, length_t: int | None = None, stage: s
         raise refusal(f"--out={out}", found, "a folder of its own", f"--out={out}_export")
     model = open_model(workdir, stage)
     data = model.settings.data
-    usual = data.max_length_t if data.grid == "rows" else data.fixed_length_t
-    steps = padded_length([length_t or usual], data.length_multiple)
+    steps = padded_length([length_t or model.longest_t], data.length_multiple)
     log.info(
         "T = %d feature rows, a multiple of %d%s", steps, data.length_multiple,
-        "" if length_t else ": as many as training saw at most; --length=<rows> for another",
+        "" if length_t else ": as many as the longest recording of the run has; --length=<rows> for another",
     )  # fmt: skip
     sizes = {"T": steps, "D": len(model.standardizer.mean)}
     (batch,) = export.symbolic_shape("batch")

@@ -20,7 +20,7 @@ from apl_jax.declarations import fingerprint, to_dict
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.actionformer_reference import import_model
 from apl_jax.nn.pyramid import legal_length
-from apl_jax.pipeline.model import _FORMAT, MODEL
+from apl_jax.pipeline.model import FORMAT, MODEL
 from apl_jax.pipeline.training import abstract_arm
 from apl_jax.settings import DataSettings, Settings
 from apl_jax.structs import PyTree
@@ -69,9 +69,9 @@ def import_actionformer(
         settings.data.length_multiple,
     )
     card = {
-        "format": _FORMAT, "version": __version__, "settings_fingerprint": fingerprint(settings), "stage": STAGE,
+        "format": FORMAT, "version": __version__, "settings_fingerprint": fingerprint(settings), "stage": STAGE,
         "classes": list(classes), "feature_width": width, "features": "rows",
-        "fps": fps, "mean": [0.0] * width, "std": [1.0] * width,
+        "longest_t": settings.data.max_length_t, "fps": fps, "mean": [0.0] * width, "std": [1.0] * width,
     }  # fmt: skip
     write_run(workdir, settings, card, params)
     return card

@@ -26,7 +26,7 @@ from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.mesh import build_mesh, enable_compile_cache
 
 MODEL = "model.json"
-_FORMAT = 1
+FORMAT = 1
 _PLAIN_ARMS = ("supervised", "supervised_matched")  # trained with plain_settings (pipeline/stages.py)
 _UNTRAINED = "pretrain"  # its heads have learnt nothing yet
 
@@ -39,6 +39,7 @@ class Model:
     stage: str
     classes: tuple[str, ...]
     windowed: bool  # trained on ready-made rows, not on windows of a raw signal
+    longest_t: int  # grid steps of the longest video that the run has seen, rounded up to length_multiple
     fps: float | None  # of all training videos, where it is one
     standardizer: Standardizer  # [D]
     params: PyTree  # the detector's, averaged
@@ -50,13 +51,14 @@ def describe_model(room: Room, stage: str | None) -> dict[str, Any]:
     settings, dataset = room.settings, room.dataset
     rates = {record.fps for record in (*dataset.labelled.records, *dataset.unlabelled.records)}
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "version": __version__,
         "settings_fingerprint": fingerprint(settings),
         "stage": stage,
         "classes": list(dataset.classes),
         "feature_width": room.feature_width,
         "features": "rows" if dataset.windowed else "signal",
+        "longest_t": max(dataset.labelled.length_t, dataset.evaluation.length_t),
         "fps": rates.pop() if len(rates) == 1 and min(rates) > 0 else None,
         "mean": dataset.standardizer.mean.tolist(),
         "std": dataset.standardizer.std.tolist(),
@@ -89,7 +91,8 @@ def open_model(workdir: Path, stage: str = "") -> Model:
     store.close()
     standardizer = Standardizer(np.array(card["mean"], np.float32), np.array(card["std"], np.float32))
     windowed = card["features"] == "rows"
-    return Model(settings, stage, tuple(card["classes"]), windowed, card["fps"], standardizer, params, mesh)
+    classes, longest_t = tuple(card["classes"]), int(card["longest_t"])
+    return Model(settings, stage, classes, windowed, longest_t, card["fps"], standardizer, params, mesh)
 
 
 def read_model(workdir: Path) -> tuple[dict[str, Any], Settings]:
@@ -102,8 +105,8 @@ def read_model(workdir: Path) -> tuple[dict[str, Any], Settings]:
     if not path.is_file():
         raise refusal(str(path), "no such file (an unfinished run, or one of an earlier version)", "it", again)
     card, document = load_json(path), load_json(workdir / "settings.json")
-    if card.get("format") != _FORMAT:
-        raise refusal(f"{path}: format", repr(card.get("format")), f"{_FORMAT}, as this version writes it", again)
+    if card.get("format") != FORMAT:
+        raise refusal(f"{path}: format", repr(card.get("format")), f"{FORMAT}, as this version writes it", again)
     if card.get("settings_fingerprint") != fingerprint(document):
         found = "that the run was begun with other settings since, and not finished"
         raise refusal(str(path), found, "a finished run", again)
@@ -119,5 +122,7 @@ def _check_card(path: Path, card: dict[str, Any], again: str) -> None:
     )
     named = isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes)
     clock = card.get("fps") is None or (is_number(card["fps"]) and card["fps"] > 0)
-    if not (numbers and named and clock and card.get("features") in ("rows", "signal") and isinstance(width, int)):
-        raise refusal(str(path), "a damaged file", "classes, feature_width, features, fps, mean and std", again)
+    counted = isinstance(width, int) and isinstance(card.get("longest_t"), int) and card["longest_t"] > 0
+    if not (numbers and named and clock and counted and card.get("features") in ("rows", "signal")):
+        expected = "classes, feature_width, features, longest_t, fps, mean and std"
+        raise refusal(str(path), "a damaged file", expected, again)

@@ -33,7 +33,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     """Host arrays, equal on every process, with their leading axis split over the devices; rows of zeros (videos
     without a valid step) fill it up to a multiple of their number."""
-    fill = lambda x: np.pad(x, [(0, -len(x) % mesh.size)] + [(0, 0)] * (x.ndim - 1))
+    missing = lambda x: -len(x) % mesh.size
+    fill = lambda x: np.pad(x, [(0, missing(x))] + [(0, 0)] * (x.ndim - 1)) if missing(x) else x
     return place(jax.tree.map(lambda x: fill(np.asarray(x)), tree), NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from apl_jax.data.batching import VideoTable, build_targets
+from apl_jax.data.batching import VideoTable, aligned_zeros, build_targets
 from apl_jax.data.feeds import Feed, draw_all_rows, role_key
 from apl_jax.settings import RuntimeSettings
 from apl_jax.structs import Array, Batch, PyTree, Targets
@@ -63,7 +63,7 @@ class Portions:
     def _read(self, role: Role, steps: range, number: int) -> Batch:
         """The role's batches ``[steps, B, ...]``; other processes' videos stay zeros, which take no memory."""
         rows = role.order[steps.start : steps.stop]
-        features = np.zeros((*rows.shape, role.steps_t, role.table.width), np.float32)
+        features = aligned_zeros((*rows.shape, role.steps_t, role.table.width))
         mask = np.zeros((*rows.shape, role.steps_t), bool)
         targets = jax.tree.map(lambda x: x[rows], role.targets)
         for i, step in enumerate(steps):

@@ -52,6 +52,7 @@ def make_run(
         "format": 1, "version": __version__, "settings_fingerprint": fingerprint(settings), "stage": "supervised_x",
         "classes": [f"größe {c}" for c in range(CLASSES)], "feature_width": FEATURE_WIDTH,
         "features": "rows" if windowed else "signal", "fps": fps,
+        "longest_t": settings.data.max_length_t if settings.data.grid == "rows" else settings.data.fixed_length_t,
         "mean": draws.normal(size=FEATURE_WIDTH).tolist(), "std": draws.uniform(0.5, 2, FEATURE_WIDTH).tolist(),
     }  # fmt: skip
     write_run(folder, settings, card, random_weights(shapes))
