@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -115,7 +116,7 @@ def measure_detector(rounds: int) -> None:
 
 
 def training_step(detector: Detector, params: PyTree, state: PyTree, batch: Batch) -> Callable[[], object]:
-    """:data:`STEPS` optimiser steps in one dispatch, as training runs them."""
+    """:data:`STEPS` optimiser steps in one dispatch, as training runs them: the state is donated."""
     params = {"detector": params}
     optimizer = build_optimizer(OptimizerSettings(), DiscriminatorSettings(), 1000)
 
@@ -123,7 +124,7 @@ def training_step(detector: Detector, params: PyTree, state: PyTree, batch: Batc
         result = detector.loss(detector.apply(params["detector"], batch, key), batch.targets, state)
         return result.total, result.state
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0)
     def steps(carry: tuple, batch: Batch, key: jax.Array):
         def step(carry: tuple, key: jax.Array):
             params, moments, state = carry
@@ -133,8 +134,13 @@ def training_step(detector: Detector, params: PyTree, state: PyTree, batch: Batc
 
         return jax.lax.scan(step, carry, jax.random.split(key, STEPS))[0]
 
-    carry = params, optimizer.init(params), state
-    return lambda: steps(carry, batch, jax.random.key(1))
+    carry = [jax.tree.map(jnp.copy, (params, optimizer.init(params), state))]
+
+    def advance() -> object:
+        carry[0] = steps(carry[0], batch, jax.random.key(1))
+        return carry[0]
+
+    return advance
 
 
 def matmul_turns() -> dict[str, Callable[[], object]]:

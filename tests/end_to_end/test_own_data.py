@@ -14,8 +14,9 @@ REPOSITORY = Path(__file__).parents[2]
 RATE, WIDTH, CLASS = 12.5, 7, "прыжок вверх"
 FLAGS = (
     "--config=configs/spsw.py:smoke", "--config.data.window=3", "--config.data.stride=2",
-    "--config.data.label_ratio=0.3",
-    "--config.arms=('semi_supervised',)", "--config.data.name=мои прыжки",
+    "--config.data.label_ratio=0.3", "--config.data.name=мои прыжки", "--config.arms=('semi_supervised',)",
+    "--config.learning.pretrain.steps=0", "--config.learning.contrastive.later=none",
+    "--config.evaluation.label_space=False",
 )  # fmt: skip
 
 

@@ -307,7 +307,7 @@ def record_of(fps, duration_s):
 def model_of(data):
     """What reading a video for prediction looks at: settings and the width of training."""
     standardizer = Standardizer(np.zeros(2, np.float32), np.ones(2, np.float32))
-    return Model(Settings(data=data), "s", ("a",), True, None, standardizer, None, None)  # pyright: ignore
+    return Model(Settings(data=data), "s", ("a",), True, 20, None, standardizer, None, None)  # pyright: ignore
 
 
 @pytest.mark.parametrize("data", [TSP, TSN], ids=["resize", "pool"])
