@@ -32,7 +32,7 @@ demo: $(VENV)/.run
 	$(BIN)/apl-jax run --config=configs/spsw.py:demo --workdir=$(WORKDIR)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check apl_jax configs tests

@@ -178,9 +178,9 @@ def read_rows(record: VideoRecord, source: FeatureSource, settings: DataSettings
     return place_rows(array, source.windowed, record.fps, record.duration_s, settings, record.id)
 
 
-def padded_length(lengths: Sequence[int], multiple: int) -> int:
+def padded_length(lengths: Sequence[int] | np.ndarray, multiple: int) -> int:
     """The longest length, rounded up to a multiple; ``multiple`` itself when there is none."""
-    return -(-max(lengths, default=1) // multiple) * multiple
+    return int(-(-max(lengths, default=1) // multiple) * multiple)
 
 
 def aligned_zeros(shape: Sequence[int]) -> np.ndarray:

@@ -59,7 +59,7 @@ def representation(room: Room, params: PyTree, frames: Frames) -> np.ndarray:
     def represent(params: PyTree, videos: Batch) -> Array:
         return detector.apply(params, videos, None).represent(jnp.asarray(steps)[videos.video])
 
-    return np.asarray(room.map_table(table, represent, params))[frames.row, place]
+    return np.asarray(room.map_few(table, represent, params))[frames.row, place]
 
 
 def representations(room: Room, stages: Mapping[str, str], frames: Frames) -> dict[str, np.ndarray]:

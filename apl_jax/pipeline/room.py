@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from apl_jax.data.annotations import Annotations
-from apl_jax.data.batching import VideoTable, build_targets
+from apl_jax.data.batching import VideoTable, build_targets, padded_length
 from apl_jax.data.dataset import Dataset, open_truth
 from apl_jax.data.feeds import whole_table
 from apl_jax.detectors import build_detector
@@ -103,14 +103,18 @@ class Room:
         numpy where data is streamed."""
         table: VideoTable = getattr(self.dataset, role)
         if self.streamed:
-            return self.map_table(table, function, params)
+            return self._stream(table, function, params, self.settings.data.length_multiple)
         found = map_resident(function, params, getattr(self, role), self.settings.evaluation.batch, self.mesh)
         return jax.jit(lambda t: first_rows(t, len(table.ids)))(found)
 
-    def map_table(self, table: VideoTable, function: Pass, params: PyTree) -> PyTree:
-        """As :meth:`map_videos`, of any table, streamed: numpy ``[V, ...]``."""
-        data, runtime = self.settings.data, self.settings.runtime
-        shape = Shape(self.settings.evaluation.batch, data.max_length_t, data.length_multiple, runtime.read_threads)
+    def map_few(self, table: VideoTable, function: Pass, params: PyTree) -> PyTree:
+        """As :meth:`map_videos`, of the videos of a small table, as numpy; all padded to one length, so that one
+        program serves them."""
+        return self._stream(table, function, params, padded_length(table.lengths, self.settings.data.length_multiple))
+
+    def _stream(self, table: VideoTable, function: Pass, params: PyTree, multiple: int) -> PyTree:
+        settings = self.settings
+        shape = Shape(settings.evaluation.batch, settings.data.max_length_t, multiple, settings.runtime.read_threads)
         return map_streamed(function, params, table, shape, self.mesh)
 
     def detector(self, settings: Settings) -> Detector:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 CHILD = """
@@ -21,7 +20,7 @@ jax.distributed.initialize({address!r}, num_processes=2, process_id={rank})
 from pathlib import Path
 from specimens import smoke_settings
 from apl_jax.pipeline.run import run
-run(smoke_settings(**{{"arms": ("semi_supervised",), "runtime.feed": {feed!r}}}), Path({workdir!r}))
+run(smoke_settings(arms=("semi_supervised",), **{overrides!r}), Path({workdir!r}))
 jax.distributed.shutdown()
 """
 
@@ -57,29 +56,28 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
             np.testing.assert_allclose(found[rank][name], found["one"][name], atol=1e-5, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("feed", ["device", "stream"])
-def test_two_processes_train_label_and_write_one_run(feed: str, small_run: Path, tmp_path: Path) -> None:
+def run_in_two_processes(workdir: Path, overrides: dict[str, object]) -> dict:
+    """The results of a smoke run that two processes carry out together."""
     address = f"127.0.0.1:{free_port()}"
-    children = []
-    for rank in range(2):
-        script = CHILD.format(
-            tests=str(REPOSITORY / "tests"), address=address, rank=rank, workdir=str(tmp_path / "run"), feed=feed
+    script = lambda rank: CHILD.format(
+        tests=str(REPOSITORY / "tests"), address=address, rank=rank, workdir=str(workdir), overrides=overrides
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", script(rank)], cwd=REPOSITORY, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
         )
-        children.append(
-            subprocess.Popen(
-                [sys.executable, "-c", script],
-                cwd=REPOSITORY,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
-            )  # fmt: skip
-        )
+        for rank in range(2)
+    ]  # fmt: skip
     outputs = [child.communicate(timeout=600)[0] for child in children]
     assert all(child.returncode == 0 for child in children), "\n".join(outputs)
-
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((workdir / "results.json").read_text())
     assert results["devices"].startswith("2 x")
+    return results
+
+
+def test_two_processes_train_label_and_write_one_run(small_run: Path, tmp_path: Path) -> None:
+    results = run_in_two_processes(tmp_path / "run", {})
     alone = json.loads((small_run / "results.json").read_text())
     # The first stage starts from equal states, so its curve shows how far rounding has come: 1e-5 at the first steps.
     for stage, tolerance in (("pretrain", 1e-3), ("teacher", 1e-2)):
@@ -90,3 +88,14 @@ def test_two_processes_train_label_and_write_one_run(feed: str, small_run: Path,
         np.testing.assert_allclose(curves[0], curves[1], rtol=tolerance)
     counts = [r["pseudo_labels"]["pseudo_label_1"]["counts"] for r in (alone, results)]
     assert sum(counts[0].values()) > 0 and sum(counts[1].values()) > 0
+
+
+def test_two_processes_stream(tmp_path: Path) -> None:
+    """The same stages but pre-training, each process reading the videos of its own devices (few programs: seconds)."""
+    short = {
+        "runtime.feed": "stream", "runtime.portion_mib": 0.5, "learning.pretrain.steps": 0,
+        "learning.contrastive.later": "none", "evaluation.label_space": False,
+    }  # fmt: skip
+    results = run_in_two_processes(tmp_path / "run", short)
+    assert sum(results["pseudo_labels"]["pseudo_label_1"]["counts"].values()) > 0
+    assert set(results["arms"]) == {"teacher", "self_train_1"}
