@@ -37,6 +37,8 @@ USAGE = """usage:
       the least score of each class with the best F1, for predict: from predictions of --min_score=0
   apl-jax rehearse --config=configs/thumos14.py --config.data.root=FOLDER --out=FOLDER [--videos=N]
       writes features made up from a folder's annotations, to try out complete runs before there are real ones
+  apl-jax prepare-hapt --source=FOLDER --out=FOLDER
+      the folder that UCI distributes as "HAPT Data Set", made a data folder for configs/hapt.py
   apl-jax import-actionformer --checkpoint=FILE --config=configs/thumos14.py --workdir=NEW [--classes=FILE]
       the reference implementation's published weights as a run folder, for predict and export
   apl-jax export --workdir=runs/spsw --out=FOLDER [--length=ROWS] [--stage=]
@@ -218,6 +220,16 @@ def _compare(folders: list[str]) -> None:
     print(comparison([Path(folder).expanduser() for folder in folders]))
 
 
+def _prepare_hapt(_: list[str]) -> None:
+    from apl_jax.data.hapt import prepare_hapt
+
+    source, out = _path("source"), _path("out")
+    if source is None or out is None:
+        raise ValueError("apl-jax prepare-hapt: needs --source=<UCI's folder 'HAPT Data Set'> and --out=<folder>")
+    count = prepare_hapt(source, out)
+    print(f"prepared  {out}  ({count} recordings)\nnext      --config=configs/hapt.py --config.data.root={out}")
+
+
 def _rehearse(_: list[str]) -> None:
     from tqdm import tqdm
 
@@ -236,7 +248,7 @@ def _rehearse(_: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "inspect": _inspect, "run": _run, "evaluate": _evaluate, "predict": _predict, "thresholds": _thresholds,
     "import-actionformer": _import_actionformer, "export": _export, "report": _report, "compare": _compare,
-    "rehearse": _rehearse,
+    "rehearse": _rehearse, "prepare-hapt": _prepare_hapt,
 }  # fmt: skip
 
 
@@ -248,6 +260,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("features", "", "features to predict on: a file, or a folder of them")
     flags.DEFINE_string("stage", "", "stage whose parameters predict; empty = that of the final arm")
     flags.DEFINE_string("out", "", "file to write: predictions (.json, .csv), thresholds (.json); rehearse: folder")
+    flags.DEFINE_string("source", "", "prepare-hapt: folder as UCI distributes it")
     flags.DEFINE_string("checkpoint", "", "checkpoint of the reference implementation")
     flags.DEFINE_string("classes", "", "text file with the classes of a checkpoint, one per line, in their order")
     flags.DEFINE_integer("length", None, "feature rows that the exported program takes")
