@@ -26,8 +26,9 @@ _LARGEST = 6e4  # float16 ends soon after; sensors stay below 50
 def prepare_hapt(source: Path, out: Path) -> int:
     """Writes the recordings and annotations of UCI's folder ``source`` to ``out``; returns how many recordings it has.
 
-    Signals are float16 ``[samples, 6]``, acceleration before rotation, like the copy behind the numbers in README: within
-    a thousandth of what the files say. Raises :class:`~apl_jax.data.files.DataError` for a file that is missing or not what it should be.
+    Signals are float16 ``[samples, 6]``, acceleration before rotation, like the copy behind the numbers in README: up
+    to 2, within a thousandth of what the files say. Raises :class:`~apl_jax.data.files.DataError` for a file that is
+    missing or not what it should be.
     """
     names = {number: name.lower() for number, name in _named_activities(source / "activity_labels.txt")}
     places = {number: place for place, number in enumerate(sorted(names))}
