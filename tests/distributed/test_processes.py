@@ -90,12 +90,40 @@ def test_two_processes_train_label_and_write_one_run(small_run: Path, tmp_path: 
     assert sum(counts[0].values()) > 0 and sum(counts[1].values()) > 0
 
 
-def test_two_processes_stream(tmp_path: Path) -> None:
-    """The same stages but pre-training, each process reading the videos of its own devices (few programs: seconds)."""
-    short = {
-        "runtime.feed": "stream", "runtime.portion_mib": 0.5, "learning.pretrain.steps": 0,
-        "learning.contrastive.later": "none", "evaluation.label_space": False,
-    }  # fmt: skip
-    results = run_in_two_processes(tmp_path / "run", short)
-    assert sum(results["pseudo_labels"]["pseudo_label_1"]["counts"].values()) > 0
-    assert set(results["arms"]) == {"teacher", "self_train_1"}
+STREAMING = """
+import sys
+sys.path[:0] = [{tests!r}, {tests!r} + "/unit"]
+import jax
+jax.distributed.initialize({address!r}, num_processes=2, process_id={rank})
+import numpy as np
+from test_stream import gathered
+np.savez({out!r}, **gathered())
+jax.distributed.shutdown()
+"""
+
+
+def test_two_processes_stream_what_one_does(tmp_path: Path) -> None:
+    """Each process reads the videos of its own devices; together, batches and passes are those of one process."""
+    address = f"127.0.0.1:{free_port()}"
+    children = []
+    for rank in range(2):
+        script = STREAMING.format(
+            tests=str(REPOSITORY / "tests"), address=address, rank=rank, out=str(tmp_path / f"{rank}.npz")
+        )
+        children.append(
+            subprocess.Popen(
+                [sys.executable, "-c", script], cwd=REPOSITORY, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+            )
+        )  # fmt: skip
+    outputs = [child.communicate(timeout=300)[0] for child in children]
+    assert all(child.returncode == 0 for child in children), "\n".join(outputs)
+    sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
+    from test_stream import gathered
+
+    expected = gathered()
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz", allow_pickle=False)
+        assert set(found.files) == set(expected)
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)

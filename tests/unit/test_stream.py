@@ -16,7 +16,7 @@ from apl_jax.data.feeds import Feed, device_feed, draw_all_rows, draw_rows, whol
 from apl_jax.evaluation.passes import Shape, map_resident, map_streamed
 from apl_jax.settings import RuntimeSettings
 from apl_jax.structs import Batch, PyTree, TimeGrid
-from apl_jax.training.mesh import build_mesh, place, replicated, split_rows
+from apl_jax.training.mesh import build_mesh, place, replicated, split_rows, to_host
 from apl_jax.training.stream import stream_feed, window_start
 
 RUNTIME = RuntimeSettings(steps_per_dispatch=4, portion_mib=1e-2)
@@ -61,6 +61,18 @@ def batches_of(feed: Feed) -> list[dict[str, PyTree]]:
         arrays = feed.inputs(first, count)
         found += [draw(arrays, order_key, jnp.int32(step)) for step in range(first, first + count)]
     return found
+
+
+def gathered() -> dict[str, np.ndarray]:
+    """All batches of a stream, and a streamed pass, as numpy by name: tests/distributed compares processes by it."""
+    found: dict[str, np.ndarray] = {}
+    for step, batches in enumerate(batches_of(stream(TABLES, portion_mib=1.0))):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(to_host(batches)):
+            found[f"{step}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+    shape, mesh = Shape(batch=3, longest_t=16, multiple=4, threads=2), build_mesh()
+    function = lambda _, batch: (batch.features.sum(-1), batch.video)
+    sums, rows = map_streamed(function, {}, TABLES["unlabelled"], shape, mesh)
+    return found | {"pass": sums, "rows": rows}
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(12, 4), (13, 4), (3, 8)])
