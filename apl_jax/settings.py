@@ -58,6 +58,7 @@ class DataSettings(Checked):
     validation_subjects: tuple[int, ...] = ()  # training subjects held out, and evaluated instead of the test set
     length_multiple: int = 16  # grids are padded to a multiple of this; the coarsest pyramid stride must divide it
     max_length_t: int = 2304  # longer videos are cropped in training; prediction sees them whole
+    stream_window: float = 1.25  # of max_length_t: what a stream reads of longer videos, for a crop to be cut from
     std_floor: float = 1e-3  # in feature units; a feature that deviates less in training is centred, not scaled
     strict_annotations: bool = True  # False: keep segments outside their video, drop empty ones (THUMOS14, ActivityNet)
     allow_uncovered: bool = False  # go on when the labelled videos leave a class without an instance
@@ -345,7 +346,8 @@ class EvaluationSettings(Checked):
 
 @dataclass(frozen=True)
 class RuntimeSettings(Checked):
-    """Machine matters; nothing here may change a result beyond float rounding."""
+    """Machine matters; nothing here may change a result beyond float rounding, but for ``feed`` where videos are longer
+    than ``data.stream_window`` lets a stream read at once."""
 
     steps_per_dispatch: int = 25  # optimiser steps inside one jitted call
     checkpoint_every: int = 250  # steps, a multiple of steps_per_dispatch

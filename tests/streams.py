@@ -44,10 +44,10 @@ def key() -> jax.Array:
     return jax.jit(lambda: jax.random.key(3), out_shardings=replicated(build_mesh()))()
 
 
-def stream(tables: dict[str, VideoTable], longest_view: int = 16, **changes: float) -> Feed:
+def stream(tables: dict[str, VideoTable], window_t: int = 20, **changes: float) -> Feed:
     runtime = dataclasses.replace(RUNTIME, **changes)
     constants = place({"bank": random_bank()}, replicated(build_mesh()))
-    return stream_feed(tables, SIZES, constants, key(), STEPS, longest_view, runtime, build_mesh(), {})
+    return stream_feed(tables, SIZES, constants, key(), STEPS, window_t, runtime, build_mesh(), {})
 
 
 def batches_of(feed: Feed) -> list[dict[str, PyTree]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def training_stage(
     depends = {
         "kind": kind, "stage": dataclasses.asdict(stage), "detector": settings.detector, "seed": settings.seed,
         "network": _trained_part(settings, kind),
-        "crop": settings.data.max_length_t,
+        "crop": [settings.data.max_length_t, settings.data.stream_window],
         "contrastive": dataclasses.asdict(learning.contrastive), "unlabelled_weight": learning.unlabelled_weight,
         "nontarget": dataclasses.asdict(learning.nontarget) if "nontarget" in kind else None,
         "foreground_share": learning.foreground_share if kind == "foreground" else None,
@@ -132,10 +133,9 @@ def _feed(room: Room, key: Array, stage: StageSettings, kind: str, labels: str |
     most = {role: max((len(record.labels) for record in table.records), default=0) for role, table in tables.items()}
     most = {role: 1 << max(count - 1, 0).bit_length() if role == "unlabelled" else None for role, count in most.items()}
     if room.streamed:
-        settings = room.settings
-        return stream_feed(
-            tables, sizes, constants, key, stage.steps, settings.data.max_length_t, settings.runtime, room.mesh, most
-        )
+        data, runtime = room.settings.data, room.settings.runtime
+        window_t = math.ceil(data.stream_window * data.max_length_t)
+        return stream_feed(tables, sizes, constants, key, stage.steps, window_t, runtime, room.mesh, most)
     placed = {
         role: room.labelled if role == "labelled"
         else room.all_training if labels is None

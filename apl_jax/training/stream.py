@@ -9,7 +9,6 @@ number, so that resuming needs no iterator state; Grain's threads read a few ahe
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 
 import grain
@@ -24,7 +23,6 @@ from apl_jax.structs import Array, Batch, PyTree, Targets
 from apl_jax.training.mesh import DATA_AXIS, place, replicated, to_host
 
 _MIB = 2**20
-_WINDOW = 1.25  # of the longest training view: what is read of a longer video leaves the view some choice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,7 +91,7 @@ def window_start(draws: np.random.Generator, length: int, window: int, segments_
 
 def stream_feed(
     tables: Mapping[str, VideoTable], batch_sizes: Mapping[str, int], constants: Mapping[str, PyTree], key: Array,
-    steps: int, longest_view: int, runtime: RuntimeSettings, mesh: Mesh, max_instances: Mapping[str, int | None],
+    steps: int, window_t: int, runtime: RuntimeSettings, mesh: Mesh, max_instances: Mapping[str, int | None],
 ) -> Feed:  # fmt: skip
     """A feed that brings portions of at most ``runtime.portion_mib``, ``runtime.read_threads`` of them being read.
 
@@ -103,15 +101,15 @@ def stream_feed(
         constants: further arrays on the devices, that every step sees whole.
         key: of the stage, as the dispatch is given it.
         steps: of the stage.
-        longest_view: grid steps of the longest training view. Of videos longer than 5/4 of it a window of that length
-            is read at random, in which the view is then cut as on whole videos (learning/perturb.py).
+        window_t: of longer videos a random window of so many grid steps is read, in which the training view is then cut
+            as on whole videos (learning/perturb.py).
     """
     order_key = jax.random.split(key)[0]  # as build_dispatch splits it
     roles: dict[str, Role] = {}
     for i, name in enumerate(sorted(tables)):
         table, batch = tables[name], batch_sizes[name]
         order = jax.jit(draw_all_rows, static_argnums=(1, 2, 3))(role_key(order_key, i), steps, len(table.ids), batch)
-        steps_t = min(table.length_t, math.ceil(_WINDOW * longest_view))
+        steps_t = min(table.length_t, window_t)
         targets = build_targets(table.records, table.grids, max_instances.get(name))
         roles[name] = Role(table, targets, to_host(order), steps_t, _local_videos(mesh, batch))
     step_bytes = sum(role.step_bytes for role in roles.values())

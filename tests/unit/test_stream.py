@@ -44,7 +44,7 @@ def test_a_resumed_stream_goes_on_where_it_was() -> None:
 
 def test_a_window_of_a_long_video_keeps_its_rows_and_instances_together() -> None:
     long = {"labelled": table([60, 90, 16], 96, shift=0.0), "unlabelled": TABLES["unlabelled"]}
-    feed = stream(long, longest_view=16, portion_mib=1.0)
+    feed = stream(long, window_t=20, portion_mib=1.0)
     windows = set()
     for batches in batches_of(feed):
         batch: Batch = batches["labelled"]
