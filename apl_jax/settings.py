@@ -33,6 +33,7 @@ class RehearsalSettings(Checked):
     scene: float = 0.5  # a video's own offset, in its background and actions alike
     gain: float = 0.15  # standard deviation of a video's log-normal gain
     backgrounds: int = 12  # prototypes that background wanders between
+    backgrounds_spread: float = 2.0  # standard deviation of their log-weights in a mixture; large: one at a time
     wander_s: float = 4.0  # seconds from one mixture of them to another
     flicker: float = 0.3  # disturbance of each row along the directions of scenes and instances
     noise: float = 1.4  # white noise, over all directions together

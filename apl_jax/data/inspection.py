@@ -19,8 +19,9 @@ import numpy as np
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.coverage import Cause, uncovered_causes
 from apl_jax.data.dataset import open_truth
-from apl_jax.data.features import MADE_UP, FeatureSource, data_root, open_features
+from apl_jax.data.features import open_features
 from apl_jax.data.files import DataError, refusal
+from apl_jax.data.sources import MADE_UP, FeatureSource, data_root
 from apl_jax.data.splits import Split, build_split
 from apl_jax.data.survey import SHOWN, Finding, Follow, Reading, Survey, read_all, survey
 from apl_jax.settings import DataSettings, Settings

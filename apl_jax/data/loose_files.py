@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data import layouts
-from apl_jax.data.features import FeatureFile, FeatureSource, open_features
+from apl_jax.data.features import open_features
 from apl_jax.data.files import refusal
 from apl_jax.data.layouts import AGAIN, READERS, words_of
 from apl_jax.data.manifest import check_settings, read_manifest
+from apl_jax.data.sources import FeatureFile, FeatureSource
 from apl_jax.settings import DataSettings
 
 _H5 = (".h5", ".hdf5")

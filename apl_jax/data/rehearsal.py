@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.features import REHEARSAL, FeatureSource, data_root
 from apl_jax.data.files import refusal
 from apl_jax.data.grids import build_grid
 from apl_jax.data.layouts import Unusable
 from apl_jax.data.manifest import Manifest, read_manifest, write_manifest
 from apl_jax.data.published import annotation_file, read_published
+from apl_jax.data.sources import REHEARSAL, FeatureSource, data_root
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
 from apl_jax.structs import TimeGrid
@@ -103,7 +103,7 @@ class RehearsalFeatures(FeatureSource):
         deviation = covered @ (made.instance * strength[:, None] * nuisance(count))
         silence = 1 - covered.max(1, initial=0)[:, None]
         knots = max(2, 1 + round(record.duration_s / made.wander_s))
-        background = silence * _wander(draws, grid.length, knots, made.backgrounds)
+        background = silence * _wander(draws, grid.length, knots, made.backgrounds, made.backgrounds_spread)
         disturbance = made.scene * nuisance() + made.flicker * nuisance(grid.length)
         rows = np.concatenate([covered @ mixture, background, deviation + disturbance], axis=1)
         return used, (np.exp(made.gain * draws.standard_normal()) * rows).astype(np.float32)
@@ -209,9 +209,9 @@ def _directions(draws: np.random.Generator, count: int, width: int) -> np.ndarra
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def _wander(draws: np.random.Generator, length: int, knots: int, count: int) -> np.ndarray:
+def _wander(draws: np.random.Generator, length: int, knots: int, count: int, spread: float) -> np.ndarray:
     """Mixtures ``[length, count]`` that sum to 1 and change slowly: drawn at ``knots`` times, linear in between."""
-    weight = np.exp(2 * draws.standard_normal((knots, count)))
+    weight = np.exp(spread * draws.standard_normal((knots, count)))
     weight /= weight.sum(1, keepdims=True)
     time = np.linspace(0, knots - 1, length)
     before = np.minimum(time.astype(int), knots - 2)

@@ -17,12 +17,12 @@ import numpy as np
 
 from apl_jax.data.annotations import LONGEST_S, Annotations, VideoRecord, read_annotations
 from apl_jax.data.batching import bucket_length, stack_table
-from apl_jax.data.features import FeatureSource
 from apl_jax.data.feeds import whole_table
 from apl_jax.data.files import refusal, write_text
 from apl_jax.data.grids import count_samples, place_rows
 from apl_jax.data.loose_files import open_loose
 from apl_jax.data.manifest import check_clock
+from apl_jax.data.sources import FeatureSource
 from apl_jax.detectors import build_detector
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
 from apl_jax.evaluation.predict import predict_batch, to_instances

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from specimens import smoke_settings
 
-from apl_jax.data.features import embedded_root
 from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.data.grids import window_signal
+from apl_jax.data.sources import embedded_root
 from apl_jax.declarations import fingerprint
 from apl_jax.evaluation.submission import read_submission
 from apl_jax.pipeline.model import describe_model

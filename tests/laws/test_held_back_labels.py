@@ -10,7 +10,7 @@ from run_folders import assert_same_state
 from specimens import smoke_settings
 
 from apl_jax.data.dataset import open_dataset, open_truth
-from apl_jax.data.features import embedded_root
+from apl_jax.data.sources import embedded_root
 from apl_jax.pipeline.run import run
 
 
