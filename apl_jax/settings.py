@@ -278,6 +278,7 @@ class NonTargetSettings(Checked):
     """Learning from non-target classes (paper 002 III-C to III-F; systems 7.B)."""
 
     closeness: float = 0.85  # lambda: least probability of a positive class, as a fraction of the target's (Table IV)
+    spared: int = 0  # likeliest classes after the target that are never negative; 0 is the paper's rule (Eq. 8)
     max_positives: int = 5  # of a snippet; a flat distribution would make every class positive (systems 7.B)
     negative_weight: float = 1.0  # of l_neg; 0 leaves it out, as rows of Table II do
     positive_weight: float = 1.0  # of l_pos

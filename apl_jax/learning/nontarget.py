@@ -44,7 +44,8 @@ def divide_classes(probability: Array, settings: NonTargetSettings, taught: Arra
     Negative: the largest set of least likely classes whose probabilities sum to at most that of the target (Eq. 8).
     Positive: at least ``closeness`` times as likely as the target (Eq. 10), the ``max_positives`` likeliest of them;
     those beyond are ambiguous. A class that meets both rules is positive, and the target is only the target (systems
-    C1, C2). The first of equally likely classes is the target.
+    C1, C2). The first of equally likely classes is the target. The ``spared`` likeliest classes after it are never
+    negative, which the paper does not know: once the target has half of the probability its rule excludes all others.
 
     ``taught [..., C + 1]`` is 1 at the class (or classes) of a pseudo label. They are targets too: the label of a
     teacher may differ from the snippet's own surest class, and one loss must not exclude what another teaches.
@@ -62,7 +63,7 @@ def divide_classes(probability: Array, settings: NonTargetSettings, taught: Arra
     weight = jnp.cumsum(jnp.take_along_axis(p, rising, -1), -1)
     back = jnp.argsort(rising, -1, stable=True)
     light = jnp.take_along_axis(weight, back, -1) <= most + _SLACK
-    negative = light & ~target & ~close
+    negative = light & ~target & ~close & (place > settings.spared)
 
     part = jnp.where(negative, Part.NEGATIVE, Part.AMBIGUOUS)
     part = jnp.where(positive, Part.POSITIVE, part)

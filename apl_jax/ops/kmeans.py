@@ -16,28 +16,44 @@ class Clusters(NamedTuple):
     inertia: Float[Array, ""]  # sum over masked rows of the squared distance to their centre
 
 
-# Products that XLA's CPU backend is given one by one; more would only lengthen compilation.
+# Problems whose products XLA's CPU backend is given one by one; more would only lengthen compilation.
 _UNROLLED = 32
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.custom_batching.custom_vmap
 def gram_matrix(points: jax.Array) -> jax.Array:
     """Inner products ``[n, n]`` of rows ``[n, d]``.
 
-    Under ``vmap`` a CPU gets one product per problem: it computes those side by side, but a batched product one after
-    the other. Other devices get the batched product.
+    Under ``vmap`` a CPU gets the products of each problem by themselves: it computes those side by side, but a batched
+    product one after the other. Of the symmetric result it computes three quarters, if n is even.
     """
-    return jnp.matmul(points, points.T, precision=jax.lax.Precision.HIGHEST)
+    return _product(points, points)
 
 
 @gram_matrix.def_vmap
 def _gram_matrices(size: int, batched: list[bool], points: jax.Array) -> tuple[jax.Array, bool]:
     del batched  # the only argument
-    together = jax.vmap(lambda x: jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST))
-    one_by_one = lambda x: jnp.stack([gram_matrix(rows) for rows in x])
+    together = jax.vmap(lambda x: _product(x, x))
     if size > _UNROLLED or points.ndim > 3:
         return together(points), True
-    return jax.lax.platform_dependent(points, cpu=one_by_one, default=together), True
+    return jax.lax.platform_dependent(points, cpu=_one_by_one, default=together), True
+
+
+def _one_by_one(points: jax.Array) -> jax.Array:
+    problems, n, width = points.shape
+    if n % 2:
+        return jnp.stack([_product(rows, rows) for rows in points])
+    halves = list(points.reshape(2 * problems, n // 2, width))
+    return jnp.stack([_symmetric_product(*halves[2 * i : 2 * i + 2]) for i in range(problems)])
+
+
+def _symmetric_product(upper: jax.Array, lower: jax.Array) -> jax.Array:
+    across = _product(upper, lower)
+    return jnp.block([[_product(upper, upper), across], [across.T, _product(lower, lower)]])
 
 
 def kmeans(

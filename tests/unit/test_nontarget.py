@@ -86,9 +86,10 @@ def twin(p: np.ndarray, s: NonTargetSettings) -> list[int]:
         if total > p[target] + 1e-6:
             break
         negatives.append(int(c))
-    for c in negatives:
-        parts[c] = int(N)
     falling = [int(c) for c in np.argsort(-p, kind="stable") if c != target]
+    for c in negatives:
+        if c not in falling[: s.spared]:
+            parts[c] = int(N)
     for place, c in enumerate(falling):
         if p[c] >= np.float32(s.closeness) * p[target]:
             parts[c] = int(P) if place < s.max_positives else int(A)
@@ -97,12 +98,18 @@ def twin(p: np.ndarray, s: NonTargetSettings) -> list[int]:
 
 
 @pytest.mark.parametrize("concentration", [0.05, 0.5, 5.0, 500.0])
-@pytest.mark.parametrize("closeness", [0.5, 0.85, 0.9])
-def test_twin(concentration: float, closeness: float) -> None:
-    settings = dataclasses.replace(SETTINGS, closeness=closeness)
+@pytest.mark.parametrize(("closeness", "spared"), [(0.5, 0), (0.85, 0), (0.9, 0), (0.85, 1), (0.5, 3)])
+def test_twin(concentration: float, closeness: float, spared: int) -> None:
+    settings = dataclasses.replace(SETTINGS, closeness=closeness, spared=spared)
     p = np.random.default_rng(0).dirichlet([concentration] * 12, 200).astype(np.float32)
     found = jax.jit(lambda x: divide_classes(x, settings))(p.reshape(10, 20, 12)).reshape(200, 12)
     assert np.asarray(found).tolist() == [twin(row, settings) for row in p]
+
+
+def test_a_spared_runner_up_is_not_excluded() -> None:
+    p = jnp.float32([0.9, 0.04, 0.03, 0.02, 0.01])
+    assert divide_classes(p, dataclasses.replace(SETTINGS, spared=1)).tolist() == [T, A, N, N, N]
+    assert divide_classes(p, dataclasses.replace(SETTINGS, spared=9)).tolist() == [T, A, A, A, A]
 
 
 def test_laws_of_the_division() -> None:
