@@ -88,7 +88,9 @@ def _evaluate(_: list[str]) -> None:
     if not records:
         subsets = sorted({r.subset for r in annotations.videos.values()})
         raise ValueError(f"--subset: found {FLAGS.subset!r}, expected one of {', '.join(subsets)}")
-    submission = read_submission(FLAGS.predictions, [r.id for r in records], annotations.classes)
+    # The external protocol does not look at labels, which may be those of a class-agnostic detector.
+    names = None if any(FLAGS[name].value is not None for name in _EXTERNAL_FLAGS) else annotations.classes
+    submission = read_submission(FLAGS.predictions, [r.id for r in records], names)
     for note in (
         *annotations.notes,
         *(f"predictions name an unknown class {label!r}: left out" for label in submission.unknown_labels),

@@ -62,6 +62,8 @@ class DataSettings(Checked):
     stream_window: float = 1.25  # of max_length_t: what a stream reads of longer videos, for a crop to be cut from
     std_floor: float = 1e-3  # in feature units; a feature that deviates less in training is centred, not scaled
     strict_annotations: bool = True  # False: keep segments outside their video, drop empty ones (THUMOS14, ActivityNet)
+    # every class is taught and detected as one, "action"; names then come from the external protocol (systems 1.1, 1.9)
+    class_agnostic: bool = False
     allow_uncovered: bool = False  # go on when the labelled videos leave a class without an instance
     split_file: str = ""  # JSON with ids under "labelled", or SPOT's CSV; replaces label_ratio, split_seed, split_rule
     # cover: every class first, nested over ratios | first_class: each class its share, by a video's first annotation,

@@ -21,8 +21,10 @@ ActionFormer's also as apl-tsp, fixed-tsp, full-tsp (36.56), nontarget-tsp: TSP,
 `icd` and `alqa` are the rungs between `fixed` and `apl`. At 20, 40, 60 % labels APL's Table 1 has 34.5, 35.5, 36.0.
 
 The papers' ActionFormer finds segments of one class and takes names from a classifier that was trained with all labels
-of all videos. Here it tells 200 classes apart itself, under either protocol (one class for all is not supported), so
-the strict protocol's numbers are bound to be lower: compare with theirs only under the external one.
+of all videos. Here it tells 200 classes apart itself, so its numbers are bound to be lower; theirs compare with
+
+    ... --config.data.class_agnostic=True --config.evaluation.protocol=external
+        --config.evaluation.external_scores=cuhk_val_simp_share.json
 
 Labels: every class its share, 966 videos (systems 3.8). SPOT's published split, whose files name the videos:
 --config.data.split_file=<folder>/video_info_new_0.9.csv

@@ -22,6 +22,7 @@ from apl_jax.data.files import load_csv, load_json, refusal
 _TOLERANCE_S = 0.5  # players and annotators disagree this much about where a recording ends ...
 _TOLERANCE_SHARE = 0.01  # ... or by 1 % of it (ActivityNet v_m--b-Ltjm_Y: 0.85 s of 143 s)
 LONGEST_S = 1e8  # three years: what is longer is a mistake, and float32 would round its times to seconds
+AGNOSTIC = "action"  # the one class where none are told apart
 _LENIENT = "correct the file, or read it as published with --config.data.strict_annotations=False"
 
 
@@ -61,6 +62,19 @@ class Annotations:
     # Class of each video's first annotation, also of one that reading dropped: published splits go by it (systems 3.8).
     first_classes: dict[str, int] = field(default_factory=dict)
     variant: str = ""  # which of several published versions of the data set this is (data/published.py)
+
+    def agnostic(self) -> Annotations:
+        """The same instances, all of one class; those that differed in nothing but their class are one."""
+        videos = {}
+        for video, record in self.videos.items():
+            _, first = np.unique(record.segments_s, axis=0, return_index=True)
+            kept = np.sort(first)
+            videos[video] = dataclasses.replace(
+                record, segments_s=record.segments_s[kept], labels=np.zeros(len(kept), np.int32),
+                weight=record.weight[kept], ignore=record.ignore[kept],
+            )  # fmt: skip
+        first_classes = dict.fromkeys(self.first_classes, 0)
+        return dataclasses.replace(self, classes=(AGNOSTIC,), videos=videos, first_classes=first_classes)
 
 
 @dataclass

@@ -47,8 +47,9 @@ def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Datase
     are those of all training videos, labelled and unlabelled: they use no label. Raises
     :class:`~apl_jax.data.annotations.DataError`, which names file, video and field.
     """
+    # Which videos show their labels goes by the classes' names even where they are not told apart.
+    split = build_split(open_truth(settings, named=True), settings)
     annotations = open_truth(settings)
-    split = build_split(annotations, settings)
     source = open_features(None, settings)
     labelled = [annotations.videos[video] for video in split.labelled]
     unlabelled = [annotations.videos[video].without_annotations() for video in split.unlabelled]
@@ -75,12 +76,14 @@ def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Datase
     )
 
 
-def open_truth(settings: DataSettings) -> Annotations:
+def open_truth(settings: DataSettings, named: bool = False) -> Annotations:
     """All annotations of the data set, the held-back ones included: for ``evaluation/`` only, never for training.
 
-    Raises :class:`~apl_jax.data.annotations.DataError`.
+    Their classes are those that are told apart: one under ``settings.class_agnostic``, unless they are asked for with
+    their names. Raises :class:`~apl_jax.data.annotations.DataError`.
     """
-    return read_published(data_root(settings), settings)
+    annotations = read_published(data_root(settings), settings)
+    return annotations.agnostic() if settings.class_agnostic and not named else annotations
 
 
 def _digest(

@@ -74,7 +74,7 @@ def inspect_dataset(settings: Settings, follow: Follow = lambda records: records
     annotations as a whole cannot be read.
     """
     data, errors = settings.data, []
-    annotations = open_truth(data)
+    annotations = open_truth(data, named=True)
     videos = annotations.videos.values()
     split = _divide(annotations, settings, errors)
     roles = _roles(annotations, split, data)

@@ -58,10 +58,13 @@ def check_protocol(evaluation: EvaluationSettings) -> None:
         raise refusal("--config.evaluation.external_scores", found, expected, "--config.evaluation.protocol=external")
 
 
-def protocol_words(evaluation: EvaluationSettings) -> str:
-    """The protocol as result files name it: "strict", or "external (top 2, sqrt, <file name>)"."""
+def protocol_words(evaluation: EvaluationSettings, class_agnostic: bool = False) -> str:
+    """The protocol as result files name it: "strict", or "external (top 2, sqrt, <file name>)".
+
+    What is scored under ``strict`` when classes are not told apart is another thing, and is called so.
+    """
     if evaluation.protocol == "strict":
-        return "strict"
+        return "strict, class-agnostic" if class_agnostic else "strict"
     name = Path(evaluation.external_scores).name
     return f"external (top {evaluation.external_top_k}, {evaluation.external_combination}, {name})"
 

@@ -22,10 +22,11 @@ class Submission:
     unknown_labels: tuple[str, ...]
 
 
-def read_submission(path: str | Path, videos: Sequence[str], classes: Sequence[str]) -> Submission:
+def read_submission(path: str | Path, videos: Sequence[str], classes: Sequence[str] | None) -> Submission:
     """Reads ActivityNet's submission JSON, ``{"results": {video: [{"label", "score", "segment": [s, e]}]}}``.
 
-    Video rows are positions in ``videos``, labels are positions in ``classes``. Raises :class:`DataError` (a
+    Video rows are positions in ``videos``, labels are positions in ``classes``; with None for these they do not matter
+    and all become 0. Raises :class:`DataError` (a
     ``ValueError``) with file, video and field when the file is not such a JSON, or when nothing in it is known.
     """
     path = Path(path).expanduser()
@@ -33,8 +34,10 @@ def read_submission(path: str | Path, videos: Sequence[str], classes: Sequence[s
     if not isinstance(results, dict) or not all(isinstance(entries, list) for entries in results.values()):
         expected = 'an object that maps each video to a list of {"label", "score", "segment"}'
         raise refusal(f"{path}: results", str(results)[:80], expected, "check that this is the prediction file")
-    row_of, class_of = {name: i for i, name in enumerate(videos)}, {name: i for i, name in enumerate(classes)}
     entries = [(v, *_entry(e, f"{path}: video {v!r}, results[{i}]")) for v in results for i, e in enumerate(results[v])]
+    if classes is None:
+        classes, entries = ("",), [(video, "", segment, score) for video, _, segment, score in entries]
+    row_of, class_of = {name: i for i, name in enumerate(videos)}, {name: i for i, name in enumerate(classes)}
     known = [e for e in entries if e[0] in row_of and e[1] in class_of]
     unknown_labels = sorted({label for _, label, _, _ in entries} - set(class_of))
     if entries and not known:

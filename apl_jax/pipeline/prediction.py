@@ -93,6 +93,8 @@ def predict(workdir: Path, request: Request) -> Predictions:
     source = open_loose(request.features, settings.data, card["features"] == "rows")
     thresholds = read_thresholds(request.thresholds, classes) if request.thresholds else None
     annotations = read_annotations(request.annotations, strict=False) if request.annotations else None
+    if annotations is not None and settings.data.class_agnostic:
+        annotations = annotations.agnostic()
     if request.duration_s is not None and len(source.ids) > 1:
         found, remedy = f"{len(source.ids)} videos", "--annotations=<json with the duration of each>"
         raise refusal(f"--duration={request.duration_s:g}", found, "one video", remedy)
@@ -256,8 +258,10 @@ def choose_thresholds(
     all annotated videos. Instances of videos without predictions count as missed. Raises ``ValueError`` for files
     that cannot be read or do not fit the model.
     """
-    classes = tuple(read_model(workdir)[0]["classes"])
-    truth = read_annotations(annotations, classes, strict=False)
+    card, settings = read_model(workdir)
+    classes, agnostic = tuple(card["classes"]), settings.data.class_agnostic
+    truth = read_annotations(annotations, None if agnostic else classes, strict=False)
+    truth = truth.agnostic() if agnostic else truth
     records = [r for r in truth.videos.values() if not subset or r.subset == subset.lower()]
     if not records:
         found = ", ".join(sorted({r.subset for r in truth.videos.values()}))

@@ -48,6 +48,11 @@ class Room:
         return open_truth(self.settings.data)
 
     @functools.cached_property
+    def scored_truth(self) -> Annotations:
+        """What predictions are scored against: :attr:`truth`, but under the external protocol all names of classes."""
+        return open_truth(self.settings.data, named=self.settings.evaluation.protocol == "external")
+
+    @functools.cached_property
     def streamed(self) -> bool:
         """Whether batches are read while the devices compute (``runtime.feed``)."""
         runtime = self.settings.runtime

@@ -52,7 +52,7 @@ def open_room(settings: Settings, workdir: Path) -> Room:
 
 def _check_protocol(room: Room) -> None:
     """Refuses class scores that do not fit the evaluation videos, and says what else is to be known about them."""
-    evaluation, classes = room.settings.evaluation, room.dataset.classes
+    evaluation, classes = room.settings.evaluation, room.scored_truth.classes
     check_protocol(evaluation)
     if evaluation.protocol == "strict":
         return
@@ -169,7 +169,7 @@ def summarise(room: Room, results: dict[str, Any]) -> dict[str, Any]:
             "unlabelled": len(room.dataset.split.unlabelled), "evaluated": len(room.dataset.split.evaluation),
             "evaluated_on": "validation subjects" if settings.data.validation_subjects else "test subset",
         },
-        "protocol": protocol_words(settings.evaluation),
+        "protocol": protocol_words(settings.evaluation, settings.data.class_agnostic),
         "external_digest": external_digest(settings.evaluation),
         "seed": settings.seed,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -44,10 +44,10 @@ def evaluation_stage(name: str, settings: Settings, trained: str) -> Stage:
         detections: Detections = to_host(room.map_videos("evaluation", predict, params["detector"]))
         instances, _ = to_instances(detections, table.grids, None, [record.duration_s for record in table.records])
         if settings.evaluation.protocol == "external":
-            instances, _ = with_external_classes(instances, table.ids, room.dataset.classes, settings.evaluation)
+            instances, _ = with_external_classes(instances, table.ids, room.scored_truth.classes, settings.evaluation)
             check_unchanged(settings.evaluation, digest)
         if room.ledger.first_process:
-            write_submission(folder / "predictions.json", instances, table.ids, room.dataset.classes)
+            write_submission(folder / "predictions.json", instances, table.ids, room.scored_truth.classes)
         return score(room, instances)
 
     depends = {
@@ -60,10 +60,10 @@ def evaluation_stage(name: str, settings: Settings, trained: str) -> Stage:
 
 def score(room: Room, predictions: Instances) -> dict[str, Any]:
     """mAP and recall of predictions on the evaluation videos, as JSON types."""
-    truth = instances_from_annotations([room.truth.videos[video] for video in room.dataset.evaluation.ids])
-    e = room.settings.evaluation
-    result = average_precision(truth, predictions, e.tiou, len(room.dataset.classes), e.recall_at)
-    return result.as_dict(room.dataset.classes)
+    known, e = room.scored_truth, room.settings.evaluation
+    truth = instances_from_annotations([known.videos[video] for video in room.dataset.evaluation.ids])
+    result = average_precision(truth, predictions, e.tiou, len(known.classes), e.recall_at)
+    return result.as_dict(known.classes)
 
 
 def label_space_stage(name: str, settings: Settings, trained: str) -> Stage:

@@ -43,15 +43,21 @@ class FinishedRun:
     settings: Settings
     results: dict[str, Any]
     split: dict[str, Any]
-    truth: Annotations  # the held-back ones included
+    truth: Annotations  # the held-back ones included, of the classes that were taught
+    scored_truth: Annotations  # the same of the classes that predictions have: others where the protocol names them
+
+    def known(self, role: str) -> Annotations:
+        """By what the videos of a role (labelled, unlabelled or evaluation) are judged."""
+        return self.scored_truth if role == "evaluation" else self.truth
 
     def records(self, role: str) -> list[VideoRecord]:
-        """The true annotations of the split's videos; role: labelled, unlabelled or evaluation."""
-        missing = [video for video in self.split[role] if video not in self.truth.videos]
+        """The true annotations of the split's videos, as :meth:`known`."""
+        known = self.known(role).videos
+        missing = [video for video in self.split[role] if video not in known]
         if missing:
             where, remedy = f"{self.workdir / 'split.json'}: {role}", "use the data that the run was made with"
             raise refusal(where, f"video {missing[0]!r}, which has no annotation", "videos of the data set", remedy)
-        return [self.truth.videos[video] for video in self.split[role]]
+        return [known[video] for video in self.split[role]]
 
     def pseudo_labels(self, stage: str) -> PseudoLabelTable:
         """What the stage ``pseudo_label_<round>`` wrote; values that a hand-made label lacks are those of certainty."""
@@ -85,7 +91,7 @@ class FinishedRun:
     def predictions(self, arm: str) -> Instances:
         """What an arm predicts on the evaluation videos."""
         path = self.workdir / "stages" / f"{arm}_evaluation" / "predictions.json"
-        return read_submission(path, self.split["evaluation"], self.truth.classes).instances
+        return read_submission(path, self.split["evaluation"], self.scored_truth.classes).instances
 
     def curves(self, stage: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Scalars that a training stage logged, name -> (steps [S], values [S]); empty without a log."""
@@ -110,8 +116,10 @@ def open_run(workdir: Path) -> FinishedRun:
             raise refusal(f"{workdir / name}.json", "no such file", "the folder of a finished run", remedy)
     settings, results, split = (load_json(workdir / f"{name}.json") for name in names)
     opened = from_dict(Settings, settings)
-    asked = protocol_words(opened.evaluation)
+    data = opened.data
+    asked = protocol_words(opened.evaluation, data.class_agnostic)
     if results["protocol"] != asked:  # the table would be of one protocol, the predictions beside it of another
         where, found = f"{workdir / 'results.json'}: protocol", f"{results['protocol']!r}"
         raise refusal(where, found, f"{asked!r} as in settings.json", "finish the run, which was begun again")
-    return FinishedRun(workdir, opened, results, split, open_truth(opened.data))
+    scored = open_truth(data, named=opened.evaluation.protocol == "external")
+    return FinishedRun(workdir, opened, results, split, open_truth(data), scored)

@@ -68,9 +68,10 @@ def write_report(workdir: Path) -> Path:
     folder holds no finished run, ``OSError`` when the page cannot be saved; a former page is then untouched.
     """
     run = open_run(workdir)
-    truth = [record for role in ("labelled", "unlabelled", "evaluation") for record in run.records(role)]
-    frequency = np.bincount(instances_from_annotations(truth).label, minlength=len(run.truth.classes))
-    colours = plots.class_colours(frequency)
+    colours = _class_colours(run, "labelled", "unlabelled", "evaluation")
+    scored_colours = colours
+    if run.scored_truth.classes != run.truth.classes:
+        colours, scored_colours = _class_colours(run, "labelled", "unlabelled"), _class_colours(run, "evaluation")
     sections = [
         ("Results", _results(run)),
         ("Average precision per class", _per_class(run)),
@@ -78,13 +79,20 @@ def write_report(workdir: Path) -> Path:
         ("Pseudo labels", _pseudo_labels(run, colours)),
         ("Non-target classes", label_space_section(run)),
         ("Timelines of unlabelled videos", _unlabelled_timelines(run, colours)),
-        ("Timelines of evaluated videos", _evaluation_timelines(run, colours)),
+        ("Timelines of evaluated videos", _evaluation_timelines(run, scored_colours)),
         ("What was run", _provenance(run)),
     ]
     title = f"{run.results['data']['name']}, {100 * run.results['data']['label_ratio']:g} % of labels"
     path = workdir / "report.html"
     write_text(path, document(title, headline(run.results).partition(": ")[2], sections))
     return path
+
+
+def _class_colours(run: FinishedRun, *roles: str) -> list[str]:
+    """A colour for each class of the roles' videos, by how frequent they are."""
+    truth = [record for role in roles for record in run.records(role)]
+    frequency = np.bincount(instances_from_annotations(truth).label, minlength=len(run.known(roles[-1]).classes))
+    return plots.class_colours(frequency)
 
 
 # Scores
@@ -104,7 +112,7 @@ def _results(run: FinishedRun) -> str:
 
 
 def _per_class(run: FinishedRun) -> str:
-    arms, classes = run.results["arms"], run.truth.classes
+    arms, classes = run.results["arms"], run.scored_truth.classes
     if not arms:
         return ""
     rows = [["mean over tIoU, %", *(arm_name(arm) for arm in arms)]]
@@ -193,7 +201,7 @@ def _unlabelled_timelines(run: FinishedRun, colours: Sequence[str]) -> str:
         + (f": {len(most)} in which ICD changed most, the others" if most else ",")
         + " at equal distances in the list. The more confident, the more opaque; point at an instance to read it."
     )
-    return _timelines(run, panels, colours, note)
+    return _timelines(classes, panels, colours, note)
 
 
 def _reason_lanes(table: PseudoLabelTable, video: int, classes: Sequence[str]) -> list[Lane]:
@@ -211,25 +219,25 @@ def _evaluation_timelines(run: FinishedRun, colours: Sequence[str]) -> str:
     wanted = (str(run.results.get("final_arm")), "supervised_matched", "supervised")
     shown = [arm for arm in dict.fromkeys(wanted) if arm in arms][:2]
     records, predictions = run.records("evaluation"), {arm: run.predictions(arm) for arm in shown}
-    panels = []
+    panels, classes = [], run.scored_truth.classes
     for v in _spread(TIMELINE_VIDEOS, len(records)) if shown else ():
         lanes = []
         for arm, found in predictions.items():
             rows = (found.video == v) & (found.score >= TIMELINE_CONFIDENCE)
-            lanes.append(_lane(arm_name(arm), found.select(rows), run.truth.classes))
-        panels.append(_panel(records[v], run.truth.classes, lanes))
+            lanes.append(_lane(arm_name(arm), found.select(rows), classes))
+        panels.append(_panel(records[v], classes, lanes))
     note = (
         f"{len(panels)} of {len(records)} videos, at equal distances in the list, not chosen by result. The more "
         f"confident, the more opaque; predictions below {TIMELINE_CONFIDENCE:g} are not drawn. Point at an instance to "
         "read it."
     )
-    return _timelines(run, panels, colours, note)
+    return _timelines(classes, panels, colours, note)
 
 
-def _timelines(run: FinishedRun, panels: Sequence[Panel], colours: Sequence[str], note: str) -> str:
+def _timelines(classes: Sequence[str], panels: Sequence[Panel], colours: Sequence[str], note: str) -> str:
     if not panels:
         return ""
-    classes, numbered = run.truth.classes, len(colours) >= plots.NUMBERED_FROM
+    numbered = len(colours) >= plots.NUMBERED_FROM
     present = sorted({int(c) for panel in panels for lane in panel.lanes for c in lane.labels})
     legend = chips({(f"{c} {classes[c]}" if numbered else classes[c]): colours[c] for c in present})
     drawing = figure(FULL_WIDTH_IN, plots.timeline_height(panels), "", plots.timelines, panels, colours)
