@@ -256,7 +256,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
 
 def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "config file, with :variant", lock_config=True)
-    flags.DEFINE_string("workdir", "", "folder of the run")
+    flags.DEFINE_string("workdir", "", "folder of the run; to predict and export also of a stage or checkpoint in it")
     flags.DEFINE_string("annotations", "", "annotation JSON")
     flags.DEFINE_string("predictions", "", "prediction JSON")
     flags.DEFINE_string("features", "", "features to predict on: a file, or a folder of them")

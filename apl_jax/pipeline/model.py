@@ -68,11 +68,17 @@ def describe_model(room: Room, stage: str | None) -> dict[str, Any]:
 def open_model(workdir: Path, stage: str = "") -> Model:
     """Opens the model of a finished run's folder; ``stage`` "" is the final arm's. The training data may be gone.
 
+    ``workdir`` may also be a stage's folder within it, or one of its checkpoints, as :func:`run_of` reads it.
+
     Raises :class:`~apl_jax.data.files.DataError` when the folder is no finished run or has no such stage,
     :class:`~apl_jax.training.checkpoint.CheckpointError` when its checkpoint is of another model.
     """
     enable_compile_cache()
     card, settings = read_model(workdir)
+    workdir, named, step = run_of(workdir)
+    if stage and named not in ("", stage):
+        raise refusal(f"--stage={stage}", f"a checkpoint of {named!r}", "one stage", "give the folder of the run")
+    stage = stage or named
     stages = sorted(
         path.parent.parent.name
         for path in workdir.glob("stages/*/checkpoints/[0-9]*")
@@ -86,8 +92,14 @@ def open_model(workdir: Path, stage: str = "") -> Model:
     settings = plain_settings(settings) if stage in _PLAIN_ARMS else settings
     mesh = build_mesh()
     like = abstract_arm(settings, int(card["feature_width"]), len(card["classes"]), mesh)
-    store = Checkpoints(workdir / "stages" / stage / "checkpoints", 1)
-    params = store.restore(like).averaged["detector"]
+    folder = workdir / "stages" / stage / "checkpoints"
+    if step is not None and not (folder / str(step)).is_dir():
+        kept = ", ".join(sorted((path.name for path in folder.glob("[0-9]*")), key=int))
+        raise refusal(
+            f"{folder / str(step)}", "no such checkpoint", f"one of {kept}", "one of these, or the run's folder"
+        )
+    store = Checkpoints(folder, 1)
+    params = store.restore(like, step).averaged["detector"]
     store.close()
     standardizer = Standardizer(np.array(card["mean"], np.float32), np.array(card["std"], np.float32))
     windowed = card["features"] == "rows"
@@ -95,8 +107,28 @@ def open_model(workdir: Path, stage: str = "") -> Model:
     return Model(settings, stage, classes, windowed, longest_t, card["fps"], standardizer, params, mesh)
 
 
+def run_of(path: Path) -> tuple[Path, str, int | None]:
+    """The run folder, stage and step that a path means, as ``<run>``, ``<run>/stages/<stage>[/checkpoints[/<step>]]``.
+
+    What it does not say is "" and None: the final arm's stage, the newest step.
+    """
+    path = path.absolute()
+    at = next((n for n, parent in enumerate(path.parents) if parent.name == "stages"), None)
+    if at is None or (path / "settings.json").is_file():
+        return path, "", None
+    stage, *inside = path.parts[len(path.parts) - 1 - at :]
+    plain = inside[:1] in ([], ["checkpoints"]) and len(inside) < 3
+    if not plain or not all(name.isdecimal() for name in inside[1:]):
+        return path, "", None
+    return path.parents[at].parent, stage, int(inside[1]) if len(inside) == 2 else None
+
+
 def read_model(workdir: Path) -> tuple[dict[str, Any], Settings]:
-    """``model.json`` of a finished run and the run's settings; raises :class:`~apl_jax.data.files.DataError`."""
+    """``model.json`` of a finished run and the run's settings; raises :class:`~apl_jax.data.files.DataError`.
+
+    ``workdir`` as :func:`run_of` reads it.
+    """
+    workdir = run_of(workdir)[0]
     path = workdir / MODEL
     if not (workdir / "settings.json").is_file():
         remedy = "--workdir=<the folder that apl-jax run wrote>"

@@ -67,9 +67,11 @@ def main(folder: Path) -> None:
         if (step // portion) % (steps // portion // REPORTS) == 0:
             rate = (step + portion - first) * BATCH / (time.perf_counter() - started)
             print(f"training, after {step * BATCH} videos: {rate:,.0f} videos/s, {resident_mib():,.0f} MiB")
-    started = time.perf_counter()
     shape = Shape(BATCH, longest, settings.data.length_multiple, runtime.read_threads)
-    total = map_streamed(lambda _, batch: batch.features.sum((1, 2)), {}, dataset.evaluation, shape, mesh)
+    function = lambda _, batch: batch.features.sum((1, 2))
+    map_streamed(function, {}, dataset.evaluation.take(range(2 * BATCH)), shape, mesh)  # compiles
+    started = time.perf_counter()
+    total = map_streamed(function, {}, dataset.evaluation, shape, mesh)
     rate = len(total) / (time.perf_counter() - started)
     print(f"evaluation: {rate:,.0f} videos/s, {resident_mib():,.0f} MiB, checksum {np.sum(total):.3f}")
 

@@ -19,7 +19,7 @@ from apl_jax.data.grids import window_signal
 from apl_jax.data.sources import embedded_root
 from apl_jax.declarations import fingerprint
 from apl_jax.evaluation.submission import read_submission
-from apl_jax.pipeline.model import describe_model
+from apl_jax.pipeline.model import describe_model, run_of
 from apl_jax.pipeline.prediction import Predictions, Request, choose_thresholds, predict, write_predictions
 from apl_jax.pipeline.run import open_room
 
@@ -84,13 +84,20 @@ def assert_same(found: list[tuple], expected: list[tuple]) -> None:
         np.testing.assert_allclose([*a[2], a[3]], [*b[2], b[3]], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("stage", ("", "supervised"))
+@pytest.mark.parametrize(("stage", "inside"), [("", ""), ("supervised", ""), ("", "stages/supervised/checkpoints/*")])
 def test_predictions_are_those_of_the_run(
-    stage: str, orphan: Path, small_run: Path, recordings: tuple[Path, dict[str, str]], clocks: Path, tmp_path: Path
+    stage: str,
+    inside: str,
+    orphan: Path,
+    small_run: Path,
+    recordings: tuple[Path, dict[str, str]],
+    clocks: Path,
+    tmp_path: Path,
 ) -> None:
     folder, names = recordings
-    found = predict(orphan, Request(folder, stage, clocks))
-    assert found.stage == stage or found.stage == "self_train_1"
+    checkpoint = max(orphan.glob(inside), key=lambda path: int(path.name)) if inside else orphan
+    found = predict(checkpoint, Request(folder, stage, clocks))
+    assert found.stage == ("supervised" if stage or inside else "self_train_1")
     assert [record.id for record in found.records] == sorted(names)
 
     write_predictions(tmp_path / "found.json", found)
@@ -248,6 +255,27 @@ def test_features_that_do_not_fit_are_refused(orphan: Path, recordings: tuple, t
 def test_impossible_requests_are_refused_before_anything_is_read(change: dict, flag: str) -> None:
     with pytest.raises(DataError, match=f"^{flag}: found"):
         Request(Path("nowhere"), **change)
+
+
+def test_paths_inside_a_run() -> None:
+    run = Path("/runs/mine")
+    assert run_of(run) == (run, "", None)
+    for inside in ("stages/teacher", "stages/teacher/checkpoints"):
+        assert run_of(run / inside) == (run, "teacher", None)
+    assert run_of(run / "stages/teacher/checkpoints/250") == (run, "teacher", 250)
+    assert run_of(run / "stages/teacher/checkpoints/250/state") == (
+        run / "stages/teacher/checkpoints/250/state",
+        "",
+        None,
+    )
+
+
+def test_checkpoints_that_are_not_there_are_refused(orphan: Path, recordings: tuple, clocks: Path) -> None:
+    request = Request(recordings[0], annotations=clocks)
+    with pytest.raises(DataError, match=r"checkpoints/7: found no such checkpoint; expected one of \d+"):
+        predict(orphan / "stages" / "teacher" / "checkpoints" / "7", request)
+    with pytest.raises(DataError, match="--stage=supervised: found a checkpoint of 'teacher'"):
+        predict(orphan / "stages" / "teacher", dataclasses.replace(request, stage="supervised"))
 
 
 def test_run_folder_that_cannot_predict_says_what_to_do(orphan: Path, tmp_path: Path) -> None:
