@@ -12,6 +12,7 @@ import pytest
 from specimens import GOLDEN
 from torch_archive import write_checkpoint
 
+from apl_jax.data.annotations import AGNOSTIC
 from apl_jax.data.files import DataError, load_json
 from apl_jax.detectors import build_detector
 from apl_jax.pipeline.imported import import_actionformer
@@ -102,6 +103,21 @@ def test_predictions_of_the_imported_network_are_the_references(
         assert (ours.label == theirs["labels"][kept]).all() and kept.sum() > 100
         np.testing.assert_allclose(ours.score, theirs["scores"][kept], atol=1e-4, rtol=0)
         np.testing.assert_allclose(ours.segments_s, theirs["segments_sec"][kept], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("reference", ["identity"], indirect=True)
+def test_a_class_agnostic_network_has_one_class(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """ActivityNet's published one."""
+    weights = weights_of(reference)
+    head = [name for name in weights if ".cls_head.conv." in name]
+    assert len(head) == 2
+    for name in head:
+        weights[name] = weights[name][:1]
+    write_checkpoint(tmp_path / "c.pth.tar", {"state_dict_ema": weights})
+    settings = settings_of(reference)
+    blind = dataclasses.replace(settings, data=dataclasses.replace(settings.data, class_agnostic=True))
+    card = import_actionformer(tmp_path / "c.pth.tar", blind, tmp_path / "run", None)
+    assert card["classes"] == [AGNOSTIC] and open_model(tmp_path / "run").classes == (AGNOSTIC,)
 
 
 @pytest.mark.parametrize("reference", ["identity"], indirect=True)
