@@ -29,6 +29,7 @@ class Dataset:
     standardizer: Standardizer
     windowed: bool  # the files hold feature rows; False: raw signals, windowed at load
     held: bool  # all features are in memory; False: read from their files whenever they are needed
+    held_bytes: int  # of memory that features take
     digest: str  # changes with the labelled annotations, the features, the split, and nothing else
     notes: tuple[str, ...] = ()  # what reading the annotations changed, in words
     variant: str = ""  # which of several published versions of the data set this is (data/published.py)
@@ -69,6 +70,7 @@ def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Datase
         standardizer=standardizer,
         windowed=source.windowed,
         held=seen.held and unseen.held,
+        held_bytes=sum(store.bytes for store in (seen, unseen) if store.held),
         digest=_digest(annotations.classes, split, source, labelled, unlabelled + evaluation, settings),
         notes=annotations.notes + ((MADE_UP,) if source.made_up else ()),
         made_up=source.made_up,

@@ -58,15 +58,15 @@ class Room:
         runtime = self.settings.runtime
         if runtime.feed != "auto":
             return runtime.feed == "stream"
-        return self._table_bytes > runtime.device_share * self.device_bytes
+        return self._feature_bytes > runtime.device_share * self.device_bytes
 
     def describe_feed(self) -> str:
         """Where features are during the run and why, in words."""
         runtime = self.settings.runtime
-        need, room = self._table_bytes / _GIB, runtime.device_share * self.device_bytes / _GIB
+        need, room = self._feature_bytes / _GIB, runtime.device_share * self.device_bytes / _GIB
         why = "as runtime.feed asks"
         if runtime.feed == "auto":
-            why = f"padded they take {need:.2f} GiB of the {room:.2f} GiB that runtime.device_share grants"
+            why = f"they would take {need:.2f} GiB, runtime.device_share grants {room:.2f} GiB"
         place = "memory" if self.dataset.held else "their files, which is slower: they do not fit in memory"
         return f"streamed from {place} ({why})" if self.streamed else f"all features on the devices ({why})"
 
@@ -140,13 +140,16 @@ class Room:
         return split_rows(whole_table(table), self.mesh)
 
     @property
-    def _table_bytes(self) -> int:
-        """Memory of all padded tables that the run's stages put on the devices."""
+    def _feature_bytes(self) -> int:
+        """Memory that features take where all are on the devices: the padded tables that the run's stages put there,
+        a copy of the largest for a pass over it, and what the host holds where it is the device too."""
         dataset = self.dataset
         tables = [dataset.labelled, dataset.unlabelled, dataset.evaluation]
         if self.settings.learning.pretrain.steps and "semi_supervised" in self.settings.arms:
             tables.append(dataset.all_training)
-        return sum(table.padded_bytes for table in tables)
+        padded = [table.padded_bytes for table in tables]
+        shared = dataset.held_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0
+        return sum(padded) + max(padded) + shared
 
 
 def build_ingredients(
