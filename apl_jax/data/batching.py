@@ -103,7 +103,7 @@ class RowStore:
         self.grids: list[TimeGrid] = []
         self.width = 0
         self.bytes = 0
-        for record in tqdm(self._records, desc="reading features", unit="video", delay=_SILENT_S):
+        for record in tqdm(self._records, desc="reading features", unit="video", delay=_SILENT_S, disable=None):
             grid, rows = read_rows(record, source, settings)
             self.grids.append(grid)
             self.width, self.bytes = rows.shape[1], self.bytes + rows.nbytes
