@@ -12,6 +12,7 @@ import jax
 
 from apl_jax import __version__
 from apl_jax.data.dataset import open_dataset
+from apl_jax.data.sources import data_root
 from apl_jax.data.splits import write_split
 from apl_jax.declarations import fingerprint, to_dict
 from apl_jax.evaluation.external import check_protocol, external_digest, protocol_words, read_class_scores
@@ -31,6 +32,14 @@ log = logging.getLogger(__name__)
 def open_room(settings: Settings, workdir: Path) -> Room:
     """Opens the data set and the devices for a run in ``workdir``; writes nothing."""
     enable_compile_cache()
+    # Impossible settings are refused before anything is written, and as far as can be before anything is read.
+    build_selector(settings.learning.selection)
+    if settings.learning.method not in METHODS:
+        raise ValueError(
+            f"config.learning.method: found {settings.learning.method!r}, expected one of {', '.join(METHODS)}"
+        )
+    if jax.process_index() == 0:
+        log.info("reading the data in %s", data_root(settings.data))
     dataset = open_dataset(settings.data, settings.runtime.host_share * host_bytes())
     if not dataset.split.unlabelled and "semi_supervised" in settings.arms:
         raise ValueError(
@@ -39,13 +48,7 @@ def open_room(settings: Settings, workdir: Path) -> Room:
         )
     mesh = build_mesh()
     room = Room(settings, dataset, Ledger(workdir), mesh, device_bytes(mesh))
-    # Impossible settings are refused here, before anything is written.
     room.detector(settings)
-    build_selector(settings.learning.selection)
-    if settings.learning.method not in METHODS:
-        raise ValueError(
-            f"config.learning.method: found {settings.learning.method!r}, expected one of {', '.join(METHODS)}"
-        )
     _check_protocol(room)
     return room
 

@@ -24,7 +24,7 @@ from apl_jax.settings import Settings, StageSettings
 from apl_jax.structs import Array, PyTree
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.loop import Plan, fit
-from apl_jax.training.mesh import place, replicated, to_host
+from apl_jax.training.mesh import replicated, to_host
 from apl_jax.training.optimizer import build_optimizer
 from apl_jax.training.state import TrainState, initial_state
 from apl_jax.training.step import build_dispatch
@@ -45,12 +45,12 @@ def training_stage(
         store = Checkpoints(folder / "checkpoints", settings.runtime.checkpoint_every)
         if store.latest() is not None:
             state = store.restore(like)
-        elif start is None:
-            make = jax.jit(lambda k: initial_state(k, method, optimizer), out_shardings=replicated(room.mesh))
-            state = make(key)
         else:
-            inherited = averaged_parameters(room, start, like)
-            state = place(initial_state(key, method, optimizer, inherited), replicated(room.mesh))
+            # Compiled as one program, for parts computed one by one take seconds.
+            make = jax.jit(
+                lambda k, inherited: initial_state(k, method, optimizer, inherited), out_shardings=replicated(room.mesh)
+            )
+            state = make(key, None if start is None else averaged_parameters(room, start, like))
         resumed = int(to_host(state.step))
         writer = open_writers(folder, resumed, room.ledger.first_process)
         feed = _feed(room, key, stage, kind, labels)

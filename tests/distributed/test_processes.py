@@ -38,9 +38,11 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     path = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
     runs = {"one": (1, []), **{f"rank{r}": (2, [address, "2", str(r)]) for r in range(2)}}
+    for name in runs:
+        (tmp_path / name).mkdir()
     children = [
         subprocess.Popen(
-            [sys.executable, str(program), "apl", "actionformer", str(tmp_path / f"{name}.npz"), *extra],
+            [sys.executable, str(program), str(tmp_path / name), "apl-actionformer", *extra],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": path},
         )
@@ -48,7 +50,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     ]  # fmt: skip
     outputs = [child.communicate(timeout=600)[0] for child in children]
     assert all(child.returncode == 0 for child in children), "\n".join(outputs)
-    found = {name: np.load(tmp_path / f"{name}.npz", allow_pickle=False) for name in runs}
+    found = {name: np.load(tmp_path / name / "apl-actionformer.npz", allow_pickle=False) for name in runs}
     assert [int(found[name]["devices"]) for name in runs] == [1, 4, 4]
     parameters = [name for name in found["one"].files if "params" in name]
     assert len(parameters) > 20

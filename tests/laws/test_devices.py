@@ -1,7 +1,8 @@
 """Law 4: one device computes what four do. Law 5: a training step is traced and compiled once.
 
-Run as a program, ``python test_devices.py KIND DETECTOR FILE [ADDRESS PROCESSES RANK]``, this file trains one kind on
-all devices and saves what came out; the tests start it with four, tests/distributed as one of several processes.
+Run as a program, ``python test_devices.py FOLDER KIND-DETECTOR,... [ADDRESS PROCESSES RANK]``, this file trains each
+kind on all devices and saves what came out; the tests start it with four, tests/distributed as one of several
+processes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -98,25 +100,36 @@ class Pair(NamedTuple):
     four: Trained
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Both at the same time. The number of devices is fixed when a process first uses JAX, so four need another."""
-    file = tmp_path_factory.mktemp("four") / "state.npz"
-    command = [sys.executable, __file__, *request.param, str(file)]
+@pytest.fixture(scope="module")
+def four_devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """A process that trains all cases on four devices, and where it saves them. The number of devices is fixed when a
+    process first uses JAX, so they need another; one for all, for starting it takes seconds."""
+    folder = tmp_path_factory.mktemp("four")
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests), str(tests.parent)])
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES), "PYTHONPATH": path}
+    command = [sys.executable, __file__, str(folder), ",".join("-".join(case) for case in CASES)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        one = train(*request.param, 1)
-        _, errors = process.communicate(timeout=600)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
+    yield process, folder
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def pair(request: pytest.FixtureRequest, four_devices: tuple[subprocess.Popen, Path]) -> Pair:
+    """Both, at the same time."""
+    process, folder = four_devices
+    file = folder / f"{'-'.join(request.param)}.npz"
+    one = train(*request.param, 1)
+    deadline = time.monotonic() + 600
+    while not file.exists():
+        assert process.poll() is None or file.exists(), process.communicate()[1]
+        assert time.monotonic() < deadline, f"{file.name} is not there after ten minutes"
+        time.sleep(0.05)
     with np.load(file, allow_pickle=False) as saved:
         leaves = {name: saved[name] for name in saved.files}
     assert leaves.pop("devices") == DEVICES
-    yield Pair(one, Trained(leaves, int(leaves.pop("traces")), int(leaves.pop("late_compilations"))))
+    return Pair(one, Trained(leaves, int(leaves.pop("traces")), int(leaves.pop("late_compilations"))))
 
 
 def test_one_device_equals_four(pair: Pair, request: pytest.FixtureRequest) -> None:
@@ -139,8 +152,11 @@ def test_one_trace_and_no_late_compilation(pair: Pair) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 4:
-        jax.distributed.initialize(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
-    result = train(sys.argv[1], sys.argv[2], len(jax.devices()))
-    counts = {"traces": result.traces, "late_compilations": result.late_compilations}
-    np.savez(sys.argv[3], devices=len(jax.devices()), **counts, **result.leaves)
+    if len(sys.argv) > 3:
+        jax.distributed.initialize(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    for case in sys.argv[2].split(","):
+        result = train(*case.split("-"), len(jax.devices()))
+        counts = {"traces": result.traces, "late_compilations": result.late_compilations}
+        beside = Path(sys.argv[1], f"{case}.part.npz")
+        np.savez(beside, devices=len(jax.devices()), **counts, **result.leaves)
+        beside.rename(beside.with_name(f"{case}.npz"))
