@@ -71,9 +71,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
     """Every stage, a few steps, a tiny model: checks the plumbing, teaches nothing."""
     detector = config.actionformer
     detector.width, detector.heads = 16, 2
-    detector.stem_blocks, detector.branch_blocks = 1, 2
-    detector.windows = (5, 5, 5)
-    detector.regression_ranges = ((0, 8), (8, 16), (16, 10000))
+    detector.embedding_convs, detector.stem_blocks, detector.branch_blocks, detector.head_layers = 1, 1, 1, 2
+    detector.windows = (5, 5)
+    detector.regression_ranges = ((0, 12), (12, 10000))
     detector.nms.max_detections = 50
     learning = config.learning
     for stage in (learning.pretrain, learning.supervised, learning.self_train):
