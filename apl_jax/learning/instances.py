@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from apl_jax.nn.discriminator import InstanceDiscriminator
 from apl_jax.ops.masking import map_rows
@@ -21,6 +22,14 @@ class InstanceBank:
     mask: Array  # [M] bool
 
 
+@pytree
+class ClassMembers:
+    """Which rows of a bank are of each class; P is the size of the largest."""
+
+    rows: Array  # [C, P] int32
+    mask: Array  # [C, P] bool
+
+
 def pool_instances(videos: Batch) -> Array:
     """Max-pooled features of all annotated instances of B videos: ``[B, N, D]``."""
     rows = videos.features, videos.targets.segments_t, videos.mask.sum(-1)
@@ -31,6 +40,20 @@ def build_bank(pooled: Array, targets: Targets) -> InstanceBank:
     """The memory of a whole labelled set: :func:`pool_instances` of its V videos, ``[V, N, D]``, and their targets."""
     flat = lambda x: x.reshape(-1, *x.shape[2:])
     return InstanceBank(flat(pooled), flat(targets.labels), flat(targets.mask & ~targets.ignore_mask))
+
+
+def class_members(bank: InstanceBank, classes: int) -> ClassMembers:
+    """The real rows of a bank by class, found on the host, for P is a shape.
+
+    Of ActivityNet's bank with 10 % labels a detection concerns one row in 3,000: rows are padded to the most instances
+    that a video has, and classes are many.
+    """
+    labels, mask = np.asarray(bank.labels), np.asarray(bank.mask)
+    members = [np.flatnonzero(mask & (labels == label)) for label in range(classes)]
+    sizes = np.array([len(rows) for rows in members])
+    most = max(int(sizes.max()), 1)
+    filled = np.stack([np.pad(rows, (0, most - len(rows))) for rows in members])
+    return ClassMembers(jnp.asarray(filled, jnp.int32), jnp.asarray(np.arange(most) < sizes[:, None]))
 
 
 def discriminator_loss(
@@ -73,6 +96,7 @@ def discriminator_loss(
 def mean_similarity(
     params: PyTree,
     bank: InstanceBank,
+    members: ClassMembers,
     unlabelled: Batch,
     segments_t: Array,
     labels: Array,
@@ -83,15 +107,18 @@ def mean_similarity(
     """Similarity S ``[V, K]`` of each detection to all labelled instances of its class (APL Eq. 10).
 
     A class without a labelled instance gives ``unknown_similarity``, at which nothing is dropped or promoted (A19).
-    ``batch`` videos are asked about at a time: one per device is enough, each meets the whole bank.
+    ``members`` are the bank's (:func:`class_members`). ``batch`` videos are asked about at a time.
     """
+    known = discriminator.project(params, bank.features)
 
     def one_video(row: tuple[Array, Array, Array, Array]) -> Array:
         features, length, segments, classes = row
-        pooled = pool_max(features, segments, length)
-        pairs = discriminator.similarity(params, pooled[:, None], bank.features[None])  # [K, M]
-        related = (classes[:, None] == bank.labels[None, :]) & bank.mask
-        mean = jnp.where(related, pairs, 0.0).sum(-1) / jnp.maximum(related.sum(-1), 1)
-        return jnp.where(related.any(-1), mean, settings.unknown_similarity)
+        asked = discriminator.project(params, pool_max(features, segments, length))
+        each = jax.tree.map(lambda x: x[:, None], asked)
+        related = jax.tree.map(lambda x: x[members.rows[classes]], known)  # [K, P, ...]
+        mask = members.mask[classes]
+        pairs = jnp.where(mask, discriminator.compare(params, each, related), 0.0)
+        mean = pairs.sum(-1) / jnp.maximum(mask.sum(-1), 1)
+        return jnp.where(mask.any(-1), mean, settings.unknown_similarity)
 
     return map_rows(jax.vmap(one_video), (unlabelled.features, unlabelled.mask.sum(-1), segments_t, labels), batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,56 +11,87 @@ import jax.numpy as jnp
 
 from apl_jax.nn.blocks import uniform_fan_in
 from apl_jax.settings import DiscriminatorSettings
-from apl_jax.structs import Array, PyTree
+from apl_jax.structs import Array, PyTree, pytree
+
+
+@pytree
+class Projections:
+    """What instances contribute to the first layer of the MLP, ``[..., hidden]`` each."""
+
+    as_left: Array
+    as_right: Array
 
 
 class Discriminator(nn.Module):
-    """MLP ``[a; b] -> hidden -> 1`` on max-pooled raw features; returns logits.
+    """MLP ``[a; b] -> hidden -> 1`` on max-pooled raw features ``[..., width]``; returns logits.
 
-    The first layer of a concatenation is a sum of two projections: when every detection meets every labelled instance
-    by broadcasting, each of them is projected once and no pair is ever concatenated.
+    The first layer of a concatenation is a sum of two projections, so each instance is projected once, however many it
+    is compared with, and no pair is ever concatenated.
     """
 
+    width: int
     hidden: int
 
-    @nn.compact
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", uniform_fan_in, (2 * self.width, self.hidden))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.hidden,))
+        self.out_kernel = self.param("out_kernel", uniform_fan_in, (self.hidden, 1))
+        self.out_bias = self.param("out_bias", nn.initializers.zeros, ())
+
     def __call__(self, left: Array, right: Array) -> Array:
         """Logits ``[...]`` of pairs ``left [..., D]``, ``right [..., D]``, broadcast against each other."""
-        width = left.shape[-1]
-        kernel = self.param("kernel", uniform_fan_in, (2 * width, self.hidden))
-        bias = self.param("bias", nn.initializers.zeros, (self.hidden,))
-        out_kernel = self.param("out_kernel", uniform_fan_in, (self.hidden, 1))
-        out_bias = self.param("out_bias", nn.initializers.zeros, ())
-        hidden = jax.nn.relu(left @ kernel[:width] + right @ kernel[width:] + bias)
-        return (hidden @ out_kernel)[..., 0] + out_bias
+        return self.score(left @ self.kernel[: self.width], right @ self.kernel[self.width :])
+
+    def project(self, rows: Array) -> Projections:
+        """Both projections of instances ``[..., D]``."""
+        return Projections(rows @ self.kernel[: self.width], rows @ self.kernel[self.width :])
+
+    def score(self, left: Array, right: Array) -> Array:
+        """Logits ``[...]`` of pairs that are projected already, ``[..., hidden]``."""
+        hidden = jax.nn.relu(left + right + self.bias)
+        return (hidden @ self.out_kernel)[..., 0] + self.out_bias
 
 
 class InstanceDiscriminator(NamedTuple):
     """The discriminator as pure functions; pairs ``left``, ``right`` ``[..., D]`` broadcast against each other.
 
     ``init(key, feature_width) -> params`` · ``logits(params, left, right)`` of the pair in this order ·
-    ``similarity(params, left, right)`` in (0, 1), the mean of both orders if symmetric (systems A18).
+    ``project(params, rows)``, what ``compare`` needs of instances ``[..., D]`` · ``compare(params, left, right)`` of
+    projected pairs: their similarity in (0, 1), the mean of both orders if symmetric (systems A18).
     """
 
     init: Callable[[Array, int], PyTree]
     logits: Callable[[PyTree, Array, Array], Array]
-    similarity: Callable[[PyTree, Array, Array], Array]
+    project: Callable[[PyTree, Array], PyTree]
+    compare: Callable[[PyTree, PyTree, PyTree], Array]
+
+    def similarity(self, params: PyTree, left: Array, right: Array) -> Array:
+        """``compare`` of pairs that are not projected yet."""
+        return self.compare(params, self.project(params, left), self.project(params, right))
 
 
 def build_discriminator(settings: DiscriminatorSettings) -> InstanceDiscriminator:
     """ICD's discriminator for any feature width."""
-    module = Discriminator(settings.hidden)
+
+    def call(params: PyTree, *arguments: PyTree, method: str = "__call__") -> PyTree:
+        module = Discriminator(params["kernel"].shape[0] // 2, settings.hidden)
+        return module.apply({"params": params}, *arguments, method=method)
 
     def init(key: Array, feature_width: int) -> PyTree:
         row = jnp.zeros((1, feature_width))
-        return module.init(key, row, row)["params"]
+        return Discriminator(feature_width, settings.hidden).init(key, row, row)["params"]
 
     def logits(params: PyTree, left: Array, right: Array) -> Array:
-        return cast(Array, module.apply({"params": params}, left, right))
+        return call(params, left, right)
 
-    def similarity(params: PyTree, left: Array, right: Array) -> Array:
-        forward = jax.nn.sigmoid(logits(params, left, right))
+    def project(params: PyTree, rows: Array) -> Projections:
+        return call(params, rows, method="project")
+
+    def compare(params: PyTree, left: Projections, right: Projections) -> Array:
+        forward = jax.nn.sigmoid(call(params, left.as_left, right.as_right, method="score"))
+        if not settings.symmetric:
+            return forward
         # An MLP on a concatenation is not symmetric, so the two orders may disagree.
-        return 0.5 * (forward + jax.nn.sigmoid(logits(params, right, left))) if settings.symmetric else forward
+        return 0.5 * (forward + jax.nn.sigmoid(call(params, right.as_left, left.as_right, method="score")))
 
-    return InstanceDiscriminator(init, logits, similarity)
+    return InstanceDiscriminator(init, logits, project, compare)

@@ -55,7 +55,7 @@ def _label(room: Room, settings: Settings, params: PyTree) -> tuple[PseudoLabels
         if not selection.discriminator.enabled:
             return detections, jnp.full_like(detections.confidence, selection.discriminator.unknown_similarity)
         similarity = mean_similarity(
-            known["discriminator"], known["bank"], videos, detections.segments_t, detections.labels,
+            known["discriminator"], known["bank"], known["members"], videos, detections.segments_t, detections.labels,
             parts.discriminator, selection.discriminator, room.mesh.size,
         )  # fmt: skip
         return detections, similarity
@@ -67,7 +67,8 @@ def _label(room: Room, settings: Settings, params: PyTree) -> tuple[PseudoLabels
         tau = jnp.where(considered, selected.tau_pos, 0).sum() / jnp.maximum(considered.sum(), 1)
         return refine(detections, selected, similarity, selection), tau
 
-    labels, tau = to_host(judge(*room.map_videos("unlabelled", look, {**params, "bank": room.bank})))
+    known = {**params, "bank": room.bank, "members": room.members}
+    labels, tau = to_host(judge(*room.map_videos("unlabelled", look, known)))
     return labels, float(tau)
 
 

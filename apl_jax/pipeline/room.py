@@ -16,13 +16,13 @@ from apl_jax.data.feeds import whole_table
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.base import Detector
 from apl_jax.evaluation.passes import Pass, Shape, map_resident, map_streamed
-from apl_jax.learning.instances import InstanceBank, build_bank, pool_instances
+from apl_jax.learning.instances import ClassMembers, InstanceBank, build_bank, class_members, pool_instances
 from apl_jax.learning.objective import Ingredients
 from apl_jax.nn.discriminator import build_discriminator
 from apl_jax.pipeline.ledger import Ledger
 from apl_jax.settings import Settings, StageSettings
 from apl_jax.structs import Batch, PyTree
-from apl_jax.training.mesh import first_rows, replicated, split_rows
+from apl_jax.training.mesh import first_rows, place, replicated, split_rows, to_host
 
 Role = Literal["labelled", "unlabelled", "evaluation"]
 _GIB = 2**30
@@ -102,6 +102,11 @@ class Room:
         labelled = self.dataset.labelled
         targets = build_targets(labelled.records, labelled.grids)
         return jax.jit(build_bank, out_shardings=replicated(self.mesh))(pooled, targets)
+
+    @functools.cached_property
+    def members(self) -> ClassMembers:
+        """The rows of the bank by class, on every device."""
+        return place(class_members(to_host(self.bank), len(self.dataset.classes)), replicated(self.mesh))
 
     def map_videos(self, role: Role, function: Pass, params: PyTree) -> PyTree:
         """``function(params, videos)`` of all V videos of a role, some at a time: ``[V, ...]``, on the devices, or as

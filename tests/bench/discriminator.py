@@ -112,7 +112,7 @@ def main() -> None:
     @jax.jit
     def similarity(discriminator: PyTree) -> Array:
         return mean_similarity(
-            discriminator, bank, table, detections.segments_t, detections.labels, parts.discriminator,
+            discriminator, bank, room.members, table, detections.segments_t, detections.labels, parts.discriminator,
             learning.selection.discriminator, room.mesh.size,
         )  # fmt: skip
 

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from specimens import random_batch, random_weights
 
-from apl_jax.learning.instances import InstanceBank, build_bank, discriminator_loss, mean_similarity, pool_instances
+from apl_jax.learning.instances import (
+    InstanceBank,
+    build_bank,
+    class_members,
+    discriminator_loss,
+    mean_similarity,
+    pool_instances,
+)
 from apl_jax.nn.discriminator import InstanceDiscriminator, build_discriminator
 from apl_jax.ops.segments import pool_max
 from apl_jax.settings import DiscriminatorSettings
@@ -39,8 +46,9 @@ def agreement() -> InstanceDiscriminator:
     def logits(params: dict, left: jax.Array, right: jax.Array) -> jax.Array:
         return params["sharpness"] * (2 * (left * right).sum(-1) - 1)
 
-    similarity = lambda params, left, right: jax.nn.sigmoid(logits(params, left, right))
-    return InstanceDiscriminator(lambda key, width: {"sharpness": jnp.ones(())}, logits, similarity)
+    compare = lambda params, left, right: jax.nn.sigmoid(logits(params, left, right))
+    project = lambda params, rows: rows
+    return InstanceDiscriminator(lambda key, width: {"sharpness": jnp.ones(())}, logits, project, compare)
 
 
 def classes_bank(labels: list[int], mask: list[bool]) -> InstanceBank:
@@ -115,7 +123,10 @@ def test_mean_similarity_by_hand() -> None:
     params = random_weights(jax.eval_shape(lambda: discriminator.init(jax.random.key(0), width)))
     segments = jnp.asarray(np.sort(draws.uniform(0, 9, (2, 5, 2)), -1), jnp.float32)
     labels = jnp.array([[0, 1, 2, 3, 0], [2, 2, 3, 1, 0]])
-    run = jax.jit(lambda s, y: mean_similarity(params, bank, batch, s, y, discriminator, SETTINGS))
+    members = class_members(bank, 4)
+    # Two of class 0, one of class 1, two of class 2, whose third row is empty.
+    assert members.rows[:3].tolist() == [[0, 1], [2, 0], [3, 4]] and members.mask.sum(-1).tolist() == [2, 1, 2, 0]
+    run = jax.jit(lambda s, y: mean_similarity(params, bank, members, batch, s, y, discriminator, SETTINGS))
     found = run(segments, labels)
     for v in range(2):
         pooled = pool_max(batch.features[v], segments[v], int(batch.mask[v].sum()))
