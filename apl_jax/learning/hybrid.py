@@ -22,7 +22,7 @@ of three regions, and its evidence decides what it may be taught:
   background, which the sigmoids cannot say.
 * *Background*: as in APL.
 
-Measured (README, Learning from non-target classes), this is behind APL alone on spsw, with its 4 classes, and on average
+Measured (README, Learning from non-target classes), this is behind APL alone on spsw, with 4 classes, and on average
 ahead of it on HAPT, with 12: where a target is wrong, the true class is nearly always among the negatives, and
 self-training makes the network surer of its mistakes.
 """
