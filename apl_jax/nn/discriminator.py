@@ -65,10 +65,6 @@ class InstanceDiscriminator(NamedTuple):
     project: Callable[[PyTree, Array], PyTree]
     compare: Callable[[PyTree, PyTree, PyTree], Array]
 
-    def similarity(self, params: PyTree, left: Array, right: Array) -> Array:
-        """``compare`` of pairs that are not projected yet."""
-        return self.compare(params, self.project(params, left), self.project(params, right))
-
 
 def build_discriminator(settings: DiscriminatorSettings) -> InstanceDiscriminator:
     """ICD's discriminator for any feature width."""

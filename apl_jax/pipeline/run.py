@@ -48,7 +48,7 @@ def open_room(settings: Settings, workdir: Path) -> Room:
         )
     mesh = build_mesh()
     room = Room(settings, dataset, Ledger(workdir), mesh, device_bytes(mesh))
-    room.detector(settings)
+    room.detector(settings)  # refuses what cannot be built for these data
     _check_protocol(room)
     return room
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from specimens import smoke_settings
 from streams import gathered
 
@@ -36,16 +38,18 @@ def free_port() -> int:
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    """Six steps of self-training on two devices of each of two processes end in the parameters of one device."""
+    """Six steps of self-training, and of pre-training, on two devices of each of two processes end in the parameters of
+    one device."""
     program = REPOSITORY / "tests" / "laws" / "test_devices.py"
     address = f"127.0.0.1:{free_port()}"
     path = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
+    cases = ["apl-actionformer", "contrast-actionformer"]
     runs = {"one": (1, []), **{f"rank{r}": (2, [address, "2", str(r)]) for r in range(2)}}
     for name in runs:
         (tmp_path / name).mkdir()
     children = [
         subprocess.Popen(
-            [sys.executable, str(program), str(tmp_path / name), "apl-actionformer", *extra],
+            [sys.executable, str(program), str(tmp_path / name), ",".join(cases), *extra],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": path},
         )
@@ -53,13 +57,14 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     ]  # fmt: skip
     outputs = [child.communicate(timeout=600)[0] for child in children]
     assert all(child.returncode == 0 for child in children), "\n".join(outputs)
-    found = {name: np.load(tmp_path / name / "apl-actionformer.npz", allow_pickle=False) for name in runs}
-    assert [int(found[name]["devices"]) for name in runs] == [1, 4, 4]
-    parameters = [name for name in found["one"].files if "params" in name]
-    assert len(parameters) > 20
-    for name in parameters:
-        for rank in ("rank0", "rank1"):
-            np.testing.assert_allclose(found[rank][name], found["one"][name], atol=1e-5, rtol=1e-5, err_msg=name)
+    for case in cases:
+        found = {name: np.load(tmp_path / name / f"{case}.npz", allow_pickle=False) for name in runs}
+        assert [int(found[name]["devices"]) for name in runs] == [1, 4, 4]
+        parameters = [name for name in found["one"].files if "params" in name]
+        assert len(parameters) > 20
+        for name in parameters:
+            for rank in ("rank0", "rank1"):
+                np.testing.assert_allclose(found[rank][name], found["one"][name], atol=1e-5, rtol=1e-5, err_msg=name)
 
 
 def run_in_two_processes(workdir: Path, overrides: dict[str, object]) -> dict:
@@ -95,12 +100,22 @@ def test_two_processes_carry_out_one_run_and_one_process_goes_on_with_it(tmp_pat
     kept = [row for video in labels.values() for row in video["annotations"] if row["reason"] == "kept"]
     assert len(labels) == 138 and len(kept) == counts["kept"]
 
-    # The same settings in one process: nothing is done again, and the results are the same.
+    # One process goes on with it: it labels and evaluates again what two had, with the same teacher, and nothing else.
+    again = ("pseudo_label_1", "teacher_evaluation")
+    for stage in again:
+        shutil.rmtree(tmp_path / "stages" / stage)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("stages/*/done.json")}
+    assert len(before) == 3  # teacher, self_train_1 and its evaluation
     alone = run(smoke_settings(arms=("semi_supervised",), **overrides), tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert alone["devices"].startswith("1 x")
-    assert alone["arms"] == results["arms"] and alone["pseudo_labels"] == results["pseudo_labels"]
+    assert alone["arms"]["self_train_1"] == results["arms"]["self_train_1"]
+    teachers = [r["arms"]["teacher"]["average_map"] for r in (alone, results)]
+    assert teachers[0] == pytest.approx(teachers[1], abs=1e-3)
+    relabelled = alone["pseudo_labels"]["pseudo_label_1"]
+    assert relabelled["tau_pos"] == pytest.approx(results["pseudo_labels"]["pseudo_label_1"]["tau_pos"], rel=1e-4)
+    for reason, count in counts.items():  # a score at a threshold may fall on its other side by rounding
+        assert relabelled["counts"][reason] == pytest.approx(count, rel=2e-3, abs=2)
 
 
 STREAMING = """

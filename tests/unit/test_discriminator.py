@@ -32,8 +32,9 @@ def test_it_is_an_mlp_on_the_concatenated_pair() -> None:
 
     forward, backward = found, discriminator.logits(params, right[None], left[:, None])
     assert jnp.abs(forward - backward).max() > 0.1
-    both = discriminator.similarity(params, left[:, None], right[None])
+    ours, theirs = discriminator.project(params, left[:, None]), discriminator.project(params, right[None])
+    both = discriminator.compare(params, ours, theirs)
     np.testing.assert_allclose(both, (jax.nn.sigmoid(forward) + jax.nn.sigmoid(backward)) / 2, rtol=1e-5)
-    np.testing.assert_allclose(both, discriminator.similarity(params, right[None], left[:, None]), rtol=1e-6)
+    np.testing.assert_allclose(both, discriminator.compare(params, theirs, ours), rtol=1e-6)
     literal = build_discriminator(dataclasses.replace(SETTINGS, symmetric=False))
-    np.testing.assert_allclose(literal.similarity(params, left[:, None], right[None]), jax.nn.sigmoid(forward))
+    np.testing.assert_allclose(literal.compare(params, ours, theirs), jax.nn.sigmoid(forward), rtol=1e-5)

@@ -132,7 +132,8 @@ def test_mean_similarity_by_hand() -> None:
         pooled = pool_max(batch.features[v], segments[v], int(batch.mask[v].sum()))
         for k in range(5):
             related = [m for m in range(5) if bank.labels[m] == labels[v, k]]
-            values = [float(discriminator.similarity(params, pooled[k], bank.features[m])) for m in related]
+            asked, known = (discriminator.project(params, rows) for rows in (pooled[k], bank.features))
+            values = [float(discriminator.compare(params, asked, jax.tree.map(lambda x: x[m], known))) for m in related]
             # No instance of class 3 is labelled (systems A19).
             expected = np.mean(values) if values else 0.5
             np.testing.assert_allclose(found[v, k], expected, rtol=1e-5)
