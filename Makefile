@@ -45,7 +45,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix apl_jax configs tests
 
 bench: $(VENV)/.test
-	$(BIN)/python tests/bench/speed.py
+	$(BIN)/python benchmarks/speed.py
 
 floor:
 	$(MAKE) test VENV=.venv-floor PYTHON=python3.11

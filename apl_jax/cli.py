@@ -58,7 +58,7 @@ def to_settings(config: ConfigDict) -> Settings:
 def _run(_: list[str]) -> None:
     import jax
 
-    from apl_jax.pipeline.run import run
+    from apl_jax.runs.run import run
     from apl_jax.report import print_table, write_report
 
     if FLAGS.config is None or not FLAGS.workdir:
@@ -122,7 +122,7 @@ def _under_protocol(predictions: Instances, videos: Sequence[str], classes: Sequ
 
 
 def _predict(_: list[str]) -> None:
-    from apl_jax.pipeline.prediction import Request, predict, write_predictions
+    from apl_jax.inference.prediction import Request, predict, write_predictions
     from apl_jax.report.predictions import print_surest, write_timelines
 
     if not FLAGS.workdir or not FLAGS.features:
@@ -147,7 +147,7 @@ def _predict(_: list[str]) -> None:
 
 def _thresholds(_: list[str]) -> None:
     from apl_jax.evaluation.thresholds import write_thresholds
-    from apl_jax.pipeline.prediction import choose_thresholds
+    from apl_jax.inference.prediction import choose_thresholds
     from apl_jax.report.predictions import print_thresholds
 
     workdir, annotations, predictions, out = (_path(name) for name in ("workdir", "annotations", "predictions", "out"))
@@ -160,7 +160,7 @@ def _thresholds(_: list[str]) -> None:
 
 
 def _import_actionformer(_: list[str]) -> None:
-    from apl_jax.pipeline.imported import import_actionformer
+    from apl_jax.interop.import_actionformer import import_actionformer
 
     checkpoint, workdir = _path("checkpoint"), _path("workdir")
     if checkpoint is None or workdir is None or FLAGS.config is None:
@@ -174,7 +174,7 @@ def _import_actionformer(_: list[str]) -> None:
 
 
 def _export(_: list[str]) -> None:
-    from apl_jax.pipeline.export import EXAMPLE, export_model
+    from apl_jax.inference.export import EXAMPLE, export_model
 
     workdir, out = _path("workdir"), _path("out")
     if workdir is None or out is None:
@@ -193,7 +193,7 @@ def _path(flag: str) -> Path | None:
 def _inspect(_: list[str]) -> int:
     from tqdm import tqdm
 
-    from apl_jax.data.inspection import inspect_dataset
+    from apl_jax.inspection.inspection import inspect_dataset
     from apl_jax.report.inspection_page import default_folder, next_step, terminal_text, write_inspection
 
     settings = Settings() if FLAGS.config is None else to_settings(FLAGS.config)
@@ -223,7 +223,7 @@ def _compare(folders: list[str]) -> None:
 
 
 def _prepare_hapt(_: list[str]) -> None:
-    from apl_jax.data.hapt import prepare_hapt
+    from apl_jax.interop.hapt import prepare_hapt
 
     source, out = _path("source"), _path("out")
     if source is None or out is None:
@@ -235,7 +235,7 @@ def _prepare_hapt(_: list[str]) -> None:
 def _rehearse(_: list[str]) -> None:
     from tqdm import tqdm
 
-    from apl_jax.data.rehearsal import write_rehearsal
+    from apl_jax.data.synthetic import write_rehearsal
 
     out = _path("out")
     if FLAGS.config is None or out is None:

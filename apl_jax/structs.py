@@ -70,7 +70,7 @@ class Detections:
 class Reason(enum.IntEnum):
     """Why a detection is, or is not, a pseudo label (APL 3.1 and 3.2)."""
 
-    BELOW = 0  # confidence <= tau_neg, or padding: not considered
+    BELOW_THRESHOLD = 0  # confidence <= tau_neg, or padding: not considered
     KEPT = 1  # positive by confidence, kept by ICD
     PROMOTED = 2  # candidate that ICD promoted (MPP)
     DROPPED = 3  # positive that ICD eliminated (EAP)

@@ -32,8 +32,8 @@ import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from apl_jax import plots
-from apl_jax.learning.nontarget import Part, divide_classes
+from apl_jax.report import figures as plots
+from apl_jax.learning.nontarget import ClassRelation, divide_classes
 from apl_jax.report import print_table
 from apl_jax.report.finished_run import open_run
 from apl_jax.report.label_space import foreground_groups, hardest_groups
@@ -47,7 +47,7 @@ if not run.results.get("label_space"):
 
 
 def show(draw, height_in, *arrays, width_in=plots.FULL_WIDTH_IN):
-    """A drawing of apl_jax.plots; point at its parts to read them."""
+    """A drawing of apl_jax.report.figures; point at its parts to read them."""
     figure = Figure((width_in, height_in), layout="constrained")
     draw(figure, *arrays)
     return HTML(plots.to_svg(figure))
@@ -67,10 +67,10 @@ shares = {stage_name(name): value["foreground"] for name, value in space.items()
 show(plots.true_class_shares, 1.1 + 0.32 * len(shares), shares)
 
 # %%
-rows = [["target wrong, true class is", *(p.name.lower() for p in Part if p is not Part.TARGET), "snippets"]]
+rows = [["target wrong, true class is", *(p.name.lower() for p in ClassRelation if p is not ClassRelation.TARGET), "snippets"]]
 for name, share in shares.items():
     wrong = share["when_wrong"]
-    parts = (wrong.get(p.name.lower()) for p in Part if p is not Part.TARGET)
+    parts = (wrong.get(p.name.lower()) for p in ClassRelation if p is not ClassRelation.TARGET)
     rows.append([name, *percents(parts), f"{wrong['snippets']:,} of {share['snippets']:,}"])
 print(aligned(rows))
 
@@ -99,8 +99,8 @@ true_class = np.array([row["truth"] for row in examples])
 rows = [["lambda", "positive classes", "true class is positive"]]
 for closeness in (0.9, 0.85, 0.75, 0.6, 0.5):
     part = np.asarray(divide_classes(belief, dataclasses.replace(run.settings.learning.nontarget, closeness=closeness)))
-    hits = (np.take_along_axis(part, true_class[:, None], 1) == Part.POSITIVE).sum()
-    rows.append([f"{closeness:.2f}", f"{(part == Part.POSITIVE).sum(1).mean():.1f}", f"{hits} of {len(examples)}"])
+    hits = (np.take_along_axis(part, true_class[:, None], 1) == ClassRelation.POSITIVE).sum()
+    rows.append([f"{closeness:.2f}", f"{(part == ClassRelation.POSITIVE).sum(1).mean():.1f}", f"{hits} of {len(examples)}"])
 print(aligned(rows))
 
 # %% [markdown]

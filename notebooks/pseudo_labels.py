@@ -31,7 +31,7 @@ import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from apl_jax import plots
+from apl_jax.report import figures as plots
 from apl_jax.evaluation.average_precision import find_overlaps, instances_from_annotations
 from apl_jax.evaluation.label_quality import POSITIVE_TIOU, quality_per_class, set_quality
 from apl_jax.report import print_table
@@ -45,7 +45,7 @@ with contextlib.chdir(".."):  # a relative data.root is meant from the project's
 
 
 def show(draw, height_in, *arrays, width_in=plots.FULL_WIDTH_IN):
-    """A drawing of apl_jax.plots; point at its parts to read them."""
+    """A drawing of apl_jax.report.figures; point at its parts to read them."""
     figure = Figure((width_in, height_in), layout="constrained")
     draw(figure, *arrays)
     return HTML(plots.to_svg(figure))
@@ -204,8 +204,8 @@ show(plots.timelines, plots.timeline_height(panels), panels, colours)
 # background give equally many frames, as far as they have them.
 
 # %%
-from apl_jax.pipeline.frames import representations, sample_frames
-from apl_jax.pipeline.run import open_room
+from apl_jax.runs.frames import representations, sample_frames
+from apl_jax.runs.run import open_room
 
 with contextlib.chdir(".."):
     room = open_room(run.settings, FOLDER)

@@ -55,9 +55,9 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import fcntl
 
-    from specimens import smoke_settings
+    from fixtures import smoke_settings
 
-    from apl_jax.pipeline.run import run
+    from apl_jax.runs.run import run
     from apl_jax.report import write_report
 
     base = tmp_path_factory.getbasetemp()

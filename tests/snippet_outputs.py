@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from specimens import CLASSES
+from fixtures import CLASSES
 
 from apl_jax.detectors.spot import SpotOutputs
 from apl_jax.nn.snippets import to_snippets

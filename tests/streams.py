@@ -7,16 +7,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from specimens import random_bank
+from fixtures import random_bank
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import VideoTable
-from apl_jax.data.feeds import Feed
-from apl_jax.evaluation.passes import Shape, map_streamed
+from apl_jax.feeds.resident import Feed
+from apl_jax.feeds.passes import BatchPlan, map_streamed
 from apl_jax.settings import RuntimeSettings
 from apl_jax.structs import PyTree, TimeGrid
-from apl_jax.training.mesh import build_mesh, place, replicated, to_host
-from apl_jax.training.stream import stream_feed
+from apl_jax.devices import build_mesh, place, replicated, to_host
+from apl_jax.feeds.streamed import stream_feed
 
 RUNTIME = RuntimeSettings(steps_per_dispatch=4, portion_mib=1e-2)
 STEPS, WIDTH = 10, 5
@@ -68,7 +68,7 @@ def gathered() -> dict[str, np.ndarray]:
     for step, batches in enumerate(batches_of(stream(TABLES, portion_mib=1.0))):
         for path, leaf in jax.tree_util.tree_leaves_with_path(to_host(batches)):
             found[f"{step}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
-    shape, mesh = Shape(batch=3, longest_t=16, multiple=4, threads=2), build_mesh()
+    shape, mesh = BatchPlan(batch=3, longest_t=16, multiple=4, threads=2), build_mesh()
     function = lambda _, batch: (batch.features.sum(-1), batch.video)
     sums, rows = map_streamed(function, {}, TABLES["unlabelled"], shape, mesh)
     return found | {"pass": sums, "rows": rows}

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.files import refusal
 from apl_jax.data.grids import place_rows
-from apl_jax.data.manifest import check_clock
-from apl_jax.data.sources import FeatureSource
+from apl_jax.data.features.manifest import check_clock
+from apl_jax.data.features.sources import FeatureSource
 from apl_jax.settings import DataSettings
 from apl_jax.structs import Targets, TimeGrid
 

@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 
 from apl_jax.detectors.base import ClassDistribution, Detector, Losses, Roles
-from apl_jax.detectors.spot_proposals import Proposals, class_proposals, mask_proposals, severed
+from apl_jax.detectors.spot_proposals import Proposals, class_proposals, mask_proposals, truncated_by_window
 from apl_jax.nn.snippets import MaskHead, SnippetAttention, SnippetClassHead, Snippets, to_snippets
-from apl_jax.ops import losses, mask_losses, nms, runs
+from apl_jax.ops import intervals, losses, mask_losses, nms
 from apl_jax.settings import SpotSettings
 from apl_jax.structs import Array, Batch, Detections, PyTree, Targets, pytree
 
@@ -126,14 +126,14 @@ def assign_snippets(outputs: SpotOutputs, targets: Targets, settings: SpotSettin
         first, last = jnp.where(last > first, first, lone), jnp.where(last > first, last, lone + 1)
     first, last = first + s.target_shrink, last - s.target_shrink
 
-    covered = jnp.swapaxes(runs.within(first, last, width), -1, -2)  # [B, n, W, N]
+    covered = jnp.swapaxes(intervals.within(first, last, width), -1, -2)  # [B, n, W, N]
     length = (targets.segments_t[..., 1] - targets.segments_t[..., 0])[:, None, None]
     teaches = (targets.mask & ~targets.ignore_mask)[:, None, None] & covered
     owner = jnp.where(teaches, length, jnp.inf).argmin(-1)
     owned = teaches.any(-1) & outputs.snippet_mask
     of_owner = lambda x: jnp.take_along_axis(jnp.broadcast_to(x, first.shape), owner, axis=-1)
     silent = ((targets.mask & targets.ignore_mask)[:, None, None] & covered).any(-1) & ~owned & outputs.snippet_mask
-    cells = runs.within(of_owner(first), of_owner(last), width) & owned[..., None]
+    cells = intervals.within(of_owner(first), of_owner(last), width) & owned[..., None]
     weight = jnp.where(owned, of_owner(targets.weight[:, None]), jnp.where(silent, 0.0, 1.0))
     classes = jnp.where(owned, of_owner(targets.labels[:, None]), background)
     return SnippetTargets(classes, cells, weight, silent)
@@ -183,10 +183,10 @@ def _refinement_loss(outputs: SpotOutputs, s: SpotSettings) -> Array:
 
     def hardest(band: Array) -> Array:
         score = jnp.where(band, jax.nn.sigmoid(mask_logits), 0).max(1)  # of each time, over queries
-        return runs.top_mask(score, s.hard_snippets) & (score > 0)
+        return intervals.top_mask(score, s.hard_snippets) & (score > 0)
 
     def easiest(score: Array) -> Array:
-        return runs.top_mask(jnp.where(mask, score, -1.0), s.easy_snippets) & mask
+        return intervals.top_mask(jnp.where(mask, score, -1.0), s.easy_snippets) & mask
 
     bands = mask_losses.boundary_bands(mask_logits, mask[:, :, None] & mask[:, None], s.band_inner, s.band_outer)
     hard_action, hard_background = (hardest(band) for band in bands)
@@ -244,7 +244,7 @@ def decode_detections(outputs: SpotOutputs, settings: SpotSettings) -> Detection
         def placed(found: Proposals) -> tuple[Array, ...]:
             """Segments in grid steps, confidence, score, label and mask of the proposals of all windows."""
             edges = start[:, None, None] + jnp.stack([found.first, found.last], -1) * scale - 0.5
-            kept = found.mask & ~severed(found, start, length, s)
+            kept = found.mask & ~truncated_by_window(found, start, length, s)
             rows = found.score * found.location, found.score, found.label, kept
             return jnp.clip(edges, -0.5, length - 0.5).reshape(-1, 2), *(x.reshape(-1) for x in rows)
 

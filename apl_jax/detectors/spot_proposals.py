@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from apl_jax.nn.snippets import hop
-from apl_jax.ops import runs
+from apl_jax.nn.snippets import window_stride
+from apl_jax.ops import intervals
 from apl_jax.settings import SpotSettings
 from apl_jax.structs import Array
 
@@ -31,8 +31,8 @@ def mask_proposals(action: Array, mask_logits: Array, valid: Array, label: Array
     label = action[query].argmax(-1) if label is None else jnp.broadcast_to(label, query.shape)
     row = jnp.where(valid, jax.nn.sigmoid(mask_logits[query]), 0)[:, None]  # [Q, 1, W]
     active = (row > jnp.asarray(s.mask_thresholds)[:, None]) & valid  # [Q, R, W]
-    first, last = runs.component(active, query[:, None]) if s.extent == "component" else runs.span(active)
-    inside = runs.within(first, last, width)
+    first, last = intervals.component(active, query[:, None]) if s.extent == "component" else intervals.span(active)
+    inside = intervals.within(first, last, width)
     # Of equal extents at several thresholds one is enough: NMS would remove the others.
     same = (first[:, 1:] == first[:, :-1]) & (last[:, 1:] == last[:, :-1])
     fresh = ~jnp.pad(same, [(0, 0), (1, 0)])
@@ -48,25 +48,25 @@ def class_proposals(action: Array, mask_logits: Array, valid: Array, classes: Ar
     width = len(valid)
     sequence = action[:, classes].T  # [C', W]
     active = (sequence[:, None] > jnp.asarray(s.class_thresholds)[:, None]) & valid  # [C', R, W]
-    first, ends = runs.run_starts(active)
+    first, ends = intervals.run_starts(active)
     same = ends[:, 1:] & ends[:, :-1] & (first[:, 1:] == first[:, :-1])
     exists = ends & ~jnp.pad(same, [(0, 0), (1, 0), (0, 0)])
     exists &= jnp.arange(width) + 1 - first > s.shortest_share * width
-    peak = runs.running_max(jnp.broadcast_to(sequence[:, None], first.shape), first)
+    peak = intervals.running_max(jnp.broadcast_to(sequence[:, None], first.shape), first)
     score, chosen = jax.lax.top_k(jnp.where(exists, peak, 0).reshape(-1), min(s.nms.top_k_per_level, exists.size))
     row = chosen // (active.shape[1] * width)
     start, stop = first.reshape(-1)[chosen], chosen % width + 1
-    inside = runs.within(start, stop, width)
+    inside = intervals.within(start, stop, width)
     surest = jnp.where(inside, sequence[row], -1).argmax(-1)
     location = jnp.where(inside, jax.nn.sigmoid(mask_logits[surest]), 0).max(-1)
     return Proposals(start, stop, classes[row], score, location, score > 0)
 
 
-def severed(found: Proposals, start: Array, length: Array, s: SpotSettings) -> Array:
+def truncated_by_window(found: Proposals, start: Array, length: Array, s: SpotSettings) -> Array:
     """Proposals that a window's end cuts off although the neighbouring window sees more of them."""
     if s.fit == "resize":
         return jnp.zeros_like(found.mask)
-    size, shared = found.last - found.first, s.steps - hop(s)
+    size, shared = found.last - found.first, s.steps - window_stride(s)
     before = (found.first == 0) & (start[:, None] > 0) & (size < shared)
     after = (found.last == s.steps) & (start[:, None] + s.steps < length) & (size <= shared)
     return before | after

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from apl_jax.data.annotations import VideoRecord
-from apl_jax.learning.nontarget import Part
+from apl_jax.learning.nontarget import ClassRelation
 
 
 def frame_truth(seconds_s: np.ndarray, record: VideoRecord, background: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def label_space(part: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> dict[s
     """Shares of snippets by what their true class is to them, as JSON types.
 
     Args:
-        part: :class:`Part` of every class of every snippet ``[V, S, C + 1]``; mask: ``[V, S]``; truth: ``[V, S]``
+        part: :class:`ClassRelation` of every class of every snippet ``[V, S, C + 1]``; mask: ``[V, S]``; truth: ``[V, S]``
             in [0, C], C being background.
 
     Returns:
@@ -59,15 +59,15 @@ def planar_embedding(features: np.ndarray) -> np.ndarray:
 
 
 def _shares(fallen: np.ndarray) -> dict[str, Any]:
-    names = {kind: kind.name.lower() for kind in Part}
-    wrong = fallen[fallen != Part.TARGET]
+    names = {kind: kind.name.lower() for kind in ClassRelation}
+    wrong = fallen[fallen != ClassRelation.TARGET]
     share = lambda rows, kind: float((rows == kind).mean()) if len(rows) else None
     return {
         "snippets": len(fallen),
         **{name: share(fallen, kind) for kind, name in names.items()},
         "when_wrong": {
             "snippets": len(wrong),
-            **{name: share(wrong, kind) for kind, name in names.items() if kind is not Part.TARGET},
+            **{name: share(wrong, kind) for kind, name in names.items() if kind is not ClassRelation.TARGET},
         },
     }
 
@@ -83,8 +83,8 @@ def examples(
     fallen = np.take_along_axis(part, truth[..., None], -1)[..., 0]
     usable = mask & (truth != background)
     entropy = -(probability * np.log(np.maximum(probability, 1e-12))).sum(-1)
-    chosen = _most_divided(usable & (fallen != Part.TARGET), entropy, count // 2)
-    chosen += _most_divided(usable & (fallen == Part.TARGET), entropy, count - len(chosen))
+    chosen = _most_divided(usable & (fallen != ClassRelation.TARGET), entropy, count // 2)
+    chosen += _most_divided(usable & (fallen == ClassRelation.TARGET), entropy, count - len(chosen))
     return [
         {
             "video": v, "time_t": float(time_t[v, s]), "truth": int(truth[v, s]),

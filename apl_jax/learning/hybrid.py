@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from apl_jax.detectors.base import ClassDistribution, Roles
 from apl_jax.learning.nontarget import (
     complementary_loss,
-    dividable,
+    rankable_probs,
     divide_classes,
     labelled_negative_loss,
     non_target_losses,
@@ -111,7 +111,7 @@ def _hybrid(parts: Ingredients, weight: float, labels: str, with_apl: bool) -> M
 
         belief, roles = unlabelled[1].distribution(), unknown.losses.roles
         divided = roles.foreground_mask & belief.mask if with_apl else _divided_mask(parts, belief, roles)
-        probability = dividable(labeller.distribution().probability, parts.detector.background, s)
+        probability = rankable_probs(labeller.distribution().probability, parts.detector.background, s)
         extra, more = _unlabelled_terms(s, probability, belief, divided, unknown, rival_key)
         metrics |= more
         if with_apl:

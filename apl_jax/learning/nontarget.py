@@ -17,7 +17,7 @@ from apl_jax.settings import NonTargetSettings
 from apl_jax.structs import Array
 
 
-class Part(enum.IntEnum):
+class ClassRelation(enum.IntEnum):
     """What a class is to a snippet (Eq. 4)."""
 
     TARGET = 0  # the surest class
@@ -39,7 +39,7 @@ _SLACK = 1e-6
 
 
 def divide_classes(probability: Array, settings: NonTargetSettings, taught: Array | None = None) -> Array:
-    """The :class:`Part` of every class: ``[..., C + 1]`` int32 from probabilities ``[..., C + 1]`` that sum to 1.
+    """The :class:`ClassRelation` of every class: ``[..., C + 1]`` int32 from probabilities ``[..., C + 1]`` that sum to 1.
 
     Negative: the largest set of least likely classes whose probabilities sum to at most that of the target (Eq. 8).
     Positive: at least ``closeness`` times as likely as the target (Eq. 10), the ``max_positives`` likeliest of them;
@@ -65,10 +65,10 @@ def divide_classes(probability: Array, settings: NonTargetSettings, taught: Arra
     light = jnp.take_along_axis(weight, back, -1) <= most + _SLACK
     negative = light & ~target & ~close & (place > settings.spared)
 
-    part = jnp.where(negative, Part.NEGATIVE, Part.AMBIGUOUS)
-    part = jnp.where(positive, Part.POSITIVE, part)
+    part = jnp.where(negative, ClassRelation.NEGATIVE, ClassRelation.AMBIGUOUS)
+    part = jnp.where(positive, ClassRelation.POSITIVE, part)
     named = target if taught is None else target | (taught > 0)
-    return jnp.where(named, Part.TARGET, part).astype(jnp.int32)
+    return jnp.where(named, ClassRelation.TARGET, part).astype(jnp.int32)
 
 
 def given_action(probability: Array) -> Array:
@@ -77,7 +77,7 @@ def given_action(probability: Array) -> Array:
     return actions / jnp.maximum(actions.sum(-1, keepdims=True), 1e-12)
 
 
-def dividable(probability: Array, background: bool, settings: NonTargetSettings) -> Array:
+def rankable_probs(probability: Array, background: bool, settings: NonTargetSettings) -> Array:
     """What is divided on snippets that are believed to show an action ``[..., C + 1]``.
 
     A softmax with background as it is. Of sigmoids (``background`` False) the share of background is made up: 1 - the
@@ -93,7 +93,7 @@ def non_target_losses(part: Array, log_in: Array, log_out: Array) -> Terms:
     ``log_in`` and ``log_out`` ``[..., C + 1]`` are log-likelihoods of being, and of not being, of a class.
     """
     total = lambda kind, value: -jnp.where(part == kind, value, 0.0).sum(-1)
-    return Terms(total(Part.TARGET, log_in), total(Part.POSITIVE, log_in), total(Part.NEGATIVE, log_out))
+    return Terms(total(ClassRelation.TARGET, log_in), total(ClassRelation.POSITIVE, log_in), total(ClassRelation.NEGATIVE, log_out))
 
 
 def labelled_negative_loss(classes: Array, log_out: Array) -> Array:
@@ -116,6 +116,6 @@ def soft_label_loss(probability: Array, log_in: Array, temperature: float) -> Ar
 
 def complementary_loss(key: Array, part: Array, log_out: Array) -> Array:
     """One random class other than the target is excluded, the rival "complementary label" of Table V."""
-    draw = jax.random.uniform(key, part.shape) - jnp.where(part == Part.TARGET, jnp.inf, 0.0)
+    draw = jax.random.uniform(key, part.shape) - jnp.where(part == ClassRelation.TARGET, jnp.inf, 0.0)
     chosen = jnp.argmax(draw, -1)[..., None]
     return -jnp.take_along_axis(log_out, chosen, -1)[..., 0]

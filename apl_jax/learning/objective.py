@@ -87,7 +87,7 @@ def join_batches(first: Batch, second: Batch) -> Batch:
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *batches)
 
 
-def split_rows(tree: PyTree, count: int) -> tuple[Any, Any]:
+def split_batch(tree: PyTree, count: int) -> tuple[Any, Any]:
     """The first ``count`` videos of a batch, or of outputs, and the others: undoes :func:`join_batches`."""
     return jax.tree.map(lambda x: x[:count], tree), jax.tree.map(lambda x: x[count:], tree)
 
@@ -95,7 +95,7 @@ def split_rows(tree: PyTree, count: int) -> tuple[Any, Any]:
 def detect_both(parts: Ingredients, params: PyTree, batches: dict, key: Array) -> tuple[Any, Any]:
     """:func:`detect` on labelled and unlabelled videos, which pass the network together: (view, outputs) of each."""
     seen = detect(parts, params, join_batches(batches["labelled"], batches["unlabelled"]), key)
-    return split_rows(seen, batches["labelled"].video.shape[0])
+    return split_batch(seen, batches["labelled"].video.shape[0])
 
 
 class Taught(NamedTuple):

@@ -113,7 +113,7 @@ def refine(
     promote = selection.candidate_mask & (similarity > settings.promote_above) & (enabled and settings.promote)
     if settings.promote_overlap < 1:
         promote &= ~_overlaps_surer(detections, selection.positive_mask | promote, settings.promote_overlap)
-    reason = jnp.where(selection.positive_mask, Reason.KEPT, Reason.BELOW)
+    reason = jnp.where(selection.positive_mask, Reason.KEPT, Reason.BELOW_THRESHOLD)
     reason = jnp.where(selection.candidate_mask, Reason.CANDIDATE, reason)
     reason = jnp.where(drop, Reason.DROPPED, jnp.where(promote, Reason.PROMOTED, reason)).astype(jnp.int32)
     weight = ((reason == Reason.KEPT) | (reason == Reason.PROMOTED)).astype(jnp.float32)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from apl_jax.ops import sequence
-from apl_jax.ops.masking import silence
+from apl_jax.ops.masking import apply_mask
 from apl_jax.structs import Array
 
 LAYER_NORM_EPSILON = 1e-5
@@ -66,7 +66,7 @@ class MaskedConv(nn.Module):
         if self.bias_init is not None:
             bias = self.param("bias", nn.initializers.constant(self.bias_init), (self.features,))
             y = y + bias.astype(self.dtype)
-        return silence(y, mask)
+        return apply_mask(y, mask)
 
 
 class DepthwiseConv(nn.Module):
@@ -77,7 +77,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, out_mask: Array) -> Array:
         kernel = self.param("kernel", _depthwise_init, (3, x.shape[-1]))
-        return silence(sequence.depthwise_conv1d(x, kernel, self.stride), out_mask)
+        return apply_mask(sequence.depthwise_conv1d(x, kernel, self.stride), out_mask)
 
 
 class ConvNormRelu(nn.Module):
@@ -90,7 +90,7 @@ class ConvNormRelu(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> Array:
         y = nn.relu(LayerNorm(name="norm")(MaskedConv(self.features, dtype=self.dtype, name="conv")(x, mask)))
-        return silence(y, mask) if self.strict else y
+        return apply_mask(y, mask) if self.strict else y
 
 
 class ConvAttention(nn.Module):
@@ -119,7 +119,7 @@ class ConvAttention(nn.Module):
             y = sequence.local_attention(query, key, value, out_mask, self.window)
         else:
             y = sequence.global_attention(query, key, value, out_mask)
-        return silence(Linear(width, self.dtype, name="projection")(y.reshape(*y.shape[:-2], width)), out_mask)
+        return apply_mask(Linear(width, self.dtype, name="projection")(y.reshape(*y.shape[:-2], width)), out_mask)
 
 
 class ScaledResidual(nn.Module):
@@ -159,22 +159,22 @@ class TransformerBlock(nn.Module):
         residual = lambda name: ScaledResidual(self.drop_path, self.layer_scale, self.layer_scale_init, name=name)
 
         normed = LayerNorm(name="norm_attention")(x)
-        normed = silence(normed, mask) if self.strict else normed
+        normed = apply_mask(normed, mask) if self.strict else normed
         attended = ConvAttention(self.heads, self.window, self.stride, self.dtype, name="attention")(normed, out_mask)
         y = self._skip(x, mask, out_mask) + residual("scale_attention")(attended, deterministic)
 
         hidden = Linear(self.expansion * x.shape[-1], self.dtype, name="expand")(LayerNorm(name="norm_mlp")(y))
         hidden = nn.Dropout(self.dropout, deterministic=deterministic)(sequence.gelu(hidden))
         branch = Linear(x.shape[-1], self.dtype, name="contract")(hidden)
-        branch = silence(nn.Dropout(self.dropout, deterministic=deterministic)(branch), out_mask)
+        branch = apply_mask(nn.Dropout(self.dropout, deterministic=deterministic)(branch), out_mask)
         return y + residual("scale_mlp")(branch, deterministic), out_mask
 
     def _skip(self, x: Array, mask: Array, out_mask: Array) -> Array:
         if self.stride == 1:
-            return silence(x, mask)
+            return apply_mask(x, mask)
         # In the reference a zero from the first padded step can win the maximum at the last valid output.
         x = jnp.where(mask[..., None], x, jnp.asarray(-jnp.inf, x.dtype)) if self.strict else x
-        return silence(sequence.max_pool1d(x, self.stride), out_mask)
+        return apply_mask(sequence.max_pool1d(x, self.stride), out_mask)
 
 
 def sinusoid_positions(length: int, width: int) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from apl_jax.nn.blocks import ConvNormRelu, DepthwiseConv, LayerNorm, MaskedConv, TransformerBlock, sinusoid_positions
-from apl_jax.ops.masking import silence
+from apl_jax.ops.masking import apply_mask
 from apl_jax.settings import ActionFormerSettings
 from apl_jax.structs import Array
 
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
     def __call__(self, x: Array, mask: Array, deterministic: bool) -> Levels:
         s = self.settings
         strict, dtype = s.masking == "strict", jnp.dtype(s.dtype)
-        x = silence(x, mask)
+        x = apply_mask(x, mask)
         for i in range(s.embedding_convs):
             x = ConvNormRelu(s.width, strict, dtype, name=f"embedding_{i}")(x, mask)
         x = x.astype(jnp.float32)  # the residual stream
@@ -72,7 +72,7 @@ class Neck(nn.Module):
             features = self._top_down(features, masks)
         normed = [LayerNorm(name=f"norm_{i}")(f) for i, f in enumerate(features)]
         if s.masking == "strict":
-            normed = [silence(f, m) for f, m in zip(normed, masks, strict=True)]
+            normed = [apply_mask(f, m) for f, m in zip(normed, masks, strict=True)]
         return tuple(zip(normed, masks, strict=True))
 
     def _top_down(self, features: list[Array], masks: list[Array]) -> list[Array]:
@@ -84,5 +84,5 @@ class Neck(nn.Module):
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + jnp.repeat(merged[i], 2, axis=1)
         if self.settings.masking == "strict":  # a coarse step can spill over the end of the finer level
-            merged = [silence(f, m) for f, m in zip(merged, masks, strict=True)]
+            merged = [apply_mask(f, m) for f, m in zip(merged, masks, strict=True)]
         return [DepthwiseConv(name=f"conv_{i}")(f, m) for i, (f, m) in enumerate(zip(merged, masks, strict=True))]

@@ -15,7 +15,7 @@ import numpy as np
 
 from apl_jax.nn.blocks import ConvNormRelu, MaskedConv
 from apl_jax.nn.pyramid import Levels
-from apl_jax.ops.masking import silence
+from apl_jax.ops.masking import apply_mask
 from apl_jax.settings import ActionFormerSettings
 from apl_jax.structs import Array
 
@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         for i in range(s.head_layers - 1):
             x = ConvNormRelu(s.width, strict, jnp.dtype(s.dtype), name=f"layer_{i}")(x, levels.mask)
             if not strict:  # LayerNorm's bias may stay at padded steps, as in the reference, but not in the gaps
-                x = silence(x, jnp.broadcast_to(levels.level >= 0, levels.mask.shape))
+                x = apply_mask(x, jnp.broadcast_to(levels.level >= 0, levels.mask.shape))
         return x.astype(jnp.float32)  # predictors run in float32: logits never are bfloat16
 
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from apl_jax.nn.blocks import ConvNormRelu, LayerNorm, Linear, MaskedConv, uniform_fan_in
 from apl_jax.ops import sequence
-from apl_jax.ops.masking import silence
+from apl_jax.ops.masking import apply_mask
 from apl_jax.settings import SpotSettings
 from apl_jax.structs import Array
 
@@ -32,7 +32,7 @@ class Snippets(NamedTuple):
     lengths: Array  # [B] int32, valid grid steps
 
 
-def hop(settings: SpotSettings) -> int:
+def window_stride(settings: SpotSettings) -> int:
     """Grid steps from one window to the next."""
     return max(round(settings.steps * (1 - settings.overlap)), 1)
 
@@ -57,12 +57,12 @@ def to_snippets(features: Array, mask: Array, settings: SpotSettings) -> Snippet
         fraction = (position - jnp.floor(position)).reshape(batch, width, 1).astype(features.dtype)
         inputs = take(left) * (1 - fraction) + take(jnp.minimum(left + 1, last_row)) * fraction
     else:
-        count = 1 if steps <= width else -(-(steps - width) // hop(settings)) + 1
+        count = 1 if steps <= width else -(-(steps - width) // window_stride(settings)) + 1
         scale = jnp.ones(batch)
-        first = hop(settings) * jnp.arange(count)
+        first = window_stride(settings) * jnp.arange(count)
         last_start = jnp.maximum(lengths - width, 0)[:, None]
         row = jnp.minimum(first, last_start)[..., None] + jnp.arange(width)
-        snippet_mask = ((first < last_start + hop(settings))[..., None]) & (row < lengths[:, None, None])
+        snippet_mask = ((first < last_start + window_stride(settings))[..., None]) & (row < lengths[:, None, None])
         start = row[..., 0].astype(scale.dtype)
         inputs = take(jnp.minimum(row, last_row))
     inputs = inputs.reshape(batch, -1, width, features.shape[-1])
@@ -91,7 +91,7 @@ class SnippetAttention(nn.Module):
         for i in range(s.embedding_convs):
             x = ConvNormRelu(s.width or x.shape[-1], True, dtype, name=f"embedding_{i}")(x, mask).astype(dtype_of_data)
         if s.width and not s.embedding_convs:
-            x = silence(Linear(s.width, dtype, name="projection")(x).astype(x.dtype), mask)
+            x = apply_mask(Linear(s.width, dtype, name="projection")(x).astype(x.dtype), mask)
         width = x.shape[-1]
         size = s.head_width or width
         normal = nn.initializers.normal(math.sqrt(2 / (width + size)))
@@ -114,7 +114,7 @@ class SnippetAttention(nn.Module):
 
         y = sum((head(h) for h in range(1, s.heads)), head(0)) + bias.astype(x.dtype)
         y = nn.Dropout(s.dropout, deterministic=deterministic)(y)
-        return x, silence(LayerNorm(name="norm")(y + x), mask)
+        return x, apply_mask(LayerNorm(name="norm")(y + x), mask)
 
 
 class SnippetClassHead(nn.Module):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from apl_jax.ops import runs
+from apl_jax.ops import intervals
 
 LOG_SLACK = 1e-6  # added to a probability before its logarithm (systems 3.4)
 
@@ -68,8 +68,8 @@ def boundary_bands(
     score = jax.lax.stop_gradient(score).astype(jnp.float32)
     median = lower_median(score.reshape(len(score), -1), valid.reshape(len(score), -1))[:, None, None]
     active, idle = valid & (score > median), valid & (score <= median)
-    inside = runs.dilate(idle, outer) & ~runs.dilate(idle, inner)
-    outside = runs.dilate(active, outer) & ~runs.dilate(active, inner)
+    inside = intervals.dilate(idle, outer) & ~intervals.dilate(idle, inner)
+    outside = intervals.dilate(active, outer) & ~intervals.dilate(active, inner)
     return active & inside, valid & outside
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
-def silence(x: Shaped[Array, "B T C"], mask: Bool[Array, "B T"]) -> Shaped[Array, "B T C"]:
+def apply_mask(x: Shaped[Array, "B T C"], mask: Bool[Array, "B T"]) -> Shaped[Array, "B T C"]:
     """``x`` with zeros at invalid steps; unlike a product with the mask this also stops NaN and its gradient."""
     return jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from apl_jax.plots import to_svg
+from apl_jax.report.figures import to_svg
 
 _BAR = "#DCE9F2"
 _STYLE = """
@@ -108,7 +108,7 @@ def _number(cell: str) -> float:
 
 
 def figure(width_in: float, height_in: float, caption: str, draw: Callable[..., Any], *arrays: Any) -> str:
-    """A drawing of :mod:`apl_jax.plots` as inline SVG, with its caption above."""
+    """A drawing of :mod:`apl_jax.report.figures` as inline SVG, with its caption above."""
     canvas = Figure((width_in, height_in), layout="constrained")
     draw(canvas, *arrays)
     title = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""

@@ -1,4 +1,4 @@
-"""What :mod:`apl_jax.data.inspection` found, as lines for the terminal and as ``inspect.html``, a page of its own.
+"""What :mod:`apl_jax.inspection.inspection` found, as lines for the terminal and as ``inspect.html``, a page of its own.
 
 The page needs no network and no JavaScript.
 """
@@ -15,10 +15,10 @@ import numpy as np
 
 from apl_jax.data.coverage import Cause
 from apl_jax.data.files import write_text
-from apl_jax.data.inspection import Inspection, Uncovered
-from apl_jax.data.survey import Finding, Survey
-from apl_jax.plots import FULL_WIDTH_IN, HALF_WIDTH_IN, MOST_BARS
-from apl_jax.plots.data_set import class_bars, length_histogram
+from apl_jax.inspection.inspection import Inspection, Uncovered
+from apl_jax.inspection.survey import Finding, Survey
+from apl_jax.report.figures import FULL_WIDTH_IN, HALF_WIDTH_IN, MOST_BARS
+from apl_jax.report.figures.data_set import class_bars, length_histogram
 from apl_jax.report.elements import document, escaped, figure, fold, number_table, paragraph, row, text_table
 from apl_jax.report.page import OPEN_CLASSES
 from apl_jax.report.tables import aligned

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from apl_jax import plots
-from apl_jax.learning.nontarget import Part
-from apl_jax.plots import FULL_WIDTH_IN
+from apl_jax.report import figures as plots
+from apl_jax.learning.nontarget import ClassRelation
+from apl_jax.report.figures import FULL_WIDTH_IN
 from apl_jax.report.elements import figure, fold, number_table, paragraph
 from apl_jax.report.finished_run import FinishedRun
 from apl_jax.report.tables import percents, stage_name
@@ -82,7 +82,7 @@ def hardest_groups(truth: np.ndarray, classes: Sequence[str], results: Mapping[s
 
 
 def _numbers(found: Mapping[str, Any]) -> list[list[str]]:
-    parts = [part.name.lower() for part in Part]
+    parts = [part.name.lower() for part in ClassRelation]
     rows = [["share of snippets, %", *parts]]
     for name, value in found.items():
         for kind, shares in value.items():

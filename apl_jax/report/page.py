@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from apl_jax import plots
+from apl_jax.report import figures as plots
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.files import write_text
 from apl_jax.declarations import to_dict
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations, without_duplicates
 from apl_jax.evaluation.label_quality import quality_per_class
-from apl_jax.plots import FULL_WIDTH_IN, HALF_WIDTH_IN, REASON_COLOURS, Lane, Panel
+from apl_jax.report.figures import FULL_WIDTH_IN, HALF_WIDTH_IN, REASON_COLOURS, Lane, Panel
 from apl_jax.report.elements import (
     chips,
     document,

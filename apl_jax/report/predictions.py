@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from apl_jax import plots
+from apl_jax.report import figures as plots
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.files import write_text
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
 from apl_jax.evaluation.thresholds import Thresholds
-from apl_jax.plots import FULL_WIDTH_IN, Lane, Panel
-from apl_jax.plots.drawing import short_name
+from apl_jax.report.figures import FULL_WIDTH_IN, Lane, Panel
+from apl_jax.report.figures.drawing import short_name
 from apl_jax.report.elements import document, figure, paragraph
 from apl_jax.report.tables import aligned, percent
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from apl_jax.plots import MEASURES as _FIGURE_3C
-from apl_jax.plots import SET_NAMES
+from apl_jax.report.figures import MEASURES as _FIGURE_3C
+from apl_jax.report.figures import SET_NAMES
 
 MEASURES = _FIGURE_3C | {"precision": "precision", "recall": "recall"}
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from apl_jax.data.feeds import Feed
+from apl_jax.feeds.resident import Feed
 from apl_jax.learning.objective import Method
 from apl_jax.structs import Array, PyTree
-from apl_jax.training.mesh import batch_sharding, replicated
+from apl_jax.devices import batch_sharding, replicated
 from apl_jax.training.state import TrainState
 
 Dispatch = Callable[[TrainState, Array, PyTree], tuple[TrainState, dict[str, Array]]]

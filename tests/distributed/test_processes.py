@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specimens import smoke_settings
+from fixtures import smoke_settings
 from streams import gathered
 
-from apl_jax.pipeline.run import run
+from apl_jax.runs.run import run
 
 REPOSITORY = Path(__file__).parents[2]
 CHILD = """
@@ -24,8 +24,8 @@ sys.path.insert(0, {tests!r})
 import jax
 jax.distributed.initialize({address!r}, num_processes=2, process_id={rank})
 from pathlib import Path
-from specimens import smoke_settings
-from apl_jax.pipeline.run import run
+from fixtures import smoke_settings
+from apl_jax.runs.run import run
 run(smoke_settings(arms=("semi_supervised",), **{overrides!r}), Path({workdir!r}))
 jax.distributed.shutdown()
 """

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specimens import smoke_settings
+from fixtures import smoke_settings
 
 from apl_jax.data.annotations import AGNOSTIC
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import DataError, load_json, write_json
-from apl_jax.pipeline.prediction import Request, choose_thresholds, predict, write_predictions
-from apl_jax.pipeline.run import open_room, run
+from apl_jax.inference.prediction import Request, choose_thresholds, predict, write_predictions
+from apl_jax.runs.run import open_room, run
 from apl_jax.report import write_report
 from apl_jax.settings import Settings
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from apl_jax.data.files import load_json
-from apl_jax.pipeline.frames import Frames, representations, sample_frames
-from apl_jax.pipeline.room import Room
-from apl_jax.pipeline.run import open_room
+from apl_jax.runs.frames import Frames, representations, sample_frames
+from apl_jax.runs.context import Room
+from apl_jax.runs.run import open_room
 from apl_jax.report.finished_run import open_run
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apl_jax.data.sources import embedded_root
+from apl_jax.data.features.sources import embedded_root
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -109,10 +109,10 @@ def test_full_disk_is_one_message_and_nothing_is_lost(small_run: Path, tmp_path:
 
 def test_checkpoint_of_another_shape_is_refused_by_name(small_run: Path, tmp_path: Path) -> None:
     """Weights put where a model of another width expects its own."""
-    from specimens import smoke_settings
+    from fixtures import smoke_settings
 
-    from apl_jax.pipeline.run import open_room
-    from apl_jax.pipeline.training import abstract_arm
+    from apl_jax.runs.run import open_room
+    from apl_jax.runs.training_stage import abstract_arm
     from apl_jax.training.checkpoint import CheckpointError, Checkpoints
 
     shutil.copytree(small_run / "stages" / "supervised" / "checkpoints", tmp_path / "checkpoints")

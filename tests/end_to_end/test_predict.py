@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specimens import smoke_settings
+from fixtures import smoke_settings
 
 from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.data.grids import window_signal
-from apl_jax.data.sources import embedded_root
+from apl_jax.data.features.sources import embedded_root
 from apl_jax.declarations import fingerprint
 from apl_jax.evaluation.submission import read_submission
-from apl_jax.pipeline.model import describe_model, run_of
-from apl_jax.pipeline.prediction import Predictions, Request, choose_thresholds, predict, write_predictions
-from apl_jax.pipeline.run import open_room
+from apl_jax.inference.model import describe_model, run_of
+from apl_jax.inference.prediction import Predictions, Request, choose_thresholds, predict, write_predictions
+from apl_jax.runs.run import open_room
 
 REPOSITORY = Path(__file__).parents[2]
 TOLERANCE = 1e-5  # of seconds and scores: another length of padding is another program

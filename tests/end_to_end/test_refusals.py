@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apl_jax.data.sources import embedded_root
+from apl_jax.data.features.sources import embedded_root
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specimens import smoke_settings
+from fixtures import smoke_settings
 
 from apl_jax.data.annotations import read_annotations
-from apl_jax.pipeline.run import run
+from apl_jax.runs.run import run
 from apl_jax.structs import Reason
 
 ARMS = {"supervised", "supervised_matched", "teacher", "self_train_1"}

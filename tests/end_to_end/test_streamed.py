@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from run_folders import final_state
-from specimens import smoke_settings
+from fixtures import smoke_settings
 
-from apl_jax.pipeline.run import open_room, run
+from apl_jax.runs.run import open_room, run
 
 FROM_FILES = {"runtime.feed": "stream", "runtime.host_share": 0.0, "runtime.portion_mib": 0.5}
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import GOLDEN
+from fixtures import GOLDEN
 
 from apl_jax.detectors.actionformer import ActionFormer, PyramidOutputs, assign, build_actionformer, pyramid_points
-from apl_jax.detectors.actionformer_reference import import_parameters
+from apl_jax.interop.actionformer_weights import import_parameters
 from apl_jax.detectors.base import Losses
 from apl_jax.settings import ActionFormerSettings, QualitySettings
 from apl_jax.structs import Array, Batch, Detections, PyTree, Targets, TimeGrid

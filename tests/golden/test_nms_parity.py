@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import GOLDEN
+from fixtures import GOLDEN
 
 from apl_jax.ops import nms
 

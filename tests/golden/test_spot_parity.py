@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import GOLDEN
+from fixtures import GOLDEN
 
 from apl_jax.detectors.spot import SnippetTargets, SpotOutputs, build_spot, mask_loss
 from apl_jax.ops.mask_losses import dice, weighted_cross_entropy

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from specimens import GOLDEN
+from fixtures import GOLDEN
 
 from apl_jax.detectors.actionformer import ActionFormer, PyramidOutputs, build_actionformer
-from apl_jax.detectors.actionformer_reference import import_parameters
+from apl_jax.interop.actionformer_weights import import_parameters
 from apl_jax.settings import ActionFormerSettings, DiscriminatorSettings, OptimizerSettings, QualitySettings
 from apl_jax.structs import Array, Batch, PyTree, Targets
 from apl_jax.training.optimizer import build_optimizer

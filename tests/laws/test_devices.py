@@ -18,13 +18,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from specimens import KINDS, build_kind, random_bank, random_batch, random_weights, tiny_settings
+from fixtures import KINDS, build_kind, random_bank, random_batch, random_weights, tiny_settings
 
-from apl_jax.data.feeds import device_feed
+from apl_jax.feeds.resident import device_feed
 from apl_jax.detectors import DETECTORS
 from apl_jax.settings import DiscriminatorSettings, OptimizerSettings, PerturbSettings
 from apl_jax.structs import PyTree
-from apl_jax.training.mesh import build_mesh, place, replicated, split_rows, to_host
+from apl_jax.devices import build_mesh, place, replicated, shard_batch, to_host
 from apl_jax.training.optimizer import build_optimizer
 from apl_jax.training.state import TrainState
 from apl_jax.training.step import build_dispatch
@@ -74,7 +74,7 @@ def train(kind: str, detector: str, devices: int) -> Trained:
     }
     tables["labelled"] = jax.tree.map(lambda x: x[:VIDEOS], tables["labelled"])  # the devices do not divide it
     feed = device_feed(
-        split_rows(tables, mesh), {"labelled": VIDEOS, "unlabelled": 8}, dict.fromkeys(tables, BATCH),
+        shard_batch(tables, mesh), {"labelled": VIDEOS, "unlabelled": 8}, dict.fromkeys(tables, BATCH),
         place({"bank": random_bank()}, replicated(mesh)),
     )  # fmt: skip
     dispatch = build_dispatch(method._replace(loss=counted), optimizer, feed, mesh, PORTION)

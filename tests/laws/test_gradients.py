@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import (
+from fixtures import (
     CLASSES,
     KINDS,
     build_kind,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from run_folders import assert_same_state
-from specimens import smoke_settings
+from fixtures import smoke_settings
 
 from apl_jax.data.dataset import open_dataset, open_truth
-from apl_jax.data.sources import embedded_root
-from apl_jax.pipeline.run import run
+from apl_jax.data.features.sources import embedded_root
+from apl_jax.runs.run import run
 
 
 def test_changing_held_back_labels_changes_no_byte_of_the_trained_state(small_run: Path, tmp_path: Path) -> None:

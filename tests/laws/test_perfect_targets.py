@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import CLASSES, FEATURE_WIDTH, variants
+from fixtures import CLASSES, FEATURE_WIDTH, variants
 
 from apl_jax.detectors import DETECTORS, build_detector
 from apl_jax.detectors.actionformer import PyramidOutputs, assign, pyramid_points
 from apl_jax.detectors.spot import SpotOutputs, assign_snippets
 from apl_jax.evaluation.average_precision import Instances, average_precision
-from apl_jax.evaluation.predict import to_instances
+from apl_jax.evaluation.detections import to_instances
 from apl_jax.nn.quality import QUALITY_BRANCHES
 from apl_jax.nn.snippets import to_snippets
 from apl_jax.settings import Settings

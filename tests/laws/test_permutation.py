@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import CLASSES, FEATURE_WIDTH, random_batch, random_weights, variants
+from fixtures import CLASSES, FEATURE_WIDTH, random_batch, random_weights, variants
 
 from apl_jax.detectors import DETECTORS, build_detector
 from apl_jax.structs import Batch

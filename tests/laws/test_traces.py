@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from specimens import CLASSES, FEATURE_WIDTH, random_batch, random_weights, tiny_settings
+from fixtures import CLASSES, FEATURE_WIDTH, random_batch, random_weights, tiny_settings
 
 from apl_jax.data.batching import padded_length
 from apl_jax.detectors import DETECTORS, build_detector
-from apl_jax.evaluation.predict import predict_batch
+from apl_jax.evaluation.detections import predict_batch
 from apl_jax.learning.selection import SELECTORS, refine
 from apl_jax.ops.masking import map_rows
 from apl_jax.settings import SelectionSettings

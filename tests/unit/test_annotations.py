@@ -13,7 +13,7 @@ import pytest
 
 from apl_jax.data.annotations import read_annotations
 from apl_jax.data.files import DataError, load_csv, write_json
-from apl_jax.data.sources import embedded_root
+from apl_jax.data.features.sources import embedded_root
 from apl_jax.structs import TimeGrid
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"

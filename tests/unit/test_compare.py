@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from made_runs import make_run
+from fake_runs import make_run
 
 from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.report.compare import comparison

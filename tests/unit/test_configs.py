@@ -14,7 +14,7 @@ import pytest
 from apl_jax.cli import to_settings
 from apl_jax.declarations import to_dict
 from apl_jax.detectors import build_detector
-from apl_jax.pipeline.stages import plain_settings, plan_stages
+from apl_jax.runs.plans import plain_settings, plan_stages
 from apl_jax.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import CLASSES, random_batch
+from fixtures import CLASSES, random_batch
 
 from apl_jax.learning.contrastive import contrastive_loss, sample_frames
 from apl_jax.ops.losses import info_nce

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import CLASSES, random_batch, variants
+from fixtures import CLASSES, random_batch, variants
 
 from apl_jax.detectors.actionformer import Assignment, PyramidOutputs, assign, detection_losses, pyramid_points
 from apl_jax.nn.quality import QUALITY_BRANCHES

@@ -11,17 +11,17 @@ import jax
 import numpy as np
 import pytest
 from jax import export
-from specimens import CLASSES, FEATURE_WIDTH, random_weights, variants
+from fixtures import CLASSES, FEATURE_WIDTH, random_weights, variants
 
 from apl_jax import __version__
 from apl_jax.data.files import DataError, load_json
 from apl_jax.data.grids import place_rows
 from apl_jax.declarations import fingerprint
 from apl_jax.detectors import build_detector
-from apl_jax.pipeline import export_example
-from apl_jax.pipeline.export import export_model
-from apl_jax.pipeline.imported import write_run
-from apl_jax.pipeline.prediction import Predictions, Request, predict
+from apl_jax.inference import export_example
+from apl_jax.inference.export import export_model
+from apl_jax.interop.import_actionformer import write_run
+from apl_jax.inference.prediction import Predictions, Request, predict
 from apl_jax.settings import DataSettings, Settings
 
 FPS, WINDOW, STRIDE = 12.5, 4, 3

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import make_run
+from fake_runs import make_run
 
 from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.declarations import from_dict
@@ -24,7 +24,7 @@ from apl_jax.evaluation.external import (
     protocol_words,
     read_class_scores,
 )
-from apl_jax.pipeline.stages import plan_stages
+from apl_jax.runs.plans import plan_stages
 from apl_jax.report import write_report
 from apl_jax.report.tables import protocol
 from apl_jax.settings import EvaluationSettings, Settings

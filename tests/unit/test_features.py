@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from apl_jax.data.features import open_features
+from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError
 from apl_jax.settings import DataSettings
 

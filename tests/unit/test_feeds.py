@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import random_bank, random_batch
+from fixtures import random_bank, random_batch
 
 from apl_jax.data.dataset import open_dataset
-from apl_jax.data.feeds import device_feed, draw_rows, whole_table
+from apl_jax.feeds.resident import device_feed, draw_rows, whole_table
 from apl_jax.settings import DataSettings
 
 

@@ -12,14 +12,14 @@ import pytest
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import Standardizer, read_rows
 from apl_jax.data.dataset import open_dataset, open_truth
-from apl_jax.data.features import open_features
+from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError
 from apl_jax.data.grids import build_grid, extracted_rows, place_rows, pool_rows, resize_rows, window_signal
-from apl_jax.data.loose_files import open_loose
+from apl_jax.data.features.loose_files import open_loose
 from apl_jax.learning.perturb import clip_targets, random_truncation
 from apl_jax.nn.snippets import to_snippets
-from apl_jax.pipeline.model import Model
-from apl_jax.pipeline.prediction import read_video
+from apl_jax.inference.model import Model
+from apl_jax.inference.prediction import read_video
 from apl_jax.settings import DataSettings, PerturbSettings, Settings, SpotSettings
 from apl_jax.structs import Batch, Targets
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from apl_jax.data.annotations import read_annotations
-from apl_jax.data.features import open_features
+from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError
-from apl_jax.data.hapt import prepare_hapt
+from apl_jax.interop.hapt import prepare_hapt
 from apl_jax.settings import DataSettings
 
 NAMES = ("WALKING", "SITTING", "STAND_TO_SIT")

@@ -9,15 +9,15 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import GOLDEN
+from fixtures import GOLDEN
 from torch_archive import write_checkpoint
 
 from apl_jax.data.annotations import AGNOSTIC
 from apl_jax.data.files import DataError, load_json
 from apl_jax.detectors import build_detector
-from apl_jax.pipeline.imported import import_actionformer
-from apl_jax.pipeline.model import open_model
-from apl_jax.pipeline.prediction import Request, predict
+from apl_jax.interop.import_actionformer import import_actionformer
+from apl_jax.inference.model import open_model
+from apl_jax.inference.prediction import Request, predict
 from apl_jax.settings import ActionFormerSettings, DataSettings, NmsSettings, Settings
 from apl_jax.structs import Batch
 

@@ -13,8 +13,8 @@ import pytest
 
 from apl_jax.data.coverage import Cause, assignment_causes, uncovered_causes
 from apl_jax.data.files import DataError
-from apl_jax.data.inspection import Inspection, inspect_dataset, overlapping_mask
-from apl_jax.data.sources import embedded_root
+from apl_jax.inspection.inspection import Inspection, inspect_dataset, overlapping_mask
+from apl_jax.data.features.sources import embedded_root
 from apl_jax.detectors.actionformer import assign, pyramid_points
 from apl_jax.report.inspection_page import next_step, size, terminal_text, write_inspection
 from apl_jax.settings import ActionFormerSettings, DataSettings, Settings

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import random_batch, random_weights
+from fixtures import random_batch, random_weights
 
 from apl_jax.learning.instances import (
     InstanceBank,

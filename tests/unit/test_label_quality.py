@@ -23,7 +23,7 @@ ROWS = (
     (1, WALK, (2, 8), 0.4, Reason.PROMOTED, 0.25, 0.25),  # right class, badly placed
     (1, RUN, (50, 60), 0.3, Reason.PROMOTED, 0.0, 0.0),  # background
     (1, WALK, (0, 4), 0.2, Reason.CANDIDATE, 1.0, 1.0),  # neither of these is a pseudo label
-    (1, WALK, (0, 4), 0.1, Reason.BELOW, 1.0, 1.0),
+    (1, WALK, (0, 4), 0.1, Reason.BELOW_THRESHOLD, 1.0, 1.0),
 )
 LABELS = Instances(*(np.array([row[i] for row in ROWS]) for i in range(4)))
 REASON = np.array([int(row[4]) for row in ROWS])

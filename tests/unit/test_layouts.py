@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from apl_jax.data.features import open_features
+from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError
-from apl_jax.data.layouts import READERS
+from apl_jax.data.features.layouts import READERS
 from apl_jax.settings import DataSettings
 
 ROWS = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)

@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from apl_jax.data.feeds import Feed
+from apl_jax.feeds.resident import Feed
 from apl_jax.learning.objective import Method
 from apl_jax.settings import RuntimeSettings
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.loop import NotFiniteError, Plan, fit
-from apl_jax.training.mesh import build_mesh, place, replicated
+from apl_jax.devices import build_mesh, place, replicated
 from apl_jax.training.state import initial_state
 from apl_jax.training.step import build_dispatch
 from apl_jax.training.writers import open_writers

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apl_jax.ops.masking import map_rows, silence, upsample_linear
+from apl_jax.ops.masking import map_rows, apply_mask, upsample_linear
 
 
 def test_silence_stops_nan_and_its_gradient() -> None:
     x = jnp.array([[[1.0, 2.0], [jnp.nan, jnp.inf]]])
     mask = jnp.array([[True, False]])
-    assert silence(x, mask).tolist() == [[[1, 2], [0, 0]]]
-    gradient = jax.grad(lambda x: (silence(x, mask) ** 2).sum())(x)
+    assert apply_mask(x, mask).tolist() == [[[1, 2], [0, 0]]]
+    gradient = jax.grad(lambda x: (apply_mask(x, mask) ** 2).sum())(x)
     assert gradient.tolist() == [[[2, 4], [0, 0]]]
-    assert silence(x.astype(jnp.bfloat16), mask).dtype == jnp.bfloat16
+    assert apply_mask(x.astype(jnp.bfloat16), mask).dtype == jnp.bfloat16
 
 
 # Ramp 0 .. n - 1 resized (systems 1.2).

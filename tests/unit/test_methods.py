@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from specimens import TINY_LEARNING, build_kind, random_bank, random_batch, random_weights, tiny_settings
+from fixtures import TINY_LEARNING, build_kind, random_bank, random_batch, random_weights, tiny_settings
 
 from apl_jax.learning.methods import blank_outside_spans
 from apl_jax.settings import NonTargetSettings, PerturbSettings

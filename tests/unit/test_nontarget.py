@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from apl_jax.learning.nontarget import (
-    Part,
+    ClassRelation,
     complementary_loss,
-    dividable,
+    rankable_probs,
     divide_classes,
     given_action,
     labelled_negative_loss,
@@ -23,7 +23,7 @@ from apl_jax.learning.nontarget import (
 from apl_jax.settings import NonTargetSettings
 
 SETTINGS = NonTargetSettings()
-T, P, N, A = Part.TARGET, Part.POSITIVE, Part.NEGATIVE, Part.AMBIGUOUS
+T, P, N, A = ClassRelation.TARGET, ClassRelation.POSITIVE, ClassRelation.NEGATIVE, ClassRelation.AMBIGUOUS
 
 # Probabilities, parts, and the target, negative and positive losses (systems 7.B).
 GOLDEN = [
@@ -43,7 +43,7 @@ def logs(p: np.ndarray) -> tuple[jax.Array, jax.Array]:
 
 
 @pytest.mark.parametrize(("p", "parts", "target", "negative", "positive"), GOLDEN)
-def test_golden(p: list[float], parts: list[Part], target: float, negative: float, positive: float) -> None:
+def test_golden(p: list[float], parts: list[ClassRelation], target: float, negative: float, positive: float) -> None:
     row = np.float32(p)
     found = divide_classes(jnp.asarray(row), SETTINGS)
     assert found.tolist() == parts
@@ -57,7 +57,7 @@ def test_golden(p: list[float], parts: list[Part], target: float, negative: floa
 
 @pytest.mark.parametrize(("p", "parts", "target", "negative", "positive"), GOLDEN)
 def test_what_a_pseudo_label_names_is_a_target_too(
-    p: list[float], parts: list[Part], target: float, negative: float, positive: float
+    p: list[float], parts: list[ClassRelation], target: float, negative: float, positive: float
 ) -> None:
     for named in range(len(p)):
         found = divide_classes(jnp.asarray(np.float32(p)), SETTINGS, jax.nn.one_hot(named, len(p)))
@@ -69,9 +69,9 @@ def test_sigmoids_are_divided_as_if_an_action_were_there() -> None:
     p = jnp.append(score, 1 - score.max())
     p = p / p.sum()
     literal = dataclasses.replace(SETTINGS, given_action=False)
-    assert divide_classes(dividable(p, False, literal), SETTINGS).tolist() == [N, N, N, N, T]
-    assert divide_classes(dividable(p, False, SETTINGS), SETTINGS).tolist() == [T, P, N, N, N]
-    assert (dividable(p, True, SETTINGS) == p).all()
+    assert divide_classes(rankable_probs(p, False, literal), SETTINGS).tolist() == [N, N, N, N, T]
+    assert divide_classes(rankable_probs(p, False, SETTINGS), SETTINGS).tolist() == [T, P, N, N, N]
+    assert (rankable_probs(p, True, SETTINGS) == p).all()
     np.testing.assert_allclose(given_action(p), jnp.append(score, 0) / score.sum(), rtol=1e-6)
     assert given_action(jnp.array([0.0, 0.0, 1.0])).tolist() == [0, 0, 0]  # no belief in any action, and no NaN
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import random_batch
+from fixtures import random_batch
 
 from apl_jax.learning.perturb import add_noise, clip_targets, perturb, random_truncation
 from apl_jax.settings import PerturbSettings

@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.dataset import open_dataset, open_truth
-from apl_jax.data.features import open_features
+from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError
-from apl_jax.data.rehearsal import RehearsalFeatures, coverage, extraction_grid, write_rehearsal
+from apl_jax.data.synthetic import RehearsalFeatures, coverage, extraction_grid, write_rehearsal
 from apl_jax.settings import DataSettings, RehearsalSettings
 from apl_jax.structs import TimeGrid
 
@@ -61,7 +61,7 @@ def test_a_video_is_the_same_in_every_process_and_order(folder: Path) -> None:
     backwards = open_features(None, settings)
     assert {video: backwards.read(video).tobytes() for video in reversed(backwards.ids)} == forwards
     code = (
-        "import sys, zlib; from apl_jax.data.features import open_features\n"
+        "import sys, zlib; from apl_jax.data.features.folder import open_features\n"
         "from apl_jax.settings import DataSettings, RehearsalSettings\n"
         f"source = open_features(None, {settings!r})\n"
         f"print(zlib.crc32(source.read({source.ids[5]!r})), source.digest())"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import TIOU, make_run
+from fake_runs import TIOU, make_run
 from matplotlib.figure import Figure
 
-from apl_jax import plots
+from apl_jax.report import figures as plots
 from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations, instances_from_videos
 from apl_jax.evaluation.label_quality import label_quality

@@ -112,7 +112,7 @@ def verdict(settings: SelectionSettings) -> PseudoLabels:
 
 
 OFF = DiscriminatorSettings(enabled=False)
-B, K, P, D, C = Reason.BELOW, Reason.KEPT, Reason.PROMOTED, Reason.DROPPED, Reason.CANDIDATE
+B, K, P, D, C = Reason.BELOW_THRESHOLD, Reason.KEPT, Reason.PROMOTED, Reason.DROPPED, Reason.CANDIDATE
 
 
 @pytest.mark.parametrize(

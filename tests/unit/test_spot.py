@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from snippet_outputs import outputs_of, ramp, targets_of
-from specimens import CLASSES, FEATURE_WIDTH, in_bfloat16, random_batch, random_weights, tiny_settings, variants
+from fixtures import CLASSES, FEATURE_WIDTH, in_bfloat16, random_batch, random_weights, tiny_settings, variants
 
 from apl_jax.detectors.spot import SnippetTargets, assign_snippets, build_spot, own_targets, snippet_losses
 from apl_jax.nn.snippets import to_snippets

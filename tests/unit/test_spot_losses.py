@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from snippet_outputs import outputs_of, targets_of
-from specimens import CLASSES, random_batch, tiny_settings, variants
+from fixtures import CLASSES, random_batch, tiny_settings, variants
 
 from apl_jax.detectors.spot import SpotOutputs, assign_snippets, decode_detections, own_targets, snippet_losses
 from apl_jax.ops import mask_losses

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from specimens import random_bank
+from fixtures import random_bank
 from streams import SIZES, TABLES, WIDTH, batches_of, stream, table
 
-from apl_jax.data.feeds import device_feed, draw_all_rows, draw_rows, whole_table
-from apl_jax.evaluation.passes import Shape, map_resident, map_streamed
+from apl_jax.feeds.resident import device_feed, draw_all_rows, draw_rows, whole_table
+from apl_jax.feeds.passes import BatchPlan, map_resident, map_streamed
 from apl_jax.structs import Batch
-from apl_jax.training.mesh import build_mesh, split_rows
-from apl_jax.training.stream import window_start
+from apl_jax.devices import build_mesh, shard_batch
+from apl_jax.feeds.streamed import window_start
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(12, 4), (13, 4), (3, 8)])
@@ -26,7 +26,7 @@ def test_all_rows_at_once_are_those_of_each_step(rows: int, batch: int) -> None:
 def test_stream_and_device_feed_bring_the_same(portion_mib: float) -> None:
     streamed = stream(TABLES, portion_mib=portion_mib)
     assert streamed.most_steps == {1e-6: 1, 2e-3: 1, 1.0: 4}[portion_mib]
-    placed = {name: split_rows(whole_table(videos), build_mesh()) for name, videos in TABLES.items()}
+    placed = {name: shard_batch(whole_table(videos), build_mesh()) for name, videos in TABLES.items()}
     resident = device_feed(
         placed, {name: len(videos.ids) for name, videos in TABLES.items()}, SIZES, {"bank": random_bank()}
     )
@@ -76,9 +76,9 @@ def test_a_streamed_pass_equals_one_on_the_devices(lengths: list[int]) -> None:
         steps = jnp.where(batch.mask, (batch.features * scale).sum(-1), 0)
         return steps, steps.sum(-1), batch.targets.segments_t
 
-    shape, mesh = Shape(batch=3, longest_t=16, multiple=4, threads=2), build_mesh()
+    shape, mesh = BatchPlan(batch=3, longest_t=16, multiple=4, threads=2), build_mesh()
     streamed = map_streamed(function, jnp.float32(2), videos, shape, mesh)
-    resident = map_resident(function, jnp.float32(2), split_rows(whole_table(videos), mesh), 3, mesh)
+    resident = map_resident(function, jnp.float32(2), shard_batch(whole_table(videos), mesh), 3, mesh)
     for one, other in zip(streamed, resident, strict=True):
         other = np.asarray(other)[: len(lengths)]
         if one.ndim == 2:  # a value per step: padded to the longest only

@@ -19,7 +19,7 @@ import pytest
 from torch_archive import write_archive, write_checkpoint
 
 from apl_jax.data.files import DataError
-from apl_jax.data.torch_files import read_state_dict
+from apl_jax.interop.torch_files import read_state_dict
 
 BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
 TENSORS = {
@@ -244,7 +244,7 @@ def test_reading_imports_nothing(file: Path) -> None:
     """In a fresh process: no module named by the file, torch least of all."""
     write_checkpoint(file, {"state_dict": OrderedDict(TENSORS)})
     code = (
-        f"import sys; from apl_jax.data.torch_files import read_state_dict; before = set(sys.modules); "
+        f"import sys; from apl_jax.interop.torch_files import read_state_dict; before = set(sys.modules); "
         f"assert len(read_state_dict({str(file)!r})) == {len(TENSORS)}; "
         "assert not any(m.split('.')[0] in ('torch', 'pickle5') for m in set(sys.modules)), sys.modules"
     )

@@ -1,0 +1,97 @@
+"""The features of a data folder, in whichever of the published layouts they are.
+
+One layout per folder. ``signals_*.npz``: raw signals, one array ``[samples, channels]`` per recording, windowed at
+load. ``features/<video>`` as .npy, .npz, .csv, .h5; ``features.h5`` with all videos; or the folders of
+``settings.streams``, joined on channels: rows ``[T, D]`` that were extracted elsewhere with the window and stride of
+the settings (in frames), which ``features.json`` (:mod:`apl_jax.data.features.manifest`) can state. Only plain numeric arrays:
+pickles are never opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from apl_jax.data.features import layouts
+from apl_jax.data.files import DataError, refusal
+from apl_jax.data.features.manifest import Manifest, check_settings, read_manifest
+from apl_jax.data.synthetic import open_rehearsal
+from apl_jax.data.features.sources import (
+    REHEARSAL,
+    FeatureFile,
+    FeatureFolder,
+    FeatureSource,
+    SignalArchive,
+    StreamFolders,
+    data_root,
+)
+from apl_jax.settings import DataSettings
+
+
+def open_features(root: Path | None, settings: DataSettings) -> FeatureSource:
+    """The features of a data folder; ``root`` None means ``settings.root``, else the embedded data set.
+
+    Those that ``settings`` mean are made up where they say so; those in a folder that is named here are read.
+
+    Raises :class:`DataError` when the folder is missing, holds no features, several layouts, pickles or streams that
+    are not declared, and when its ``features.json`` contradicts the settings.
+    """
+    named = root is not None
+    root = Path(root).expanduser() if root is not None else data_root(settings)
+    if not root.is_dir():
+        raise refusal(f"--config.data.root={root}", "no such folder", "a data folder", "check the path")
+    if settings.rehearsal.enabled and not named:
+        return open_rehearsal(root, settings)
+    manifest = read_manifest(root)
+    source = _open_streams(root, settings.streams) if settings.streams else _open_layout(root, manifest)
+    if manifest is not None:
+        if not source.windowed:
+            found = "a manifest of feature rows beside raw signals"
+            raise refusal(
+                str(manifest.path), found, "either", "move it away; window and stride of signals are settings"
+            )
+        check_settings(manifest, settings)
+        source.manifest = manifest
+        source.made_up = manifest.source.startswith(REHEARSAL)
+    return source
+
+
+def _open_layout(root: Path, manifest: Manifest | None) -> FeatureSource:
+    """The one layout that a folder without declared streams holds."""
+    archives, folder = sorted(root.glob("signals_*.npz")), root / "features"
+    files = [path for path in (root / "features.h5", root / "features.hdf5") if path.is_file()]
+    streams = tuple(name for name in ("rgb", "flow") if (root / name).is_dir())
+    if streams:
+        order = manifest.order if manifest and manifest.order else streams
+        found = " and ".join(f"{name}/" for name in streams) + ", which are not declared"
+        expected = "their order on the channels"
+        raise refusal(str(root), found, expected, f'--config.data.streams="{order}", or move them away')
+    present = [path.name for path in archives[:1]] + ["features/"] * folder.is_dir() + [path.name for path in files]
+    if len(present) > 1:
+        raise refusal(str(root), " and ".join(present), "one of them", "move the other away")
+    if archives:
+        return SignalArchive(archives)
+    if files:
+        return FeatureFile(files[0])
+    if folder.is_dir():
+        return FeatureFolder(folder)
+    layouts.refuse_pickles(sorted(path for path in root.iterdir() if path.stem.startswith("features")))
+    raise DataError(
+        f"{root}: found no features; expected signals_*.npz (raw signals), or feature rows in features/<video>.npy "
+        "(.npz, .csv, .h5) or features.h5. Try: --config.data.root=<folder that holds them>."
+    )
+
+
+def _open_streams(root: Path, names: Sequence[str]) -> FeatureSource:
+    """The declared folders of streams."""
+    where = "--config.data.streams"
+    for name in names:
+        inside = (
+            isinstance(name, str) and name and not PurePosixPath(name).is_absolute() and ".." not in name.split("/")
+        )
+        if not inside or names.count(name) > 1:
+            raise refusal(where, f"{name!r}", "folders within the data folder, each once", "\"('rgb', 'flow')\"")
+        if not (root / name).is_dir():
+            folders = ", ".join(sorted(f"{path.name}/" for path in root.iterdir() if path.is_dir())) or "no folders"
+            raise refusal(f"{root}: {where}", folders, f"{name}/", "correct the names of the streams")
+    return StreamFolders(root, names)

@@ -1,0 +1,283 @@
+"""Feature sources: the arrays of a data folder by video, read one at a time and refused when unusable.
+
+A video's features are those of exactly its name, else of ``v_`` and its name (ActivityNet); no other name is guessed.
+Which source a folder needs, :mod:`apl_jax.data.features.folder` finds out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.resources
+import unicodedata
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from apl_jax.data.features import layouts
+from apl_jax.data.files import DataError, refusal
+from apl_jax.data.features.layouts import AGAIN, READERS, Unusable, words_of
+from apl_jax.data.features.manifest import Manifest
+from apl_jax.settings import DataSettings
+
+REHEARSAL = "rehearsal"  # first word of a manifest's source where features are made up (data/rehearsal.py)
+MADE_UP = "rehearsal: features are made up from the annotations, so no score is a result"
+_EDGE_BYTES = 65536  # of each video's rows that enter a digest, from either end
+
+
+def embedded_root() -> Path:
+    """The folder of the data set inside the package."""
+    return Path(str(importlib.resources.files("apl_jax.data.embedded")))
+
+
+def data_root(settings: DataSettings) -> Path:
+    """The folder with annotations and features that the settings mean."""
+    return Path(settings.root).expanduser() if settings.root else embedded_root()
+
+
+class FeatureSource(ABC):
+    """Arrays by video id. ``windowed``: rows already are feature rows, not samples of a raw signal.
+
+    ``ids`` are the names as stored (``v_`` included); ``manifest`` is what features.json says, if there is one;
+    ``made_up``: features of a rehearsal (:mod:`apl_jax.data.synthetic`), on which no score is a result.
+    """
+
+    windowed: bool
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = tuple(sorted(ids))
+        self.manifest: Manifest | None = None
+        self.made_up = False
+        self._known = frozenset(self.ids)
+        self._composed: dict[str, str | None] = {}  # names that some systems store decomposed; None: two of them
+        for name in self.ids:
+            key = unicodedata.normalize("NFC", name)
+            self._composed[key] = None if key in self._composed else name
+        self._width: tuple[str, int] | None = None  # the first video read and its channels
+
+    def find(self, video_id: str) -> str | None:
+        """The name under which a video is stored: its own, else with ``v_`` before it; None when there is neither.
+
+        Names are compared as text: how a file system composes accents makes no difference.
+        """
+        for name in (video_id, f"v_{video_id}"):
+            stored = name if name in self._known else self._composed.get(unicodedata.normalize("NFC", name))
+            if stored is not None:
+                return stored
+        return None
+
+    def read(self, video_id: str) -> np.ndarray:
+        """One recording, float32 ``[samples, channels]``, finite and not empty.
+
+        Raises :class:`DataError` for a missing, truncated or foreign file, a wrong shape, NaN or infinite values, and
+        a number of channels that differs from the manifest's or the first recording's.
+        """
+        where = f"{self.place(video_id)}: video {video_id!r}"
+        name = self.find(video_id)
+        if name is None:
+            near = difflib.get_close_matches(video_id, self.ids, 1)
+            hint = f", the nearest name is {near[0]!r}" if near else ""
+            found = f"no features ({len(self.ids)} videos have some{hint})"
+            remedy = "add the missing features, rename them, or leave the video out of the annotations"
+            raise refusal(where, found, "one array per annotated video", remedy)
+        try:
+            array = self._load(name)
+            layouts.check_rows(array.shape, array.dtype)
+        except DataError:
+            raise
+        except Unusable as unusable:
+            raise refusal(where, *unusable.args) from None
+        except Exception as error:  # decoders raise anything on damaged bytes
+            raise refusal(
+                where, f"an unreadable array ({words_of(error)})", "a complete numeric array", AGAIN
+            ) from None
+        return self._checked(where, video_id, array)
+
+    def _checked(self, where: str, video_id: str, array: np.ndarray) -> np.ndarray:
+        if self.manifest is not None and array.shape[1] != self.manifest.width:
+            expected = f"width {self.manifest.width} as in {self.manifest.path}"
+            remedy = "correct the manifest, or extract this recording again"
+            raise refusal(where, f"{array.shape[1]} values per row", expected, remedy)
+        self._width = self._width or (video_id, array.shape[1])
+        if array.shape[1] != self._width[1]:
+            expected = f"{self._width[1]} as in video {self._width[0]!r}"
+            raise refusal(where, f"{array.shape[1]} channels", expected, "extract all videos in the same way")
+        with np.errstate(over="ignore", invalid="ignore"):  # a float64 too large becomes infinite and is refused below
+            array = array.astype(np.float32, copy=False)
+            total = array.sum(dtype=np.float32)
+        if not np.isfinite(total) and not np.isfinite(array).all():  # a sum is quicker, and finite only if all are
+            row, channel = np.argwhere(~np.isfinite(array))[0]
+            count = int((~np.isfinite(array)).sum())
+            found = f"{array[row, channel]} at row {row}, channel {channel} ({count} such values)"
+            raise refusal(where, found, "finite numbers (float32)", "interpolate or re-extract this recording")
+        return array
+
+    @abstractmethod
+    def place(self, video_id: str) -> Path:
+        """The file that holds, or should hold, the video."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """A hash that changes when the files do. Raises :class:`DataError` for a file that cannot be read."""
+
+    @abstractmethod
+    def _load(self, name: str) -> np.ndarray:
+        """The array stored under a name of ``ids``; raises :class:`Unusable` or whatever its decoder does."""
+
+
+class SignalArchive(FeatureSource):
+    """``signals_*.npz``: raw signals, one array per recording."""
+
+    windowed = False
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
+        self._archive: dict[str, tuple[Path, zipfile.ZipFile]] = {}
+        for path in self._paths:
+            try:
+                archive = zipfile.ZipFile(path)
+            except Exception as error:  # a damaged directory raises more than BadZipFile
+                found = f"an unreadable archive ({words_of(error)})"
+                raise refusal(str(path), found, "a complete .npz file", AGAIN) from None
+            for video in (name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")):
+                if video in self._archive:
+                    where = f"{path}: video {video!r}"
+                    raise refusal(where, f"it also in {self._archive[video][0]}", "each video once", "remove one")
+                self._archive[video] = path, archive
+        super().__init__(tuple(self._archive))
+
+    def place(self, video_id: str) -> Path:
+        name = self.find(video_id)
+        return self._archive[name][0] if name is not None else self._paths[0]
+
+    def digest(self) -> str:
+        """Hash of all bytes."""
+        total = hashlib.sha256()
+        for path in self._paths:
+            try:
+                with path.open("rb") as file:
+                    total.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise refusal(str(path), f"{error.strerror}", "a readable file", AGAIN) from None
+        return total.hexdigest()[:16]
+
+    def _load(self, name: str) -> np.ndarray:
+        return layouts.read_npz_member(self._archive[name][1], name + ".npy")
+
+
+class FeatureFolder(FeatureSource):
+    """``features/<video>`` with one suffix of :data:`READERS`: ready-made feature rows."""
+
+    windowed = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._paths = layouts.list_folder(folder)
+        self._suffix = next(iter(self._paths.values())).suffix
+        super().__init__(tuple(self._paths))
+
+    def place(self, video_id: str) -> Path:
+        name = self.find(video_id)
+        return self._folder / f"{video_id}{self._suffix}" if name is None else self._paths[name]
+
+    def digest(self) -> str:
+        """Hash of names, sizes and the first and last 64 KiB of each file: benchmarks hold tens of gigabytes."""
+        total = hashlib.sha256()
+        for video in self.ids:
+            path = self._paths[video]
+            try:
+                size = path.stat().st_size
+                total.update(f"{video}\0{size}\0".encode(errors="surrogateescape"))
+                with path.open("rb") as file:
+                    total.update(file.read(_EDGE_BYTES))
+                    file.seek(max(0, size - _EDGE_BYTES))
+                    total.update(file.read(_EDGE_BYTES))
+            except OSError as error:
+                where = f"{path}: video {video!r}"
+                raise refusal(where, f"{error.strerror}", "a readable file", AGAIN) from None
+        return total.hexdigest()[:16]
+
+    def _load(self, name: str) -> np.ndarray:
+        path = self._paths[name]
+        return READERS[path.suffix.lower()](path)
+
+
+class FeatureFile(FeatureSource):
+    """``features.h5``: ready-made rows of all videos, a dataset or a group with one dataset for each."""
+
+    windowed = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = layouts.open_h5(path)
+            super().__init__(layouts.list_h5(self._file))
+        except Exception as error:  # h5py raises OSError, RuntimeError, KeyError and more on damaged bytes
+            found = f"an unreadable file ({words_of(error)})"
+            raise refusal(str(path), found, "a complete HDF5 file", AGAIN) from None
+        if not self.ids:
+            raise refusal(str(path), "no datasets", "one dataset or group per video", AGAIN)
+
+    def place(self, video_id: str) -> Path:
+        return self._path
+
+    def digest(self) -> str:
+        """Hash of names, shapes, types, and about 64 KiB of rows from either end of each dataset."""
+        total = hashlib.sha256()
+        for video in self.ids:
+            total.update(f"{video}\0".encode(errors="surrogateescape"))
+            try:
+                dataset = layouts.find_h5_dataset(self._file, video)
+                rows = max(1, _EDGE_BYTES // (dataset.dtype.itemsize * dataset.shape[1]))
+                total.update(f"{dataset.shape}\0{dataset.dtype}\0".encode())
+                total.update(np.ascontiguousarray(dataset[:rows]).tobytes())
+                total.update(np.ascontiguousarray(dataset[max(0, len(dataset) - rows) :]).tobytes())
+            except Exception:  # whoever asks for this video is told; others need not be stopped by it
+                total.update(b"unreadable")
+        return total.hexdigest()[:16]
+
+    def _load(self, name: str) -> np.ndarray:
+        return layouts.read_h5_dataset(layouts.find_h5_dataset(self._file, name))
+
+
+class StreamFolders(FeatureSource):
+    """Several folders (rgb, flow), each as :class:`FeatureFolder`, joined on channels in the declared order."""
+
+    windowed = True
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self._streams = {name: FeatureFolder(root / name) for name in names}
+        first, *others = self._streams.values()
+        super().__init__([video for video in first.ids if all(other.find(video) for other in others)])
+
+    def find(self, video_id: str) -> str | None:
+        """The name itself where every stream has the video, under its own name or with ``v_``."""
+        return video_id if all(stream.find(video_id) for stream in self._streams.values()) else None
+
+    def read(self, video_id: str) -> np.ndarray:
+        """One recording as :meth:`FeatureSource.read`; streams may differ by one row and are cut to the shorter."""
+        arrays = {name: stream.read(video_id) for name, stream in self._streams.items()}
+        lengths = {name: len(array) for name, array in arrays.items()}
+        where = f"{self.place(video_id)}: video {video_id!r}"
+        shortest = min(lengths.values())
+        if max(lengths.values()) > shortest + 1:
+            found = " and ".join(f"{length} rows in {name}" for name, length in lengths.items())
+            remedy = "extract all streams with the same stride and window"
+            raise refusal(where, found, "streams that differ by one row at most", remedy)
+        return self._checked(where, video_id, np.concatenate([array[:shortest] for array in arrays.values()], axis=1))
+
+    def place(self, video_id: str) -> Path:
+        """The file of the first stream, or of the first that lacks the video."""
+        streams = tuple(self._streams.values())
+        return next((s for s in streams if s.find(video_id) is None), streams[0]).place(video_id)
+
+    def digest(self) -> str:
+        """Hash of the streams' digests, in order."""
+        parts = "".join(f"{name}\0{stream.digest()}\0" for name, stream in self._streams.items())
+        return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()[:16]
+
+    def _load(self, name: str) -> np.ndarray:
+        return self.read(name)

@@ -1,0 +1,109 @@
+"""Passes over all videos of a table, some at a time: on the devices when the table is there, else streamed to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from apl_jax.data.batching import VideoTable, aligned_zeros, bucket_length, build_targets
+from apl_jax.ops.masking import map_rows
+from apl_jax.structs import Batch, PyTree, Targets
+from apl_jax.devices import first_rows, shard_batch, to_host
+
+BatchFn = Callable[[PyTree, Batch], PyTree]  # (params, videos [B]) -> results [B, ...]; traceable
+
+
+def map_resident(function: BatchFn, params: PyTree, table: Batch, batch: int, mesh: Mesh) -> PyTree:
+    """``function`` of a whole table that lives on the devices, as one program: ``[V, ...]``.
+
+    About ``batch`` videos at a time, each batch spread over the mesh.
+    """
+    batch = -(-batch // mesh.size) * mesh.size
+    return jax.jit(lambda p, t: map_rows(lambda chunk: function(p, chunk), t, batch))(params, table)
+
+
+class BatchPlan(NamedTuple):
+    """How many videos of how many steps go to the devices together."""
+
+    batch: int  # videos, at most
+    longest_t: int  # steps; of longer videos fewer go together, so that a batch never holds more rows
+    multiple: int  # of which lengths are powers of two
+    threads: int  # that read batches ahead
+
+
+def map_streamed(function: BatchFn, params: PyTree, table: VideoTable, shape: BatchPlan, mesh: Mesh) -> PyTree:
+    """``function`` of all videos of a table, as numpy ``[V, ...]``; Grain's threads read ahead.
+
+    Videos of about the same length go together, and lengths are rounded up to powers of two, so that few programs serve
+    all. Where results depend on the length (one per step, say), the shorter ones are filled with zeros.
+    """
+    source = _Batches(table, build_targets(table.records, table.grids), _plan(table.lengths, shape, mesh.size))
+    ahead = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(shape.threads, shape.threads))
+    program = jax.jit(function)
+    found: list[PyTree] = []
+    running: list[PyTree] = []  # one batch is computed while the next is brought, and no more wait on the devices
+    for videos in ahead:
+        running.append(program(params, shard_batch(videos, mesh)))
+        if len(running) > 1:
+            found.append(to_host(running.pop(0)))
+    found += [to_host(result) for result in running]
+    return jax.tree.map(lambda *leaves: _in_order(leaves, [rows for rows, _, _ in source.plan]), *found)
+
+
+class _Chunk(NamedTuple):
+    rows: np.ndarray  # of the table
+    fill: int  # rows of zeros behind them
+    length_t: int
+
+
+def _plan(lengths: np.ndarray, shape: BatchPlan, devices: int) -> list[_Chunk]:
+    """Which videos go together."""
+    padded = np.array([bucket_length(length, shape.multiple, max(lengths)) for length in lengths.tolist()])
+    plan = []
+    for length_t in np.unique(padded):
+        rows = np.flatnonzero(padded == length_t)
+        most = max(min(shape.batch, shape.batch * shape.longest_t // length_t), 1)
+        most = -(-min(most, 1 << (len(rows) - 1).bit_length()) // devices) * devices
+        for first in range(0, len(rows), most):
+            some = rows[first : first + most]
+            plan.append(_Chunk(some, most - len(some), int(length_t)))
+    return plan
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches:
+    """The batches of a plan, as numpy, made when they are asked for."""
+
+    table: VideoTable
+    targets: Targets  # [V, N, ...]
+    plan: Sequence[_Chunk]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Batch:
+        rows, fill, length_t = self.plan[int(index)]
+        features = aligned_zeros((len(rows) + fill, length_t, self.table.width))
+        mask = np.zeros(features.shape[:2], bool)
+        for i, v in enumerate(rows):
+            values = self.table.read(v)
+            features[i, : len(values)], mask[i, : len(values)] = values, True
+        pad = lambda x: np.pad(x[rows], [(0, fill)] + [(0, 0)] * (x.ndim - 1))
+        numbers = pad(np.arange(len(self.table.ids), dtype=np.int32))
+        return Batch(features, mask, jax.tree.map(pad, self.targets), numbers)  # pyright: ignore[reportArgumentType]  # numpy leaves
+
+
+def _in_order(parts: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Results of the chunks in the table's order, filled with zeros to the longest."""
+    rest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
+    whole = np.zeros((sum(map(len, rows)), *rest), parts[0].dtype)
+    for part, some in zip(parts, rows, strict=True):
+        inside = tuple(slice(0, size) for size in part.shape[1:])
+        whole[(some, *inside)] = first_rows(part, len(some))
+    return whole

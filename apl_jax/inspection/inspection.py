@@ -1,0 +1,289 @@
+"""What a data folder holds and what is wrong with it, all at once: the findings behind ``apl-jax inspect``.
+
+A run stops at the first thing that it cannot use. Here every video is read, every refusal is kept, and what is legal
+but seldom meant (instances that teach nothing, classes without labels, files that belong to no video) is noted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from apl_jax.data.annotations import Annotations, VideoRecord
+from apl_jax.data.coverage import Cause, uncovered_causes
+from apl_jax.data.dataset import open_truth
+from apl_jax.data.features.folder import open_features
+from apl_jax.data.files import DataError, refusal
+from apl_jax.data.features.sources import MADE_UP, FeatureSource, data_root
+from apl_jax.data.splits import Split, build_split
+from apl_jax.inspection.survey import SHOWN, Finding, Follow, Reading, Survey, read_all, survey
+from apl_jax.settings import DataSettings, Settings
+from apl_jax.structs import TimeGrid
+
+ROUND_TRIP_S = 1e-6  # seconds -> grid -> seconds is the identity to this (architecture.md, law 9)
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """An instance that no grid point is taught."""
+
+    video: str
+    role: str  # labelled | unlabelled | evaluation | used
+    label: int
+    start_s: float
+    end_s: float
+    cause: Cause
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """Everything that ``inspect`` tells. ``errors`` stop a run, ``notes`` do not."""
+
+    name: str
+    root: Path
+    variant: str
+    classes: tuple[str, ...]
+    subsets: Mapping[str, tuple[int, int, float]]  # videos, instances, total duration in s
+    class_counts: Mapping[str, np.ndarray]  # subset -> [C] instances
+    labelled_counts: np.ndarray  # [C] instances that training may see, all 0 without a split
+    split: Split | None  # None when the videos cannot be divided
+    durations_s: np.ndarray  # [V]
+    lengths_s: np.ndarray  # [N]
+    rates: Mapping[float, int]  # fps -> videos, the most frequent first
+    window: int
+    stride: int
+    grid: str  # rows | resize | pool
+    survey: Survey | None  # None when there are no features at all
+    uncovered: tuple[Uncovered, ...]
+    overlapping: int  # instances that share time with another of their video
+    errors: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+
+
+def inspect_dataset(settings: Settings, follow: Follow = lambda records: records) -> Inspection:
+    """Reads all annotations and the features of every video that a run would use, and keeps every complaint.
+
+    ``follow`` as in :func:`~apl_jax.inspection.survey.read_all`. Raises :class:`~apl_jax.data.files.DataError` only when the
+    annotations as a whole cannot be read.
+    """
+    data, errors = settings.data, []
+    annotations = open_truth(data, named=True)
+    videos = annotations.videos.values()
+    split = _divide(annotations, settings, errors)
+    roles = _roles(annotations, split, data)
+    records = [annotations.videos[video] for video in roles]
+    source, reading, surveyed = _open(data, errors), Reading(), None
+    if source is not None:
+        reading = read_all(records, source, data, follow)
+        evaluated = frozenset(video for video, role in roles.items() if role == "evaluation")
+        surveyed = survey(reading, records, evaluated, source, data)
+        errors += [*reading.findings(), *_clock_errors(surveyed)]
+    found = Inspection(
+        name=data.name,
+        root=data_root(data),
+        variant=annotations.variant,
+        classes=annotations.classes,
+        subsets=_subsets(annotations),
+        class_counts=_class_counts(annotations),
+        labelled_counts=_count(annotations, split.labelled if split else ()),
+        split=split,
+        durations_s=np.array([record.duration_s for record in videos]),
+        lengths_s=np.concatenate([np.diff(record.segments_s)[:, 0] for record in videos]),
+        rates=dict(Counter(record.fps for record in videos).most_common()),
+        window=data.window,
+        stride=data.stride,
+        grid=data.grid,
+        survey=surveyed,
+        uncovered=tuple(u for r in records for u in _uncovered(r, reading.grids.get(r.id), roles[r.id], settings)),
+        overlapping=sum(int(overlapping_mask(record.segments_s).sum()) for record in videos),
+        errors=tuple(errors),
+        notes=(),
+    )
+    return dataclasses.replace(found, notes=tuple(_notes(found, annotations, roles, source, data)))
+
+
+def _open(data: DataSettings, errors: list[Finding]) -> FeatureSource | None:
+    """The features; None when there are none, and why is among the errors."""
+    try:
+        return open_features(None, data)
+    except DataError as error:
+        errors.append(Finding(str(error)))
+        return None
+
+
+def _clock_errors(found: Survey) -> Iterable[Finding]:
+    if found.round_trip_s > ROUND_TRIP_S:
+        wrong = f"seconds -> grid -> seconds off by {found.round_trip_s:.3g} s"
+        yield Finding(str(refusal("grid", wrong, f"at most {ROUND_TRIP_S:g} s", "check durations, fps and stride")))
+
+
+# The split
+
+
+def _divide(annotations: Annotations, settings: Settings, errors: list[Finding]) -> Split | None:
+    """The split of the settings, or the one that leaves classes uncovered; what is wrong with it goes to ``errors``."""
+    split = None
+    try:
+        split = build_split(annotations, settings.data)
+    except DataError as error:
+        errors.append(Finding(str(error)))
+        try:
+            split = build_split(annotations, dataclasses.replace(settings.data, allow_uncovered=True))
+        except DataError:
+            return None
+    if not split.unlabelled and "semi_supervised" in settings.arms:
+        found, expected = "no video left unlabelled", "some, for the arm 'semi_supervised'"
+        remedy = "--config.data.label_ratio=0.1, or --config.arms=\"('supervised',)\""
+        errors.append(Finding(str(refusal("split", found, expected, remedy))))
+    return split
+
+
+def _roles(annotations: Annotations, split: Split | None, data: DataSettings) -> dict[str, str]:
+    """Videos that a run would read, by id -> what for; without a split, those of its two subsets, or else all."""
+    if split is not None:
+        parts = {"labelled": split.labelled, "unlabelled": split.unlabelled, "evaluation": split.evaluation}
+        return {video: role for role, videos in parts.items() for video in videos}
+    wanted = data.training_subset.lower(), data.test_subset.lower()
+    chosen = [r.id for r in annotations.videos.values() if r.subset in wanted] or list(annotations.videos)
+    return dict.fromkeys(chosen, "used")
+
+
+# Instances
+
+
+def _uncovered(record: VideoRecord, grid: TimeGrid | None, role: str, settings: Settings) -> Iterable[Uncovered]:
+    """The instances of a video, ignored ones left out, that teach nothing."""
+    if grid is None:
+        return
+    rows = np.flatnonzero(~record.ignore)
+    causes = uncovered_causes(grid.to_t(record.segments_s[rows]), grid.length, settings)
+    for i, cause in zip(rows, causes, strict=True):
+        if cause is not None:
+            start_s, end_s = record.segments_s[i].tolist()
+            yield Uncovered(record.id, role, int(record.labels[i]), start_s, end_s, cause)
+
+
+def overlapping_mask(segments_s: np.ndarray) -> np.ndarray:
+    """Which instances ``[N, 2]`` of a video share time with another one: ``[N]`` bool."""
+    order = np.argsort(segments_s[:, 0], kind="stable")
+    start, end = segments_s[order].T
+    hit = np.zeros(len(order), bool)
+    if len(order) > 1:
+        hit[1:] = start[1:] < np.maximum.accumulate(end)[:-1]
+        hit[:-1] |= start[1:] < end[:-1]
+    result = np.zeros_like(hit)
+    result[order] = hit
+    return result
+
+
+def _subsets(annotations: Annotations) -> dict[str, tuple[int, int, float]]:
+    groups: dict[str, list[VideoRecord]] = {}
+    for record in annotations.videos.values():
+        groups.setdefault(record.subset, []).append(record)
+    return {
+        subset: (len(group), sum(len(r.labels) for r in group), sum(r.duration_s for r in group))
+        for subset, group in sorted(groups.items())
+    }
+
+
+def _class_counts(annotations: Annotations) -> dict[str, np.ndarray]:
+    members: dict[str, list[str]] = {}
+    for record in annotations.videos.values():
+        members.setdefault(record.subset, []).append(record.id)
+    return {subset: _count(annotations, videos) for subset, videos in sorted(members.items())}
+
+
+def _count(annotations: Annotations, videos: Sequence[str]) -> np.ndarray:
+    """Instances of each class ``[C]`` in some of the videos."""
+    labels = [label for video in videos for label in annotations.videos[video].labels.tolist()]
+    return np.bincount(np.array(labels, np.int64), minlength=len(annotations.classes))
+
+
+# Notes
+
+
+def _notes(
+    found: Inspection, annotations: Annotations, roles: Mapping[str, str], source: FeatureSource | None,
+    data: DataSettings,
+) -> Iterable[Finding]:  # fmt: skip
+    yield from (Finding(note) for note in annotations.notes)
+    records = [annotations.videos[video] for video in roles]
+    unused = sorted(set(annotations.videos) - set(roles))
+    if unused:
+        subsets = ", ".join(sorted({repr(annotations.videos[video].subset) for video in unused}))
+        yield _listed(f"annotated videos that a run does not use (subset {subsets})", unused)
+    yield from _class_notes(found, annotations)
+    empty = [record.id for record in records if not len(record.labels)]
+    if empty:
+        yield _listed("videos without any instance, all of them background", empty)
+    if source is not None and source.made_up:
+        yield Finding(MADE_UP)
+    if source is not None:
+        strangers = _strangers(source.ids, annotations)
+        if strangers:
+            yield _listed("features that belong to no annotated video, and are not used", strangers)
+    for cause in Cause:
+        hits = [u for u in found.uncovered if u.cause is cause]
+        if hits:
+            labelled = sum(u.role == "labelled" for u in hits)
+            what = f"instances that no grid point covers: {cause.value} ({labelled} in the labelled part)"
+            yield Finding(what, len(hits), tuple(described(u, found.classes) for u in hits[:SHOWN]))
+    if found.overlapping:
+        share = found.overlapping / len(found.lengths_s)
+        yield Finding(f"instances that overlap others of their video ({share:.1%} of all)", found.overlapping)
+    if found.survey is not None:
+        yield from _size_notes(found.survey, data)
+
+
+def described(hit: Uncovered, classes: Sequence[str]) -> str:
+    """One uncovered instance in words."""
+    return f"video {hit.video!r} ({hit.role}), {hit.start_s:.2f} to {hit.end_s:.2f} s, {classes[hit.label]}"
+
+
+def _class_notes(found: Inspection, annotations: Annotations) -> Iterable[Finding]:
+    """Classes that cannot be learnt, or not be scored."""
+    if found.split is None:
+        return
+    if found.split.uncovered_classes:
+        yield _listed("classes that no labelled video shows", found.split.uncovered_classes)
+    shown = {int(c) for video in found.split.evaluation for c in annotations.videos[video].labels}
+    absent = [name for c, name in enumerate(found.classes) if c not in shown]
+    if absent:
+        yield _listed("classes that no evaluated video shows: their average precision is not defined", absent)
+
+
+def _strangers(ids: Sequence[str], annotations: Annotations) -> list[str]:
+    """Names of stored features that are no annotated video's, however accents are composed."""
+    known = {unicodedata.normalize("NFC", video) for video in annotations.videos}
+    named = ((name, unicodedata.normalize("NFC", name)) for name in ids)
+    return [name for name, key in named if key not in known and key.removeprefix("v_") not in known]
+
+
+def _size_notes(found: Survey, data: DataSettings) -> Iterable[Finding]:
+    long = int((found.rows > data.max_length_t).sum())
+    if long:
+        limit = f"--config.data.max_length_t={data.max_length_t}"
+        yield Finding(f"videos of more rows than {limit}: cropped in training, seen whole in prediction", long)
+    needed, there = sum(found.table_bytes.values()), _host_bytes()
+    if there and needed > there / 2:
+        sizes = f"{needed / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}"
+        yield Finding(f"The whole feature table needs {sizes}: it would not fit beside a model")
+
+
+def _host_bytes() -> int:
+    """Main memory of this machine, 0 where it is not told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _listed(what: str, names: Sequence[str]) -> Finding:
+    return Finding(what, len(names), tuple(map(repr, names[:SHOWN])))

@@ -1,0 +1,75 @@
+"""Learnt frames: a fair sample of the frames of unlabelled videos, and what a network makes of them.
+
+For looking only: the true class of every frame is read, which no training stage may do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apl_jax.evaluation.label_space import frame_truth
+from apl_jax.runs.context import Room
+from apl_jax.runs.training_stage import trained_parameters
+from apl_jax.structs import Array, Batch, PyTree
+
+
+@dataclass(frozen=True)
+class Frames:
+    """M frames of some unlabelled videos."""
+
+    videos: np.ndarray  # [V] rows of the unlabelled table
+    row: np.ndarray  # [M] which of these videos
+    step: np.ndarray  # [M] grid step
+    kind: np.ndarray  # [M] true class; C is background
+
+
+def sample_frames(room: Room, videos: int, frames: int, seed: int = 0) -> Frames:
+    """About ``frames`` frames of ``videos`` unlabelled videos, spread over the list; every class and the background
+    give equally many, as far as they have them."""
+    table = room.dataset.unlabelled
+    chosen = np.unique(np.linspace(0, len(table.ids) - 1, videos).round().astype(int))
+    found = []
+    for row, v in enumerate(chosen):
+        steps = np.arange(int(table.lengths[v]))
+        kinds = frame_truth(table.grids[v].to_s(steps), room.truth.videos[table.ids[v]], len(room.dataset.classes))
+        found.append(np.stack([np.full_like(steps, row), steps, kinds]))
+    row, step, kind = np.concatenate(found, axis=1)
+    draws, kinds = np.random.default_rng(seed), np.unique(kind)
+    most = max(frames // len(kinds), 1)
+    few = np.concatenate([draws.permutation(np.flatnonzero(kind == c))[:most] for c in kinds])
+    return Frames(chosen, row[few], step[few], kind[few])
+
+
+def representation(room: Room, params: PyTree, frames: Frames) -> np.ndarray:
+    """What the run's detector with these parameters makes of the frames: ``[M, E]``."""
+    detector, table = room.detector(room.settings), room.dataset.unlabelled.take(frames.videos)
+    # Frames of each video side by side [V, most]; the places that a video does not fill repeat its first step.
+    place = np.zeros(len(frames.row), int)
+    steps = np.zeros((len(table.ids), np.bincount(frames.row).max()), np.int32)
+    for row in np.unique(frames.row):
+        own = frames.row == row
+        place[own] = np.arange(own.sum())
+        steps[row, : own.sum()] = frames.step[own]
+
+    def represent(params: PyTree, videos: Batch) -> Array:
+        return detector.apply(params, videos, None).represent(jnp.asarray(steps)[videos.video])
+
+    return np.asarray(room.map_few(table, represent, params))[frames.row, place]
+
+
+def representations(room: Room, stages: Mapping[str, str], frames: Frames) -> dict[str, np.ndarray]:
+    """Input features, the detector as it is initialised, and ``stages``, name -> finished training stage of the
+    semi-supervised arm: name -> ``[M, E]``."""
+    settings = room.settings
+    params = {
+        "as initialised": jax.jit(lambda key: room.detector(settings).init(key)[0])(jax.random.key(settings.seed))
+    }
+    params |= {name: trained_parameters(room, settings, stage)["detector"] for name, stage in stages.items()}
+    table = room.dataset.unlabelled.take(frames.videos)
+    inputs = np.stack([table.read(row)[step] for row, step in zip(frames.row, frames.step, strict=True)])
+    return {"input features": inputs} | {name: representation(room, p, frames) for name, p in params.items()}
