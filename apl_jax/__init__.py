@@ -1,3 +1,3 @@
 """Semi-supervised temporal action localisation by adaptive pseudo-label learning, in JAX and Flax."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -52,6 +53,7 @@ class Batch:
     mask: Array  # [B, T] bool, which steps are real
     targets: Targets
     video: Array  # [B] int32, row of the video in its table; -1 for a row added to fill the batch
+    proposals: Detections | None = None  # [B, K] class-agnostic segments, for detectors that want them
 
 
 @pytree
@@ -79,12 +81,23 @@ class Reason(enum.IntEnum):
 
 @pytree
 class PseudoLabels:
-    """The verdict on every detection of an unlabelled set; rows with weight 0 teach nothing."""
+    """The decision on every detection of an unlabelled set; rows with weight 0 teach nothing."""
 
     detections: Detections
     similarity: Array  # [B, K] mean ICD probability against the labelled instances of the class, .5 when unknown
+    threshold: Array  # [B, K] confidence that the detection had to reach, 1 before any rule has looked at it
     reason: Array  # [B, K] int32, values of :class:`Reason`
     weight: Array  # [B, K] float, > 0 exactly where reason is KEPT or PROMOTED
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+    """What builders may know of the data, besides their own settings."""
+
+    feature_width: int  # D
+    num_classes: int  # C
+    max_steps: int = 0  # grid steps of a training crop; 0: videos are seen whole
+    edge_t: float = 0.0  # half a window, grid steps: how far a crop sees beyond its first and last row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +105,7 @@ class TimeGrid:
     """Which second each feature row is: row g sees frames [g*stride, g*stride + window) and stands for their centre.
 
     ``fps`` frames per second · ``stride``, ``window`` in frames · ``length`` number of real rows. The ActionFormer
-    convention (systems.md 1.2): ``g = t * fps / stride - offset`` with ``offset = 0.5 * window / stride``. All methods
+    convention (spec 1.2): ``g = t * fps / stride - offset`` with ``offset = 0.5 * window / stride``. All methods
     take and return numpy float64, of any shape.
     """
 
@@ -113,3 +126,22 @@ class TimeGrid:
     def to_s(self, steps_t: np.ndarray | float) -> np.ndarray:
         """Grid steps to seconds, the inverse of :meth:`to_t`."""
         return (np.asarray(steps_t, np.float64) + self.offset) * self.stride / self.fps
+
+
+def leaves_by_name(tree: PyTree) -> dict[str, Any]:
+    """The leaves of nested dicts (or other pytrees) by their path, as ``"detector/neck/norm_0/scale"``."""
+    step = lambda k: str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(map(step, path)): leaf for path, leaf in leaves}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts from leaves by path, the inverse of :func:`leaves_by_name` for dicts."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *folders, last = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return tree

@@ -43,7 +43,7 @@ def open_settings(folder: Path) -> Settings:
     spec.loader.exec_module(module)
     config = module.get_config("rehearsal")
     config.data.root = str(folder)
-    config.data.rehearsal.enabled = False
+    config.data.synthetic.enabled = False
     return to_settings(config)
 
 

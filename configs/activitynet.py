@@ -1,6 +1,6 @@
 """ActivityNet v1.3: 9,649 videos to train on, 4,728 validation videos to test on, 200 actions.
 
-    apl-jax run --config=configs/activitynet.py:apl --config.data.root=<folder> --workdir=runs/anet_apl
+    apl-jax run --config=activitynet:apl --config.data.root=<folder> --workdir=runs/anet_apl
 
 The folder holds activity_net.v1-3.min.json, or activitynet13_anno.json and activitynet13_video_info.csv, and the
 features of every video. ActionFormer resizes them to 192 rows; SPOT takes TSN's as they are published, 400 channels in
@@ -14,7 +14,7 @@ fixed      plain ActionFormer, pseudo labels above .3                 none
 full       plain ActionFormer, every label                            36.03 (its authors' code)
 nontarget  plain ActionFormer, positive and negative classes          none
 spot       SPOT, positive and negative classes; TSN, 400 x 100        34.5 (paper 002, Table I); target only 32.1
-rehearsal  apl-tsp with a small network on features that are made up  none: see apl_jax/data/rehearsal.py
+synthetic  apl-tsp with a small network on synthetic features         none: see apl_jax/data/synthetic.py
 =========  =========================================================  ==============================================
 
 ActionFormer's also as apl-tsp, fixed-tsp, full-tsp (36.56), nontarget-tsp: TSP, 512, 16 frames of 15 per second.
@@ -37,14 +37,11 @@ Not from the papers: 200 classes, at least 2,000 steps of supervised training, t
 optimiser the decay.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-# This file says what is unlike configs/thumos14.py, which lies beside it.
-THUMOS14 = runpy.run_path(str(Path(__file__).with_name("thumos14.py")))
-RUNGS, passes = THUMOS14["RUNGS"], THUMOS14["passes"]
+from apl_jax.configs import thumos14
+from apl_jax.configs.spsw import RUNGS, apply_ablation, contrasts
+from apl_jax.configs.thumos14 import epochs_to_steps
 
 TRAINING, LABELLED = 9649, 966
 UNLABELLED = TRAINING - LABELLED
@@ -53,46 +50,47 @@ UNLABELLED = TRAINING - LABELLED
 def get_config(variant: str = "apl") -> ConfigDict:
     known = (*RUNGS, "full", "nontarget")
     name, _, features = variant.partition("-")
-    if not (name in known and features in ("", "tsp")) and variant not in ("spot", "rehearsal"):
-        expected = f"({'|'.join(known)})[-tsp], spot or rehearsal"
+    if not (name in known and features in ("", "tsp")) and variant not in ("spot", "synthetic"):
+        expected = f"({'|'.join(known)})[-tsp], spot or synthetic"
         raise ValueError(f"configs/activitynet.py:{variant}: expected {expected}")
-    config = THUMOS14["get_config"]()
+    config = thumos14.get_config()
     data = config.data
     data.name = "activitynet"
     data.training_subset, data.test_subset = "training", "validation"
     data.split_rule = "first_class"
-    data.fps = 15.0 if features == "tsp" or variant == "rehearsal" else 25.0
+    data.fps = 15.0 if features == "tsp" or variant == "synthetic" else 25.0
     data.window, data.stride = 16, 16
     data.grid, data.fixed_length_t, data.max_length_t = "resize", 192, 192
     config.evaluation.tiou = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-    config.evaluation.batch = 32
-    network(config.actionformer)
+    config.runtime.prediction_batch = 32
+    network(config.detector)
 
     learning = config.learning
-    learning.contrastive.partitions = 32
-    learning.contrastive.fine_clusters = 2
+    for contrast in contrasts(learning):
+        contrast.partitions = 32
+    learning.pretext.fine_clusters = 2
     learning.pretrain.unlabelled_batch = learning.supervised.labelled_batch = 16
     learning.self_train.labelled_batch = learning.self_train.unlabelled_batch = 16
     for stage in (learning.pretrain, learning.supervised, learning.self_train):
         stage.optimizer.learning_rate = 1e-3
-    passes(learning.pretrain, 15, TRAINING)  # 15 x 603 steps
-    passes(learning.supervised, 15, LABELLED)  # 15 x 60 steps of ActionFormer's epochs, and no less than on THUMOS14
+    epochs_to_steps(learning.pretrain, 15, TRAINING)  # 15 x 603 steps
+    epochs_to_steps(learning.supervised, 15, LABELLED)  # 15 x 60 steps of ActionFormer's epochs, and no less than on THUMOS14
     learning.supervised.steps = max(learning.supervised.steps, 2000)
-    passes(learning.self_train, 15, UNLABELLED)  # 15 x 542 steps
-    THUMOS14["warm_up"](learning, 1 / 15, 5 / 15, 5 / 15)
+    epochs_to_steps(learning.self_train, 15, UNLABELLED)  # 15 x 542 steps
+    thumos14.warm_up(learning, 1 / 15, 5 / 15, 5 / 15)
 
     if variant == "spot":
-        return _segment(config)
-    if variant == "rehearsal":
-        data.rehearsal.width = 512
-        return THUMOS14["rehearse"](config)
+        return _use_spot(config)
+    if variant == "synthetic":
+        data.synthetic.width = 512
+        return thumos14.use_synthetic_features(config)
     if name == "full":
-        THUMOS14["supervise"](config)
-        passes(learning.supervised, 15, TRAINING)  # 15 x 603 steps
+        thumos14.use_every_label(config)
+        epochs_to_steps(learning.supervised, 15, TRAINING)  # 15 x 603 steps
         return config
     if name == "nontarget":
-        return THUMOS14["learn_from_non_targets"](THUMOS14["climb"](config, "fixed"))
-    return THUMOS14["climb"](config, name)
+        return thumos14.learn_from_non_targets(apply_ablation(config, "fixed"))
+    return apply_ablation(config, name)
 
 
 def network(detector: ConfigDict) -> None:
@@ -104,7 +102,7 @@ def network(detector: ConfigDict) -> None:
     detector.regression_weight = 2.0
     detector.normalizer_init = 200.0
     detector.label_smoothing = 0.1  # of the plain detector: ALQA's soft labels take its place
-    nms = detector.nms
+    nms = detector.decoding
     nms.duration_threshold_t = 0.001
     nms.sigma = 0.75
     nms.class_wise = False
@@ -112,13 +110,14 @@ def network(detector: ConfigDict) -> None:
     nms.max_detections = 100
 
 
-def _segment(config: ConfigDict) -> ConfigDict:
+def _use_spot(config: ConfigDict) -> ConfigDict:
     """SPOT as its public code has it: all of a video in 100 snippets, 100 labelled and 24 unlabelled videos a step."""
     data, learning = config.data, config.learning
     data.fps = 0.0
     data.stride, data.window = 0, 16  # rows span the video, whatever its length
     data.fixed_length_t = data.max_length_t = data.length_multiple = 100
-    config.spot.steps = 100
     learning.supervised.labelled_batch = learning.self_train.labelled_batch = 100
     learning.pretrain.unlabelled_batch, learning.self_train.unlabelled_batch = 100, 24
-    return THUMOS14["segment"](config, 1e-4, (TRAINING, LABELLED, UNLABELLED))  # 12 x 96, 15 x 9, 15 x 361 steps
+    spot = thumos14.use_spot(config, 1e-4, (TRAINING, LABELLED, UNLABELLED))  # 12 x 96, 15 x 9, 15 x 361 steps
+    spot.steps = 100
+    return config

@@ -1,6 +1,6 @@
 """EPIC-KITCHENS-100: 495 videos to train on, 138 validation videos to test on; 97 verbs, 300 nouns.
 
-    apl-jax run --config=configs/epic.py:verb --config.data.root=<folder> --workdir=runs/epic_verb
+    apl-jax run --config=epic:verb --config.data.root=<folder> --workdir=runs/epic_verb
 
 The folder holds EPIC_100_train.csv, EPIC_100_validation.csv, EPIC_100_video_info.csv, EPIC_100_verb_classes.csv,
 EPIC_100_noun_classes.csv and features/<video>.npz: SlowFast, 2304 channels, 32 frames every 16 at 30 frames per second.
@@ -25,14 +25,10 @@ the averaged weights' ramp, and which videos are labelled. A tenth of them leave
 which cannot be helped, hence data.allow_uncovered.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-# This file says what is unlike configs/thumos14.py, which lies beside it.
-THUMOS14 = runpy.run_path(str(Path(__file__).with_name("thumos14.py")))
-passes = THUMOS14["passes"]
+from apl_jax.configs import thumos14
+from apl_jax.configs.thumos14 import epochs_to_steps
 
 TASKS = ("verb", "noun", "action")
 TRAINING, LABELLED = 495, 50
@@ -43,7 +39,7 @@ def get_config(variant: str = "verb") -> ConfigDict:
     task, _, kind = variant.partition("_")
     if task not in TASKS or kind not in ("", "full"):
         raise ValueError(f"configs/epic.py:{variant}: expected ({'|'.join(TASKS)})[_full]")
-    config = THUMOS14["get_config"]()
+    config = thumos14.get_config()
     data = config.data
     data.name = "epic"
     data.root = "../epic"
@@ -54,24 +50,24 @@ def get_config(variant: str = "verb") -> ConfigDict:
     data.allow_uncovered = True
     config.evaluation.tiou = (0.1, 0.2, 0.3, 0.4, 0.5)
 
-    detector = config.actionformer
+    detector = config.detector
     detector.windows = (9, 9, 9, 9, 9, 9)
     detector.regression_ranges = ((0, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 10000))
     detector.normalizer_init = 250.0
     detector.label_smoothing = 0.0 if task == "verb" else 0.1  # of the plain detector: ALQA's soft labels replace it
-    detector.nms.top_k_per_level = 5000
-    detector.nms.sigma = 0.4
-    detector.nms.max_detections = 2000
+    detector.decoding.top_k_per_level = 5000
+    detector.decoding.sigma = 0.4
+    detector.decoding.max_detections = 2000
 
     learning = config.learning
     for stage in (learning.pretrain, learning.supervised, learning.self_train):
         stage.perturb.keep_ratio = 0.3
-    passes(learning.pretrain, 15, TRAINING)  # 15 x 247 steps
-    passes(learning.supervised, 21, LABELLED)  # 21 x 25 steps of ActionFormer's epochs, and no less than on THUMOS14
+    epochs_to_steps(learning.pretrain, 15, TRAINING)  # 15 x 247 steps
+    epochs_to_steps(learning.supervised, 21, LABELLED)  # 21 x 25 steps of ActionFormer's epochs, and no less than on THUMOS14
     learning.supervised.steps = max(learning.supervised.steps, 2000)
-    passes(learning.self_train, 21, UNLABELLED)  # 21 x 222 steps
-    THUMOS14["warm_up"](learning, 1 / 15, 5 / 21, 5 / 21)
+    epochs_to_steps(learning.self_train, 21, UNLABELLED)  # 21 x 222 steps
+    thumos14.warm_up(learning, 1 / 15, 5 / 21, 5 / 21)
     if kind == "full":
-        THUMOS14["supervise"](config)
-        passes(learning.supervised, 21, TRAINING)  # 21 x 247 steps
+        thumos14.use_every_label(config)
+        epochs_to_steps(learning.supervised, 21, TRAINING)  # 21 x 247 steps
     return config

@@ -1,6 +1,6 @@
 """THUMOS14: 200 validation videos to train on, 212 test videos (data.variant), 20 actions.
 
-    apl-jax run --config=configs/thumos14.py:apl --config.data.root=<folder> --workdir=runs/thumos14_apl
+    apl-jax run --config=thumos14:apl --config.data.root=<folder> --workdir=runs/thumos14_apl
 
 The folder holds thumos14.json (ActionFormer's) and features/<video>.npy: I3D, 2048 channels (rgb 1024, then flow 1024),
 16 frames every 4. Where rgb/ and flow/ lie apart: --config.data.streams="('rgb', 'flow')".
@@ -16,33 +16,30 @@ full       plain ActionFormer, every label                        66.83 (its aut
 nontarget  plain ActionFormer, positive and negative classes      25.6 (paper 002, Table III)
 spot       SPOT in windows, positive and negative classes, I3D    51.3, 34.8, 14.9 at .3, .5, .7 (Table VI)
 spot_tsn   the same with TSN features, one row every 5 frames     34.2 (Tables I, II); target class only 31.9
-rehearsal  apl with a small network on features that are made up  none: see apl_jax/data/rehearsal.py
+synthetic  apl with a small network on synthetic features         none: see apl_jax/data/synthetic.py
 =========  =====================================================  ==============================================
 
-The rows of paper 002's Table II between are --config.learning.nontarget.positive_weight=0, and also negative_weight=0
+The rows of paper 002's Table II between are --config.learning.method.positive_weight=0, and also negative_weight=0
 and labelled_negative=False. At 20, 40, 60 % labels (--config.data.label_ratio) APL's Table 1 has 42.8, 54.8, 61.1;
 beyond 57 % the supervised stage needs more steps than stand here, 35 for every second labelled video.
 
 Hardware, by arithmetic: rows take 5.3 GB, those of the training videos 2.5 GB (streamed when the device cannot hold
 them); weights, gradients, averages and moments of 29.3 million parameters .6 GB; four crops of 2,304 steps some 1.5 GB
-of activations. One GPU of 8 GB and a machine of 16 GB. `rehearsal` is made for two CPU cores.
+of activations. One GPU of 8 GB and a machine of 16 GB. `synthetic` is made for two CPU cores.
 
 Not from the papers: at least 2,000 steps of supervised training, the averaged weights' ramp, which 20 videos are
-labelled, and whatever is unlike 1.1 of systems.md in settings.py, where it stands; of SPOT here: windows, embedding
+labelled, and whatever is unlike 1.1 of the specification in the settings, where it stands; of SPOT here: windows, embedding
 width and batch, since its THUMOS14 code was never released.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
-from apl_jax.settings import Settings
-
-RUNGS = ("fixed", "alqa", "icd", "apl")
+from apl_jax.configs.spsw import RUNGS, apply_ablation
+from apl_jax.runs.settings import choose, choose_selection, default_config
 
 
 def get_config(variant: str = "apl") -> ConfigDict:
-    config = ConfigDict(dataclasses.asdict(Settings()))
+    config = default_config(detector="actionformer", method="apl")
     data = config.data
     data.name = "thumos14"
     data.root = "../shared/data/annotations"
@@ -50,41 +47,42 @@ def get_config(variant: str = "apl") -> ConfigDict:
     data.training_subset, data.test_subset = "validation", "test"
     data.strict_annotations = False  # 22 instances of a test video lie behind its end
     data.length_multiple = 32  # the coarsest stride of six levels
-    config.evaluation.batch = 2
+    config.runtime.prediction_batch = 2
 
     # The network is that of the defaults. Of 200 videos 20 are labelled and 180 are not.
     learning = config.learning
-    passes(learning.pretrain, 15, 200)  # 15 x 100 steps
-    passes(learning.supervised, 35, 20)  # 35 x 10 steps of ActionFormer's epochs, which are too few (A10)
+    epochs_to_steps(learning.pretrain, 15, 200)  # 15 x 100 steps
+    epochs_to_steps(learning.supervised, 35, 20)  # 35 x 10 steps of ActionFormer's epochs, which are too few (A10)
     learning.supervised.steps = max(learning.supervised.steps, 2000)
-    passes(learning.self_train, 40, 180)  # 40 x 90 steps
+    epochs_to_steps(learning.self_train, 40, 180)  # 40 x 90 steps
     warm_up(learning, 1 / 15, 5 / 35, 5 / 40)
     for stage in (learning.pretrain, learning.supervised, learning.self_train):
         stage.optimizer.learning_rate = 1e-4
         stage.optimizer.weight_decay = 1e-4
 
     if variant in RUNGS:
-        return climb(config, variant)
+        return apply_ablation(config, variant)
     if variant == "full":
-        supervise(config)
-        passes(learning.supervised, 35, 200)  # 35 x 100 steps
+        use_every_label(config)
+        epochs_to_steps(learning.supervised, 35, 200)  # 35 x 100 steps
         return config
     if variant == "nontarget":
-        return learn_from_non_targets(climb(config, "fixed"))
+        return learn_from_non_targets(apply_ablation(config, "fixed"))
     if variant in ("spot", "spot_tsn"):
         if variant == "spot_tsn":
             data.window, data.stride = 5, 5
         # A test video lasts up to 28 minutes: 6 s for each of 256 snippets, longer than most instances (C15).
-        config.spot.steps, config.spot.fit = 256, "windows"
-        config.spot.width = 512  # at 2,048 the attention alone would have 67 million weights, for 20 videos
-        return segment(config, 1e-5, (200, 20, 180))
-    if variant == "rehearsal":
-        return rehearse(climb(config, "apl"))
-    known = ", ".join((*RUNGS, "full", "nontarget", "spot", "spot_tsn", "rehearsal"))
+        spot = use_spot(config, 1e-5, (200, 20, 180))
+        spot.steps, spot.window_mode = 256, "windows"
+        spot.width = 512  # at 2,048 the attention alone would have 67 million weights, for 20 videos
+        return config
+    if variant == "synthetic":
+        return use_synthetic_features(apply_ablation(config, "apl"))
+    known = ", ".join((*RUNGS, "full", "nontarget", "spot", "spot_tsn", "synthetic"))
     raise ValueError(f"configs/thumos14.py:{variant}: expected one of {known}")
 
 
-def passes(stage: ConfigDict, epochs: int, videos: int) -> None:
+def epochs_to_steps(stage: ConfigDict, epochs: int, videos: int) -> None:
     """A stage of so many passes over so many videos: the unlabelled ones, where it sees both kinds (A11)."""
     stage.steps = epochs * (videos // (stage.unlabelled_batch or stage.labelled_batch))
 
@@ -96,57 +94,45 @@ def warm_up(learning: ConfigDict, pretrain: float, supervised: float, self_train
     learning.self_train.optimizer.warmup_fraction = self_train
 
 
-def climb(config: ConfigDict, rung: str) -> ConfigDict:
-    """A rung of APL's Table 2, of which the last is the whole method."""
-    learning, height = config.learning, RUNGS.index(rung)
-    if height < 3:
-        learning.pretrain.steps = 0
-        learning.contrastive.later = "none"
-    if height < 2:
-        learning.selection.discriminator.enabled = False
-    if height < 1:
-        config.actionformer.quality.branches = "none"
-        learning.selection.rule = "fixed"
-        learning.selection.candidates = "background"
-    return config
-
-
-def supervise(config: ConfigDict) -> None:
+def use_every_label(config: ConfigDict) -> None:
     """The plain detector alone, with every label and the decay of its authors."""
     config.data.label_ratio = 1.0
-    config.arms = ("supervised",)
+    config.variants = ("supervised",)
     config.learning.supervised.optimizer.weight_decay = 0.05
 
 
 def learn_from_non_targets(config: ConfigDict) -> ConfigDict:
     """Paper 002's losses; lambda .85 and alpha 1 are the defaults."""
-    config.learning.method = "nontarget"
-    config.learning.nontarget.pseudo_labels = "online" if config.detector == "spot" else "teacher"
-    config.evaluation.label_space = True
+    method = choose(config, "learning.method", "nontarget")
+    method.pseudo_labels = "online" if config.detector.name == "spot" else "teacher"
+    config.evaluation.label_space.enabled = True
     return config
 
 
-def segment(config: ConfigDict, learning_rate: float, videos: tuple[int, int, int]) -> ConfigDict:
-    """SPOT with paper 002's losses and calendar: 12 and 15 passes; ``videos`` are all, labelled and unlabelled ones."""
+def use_spot(config: ConfigDict, learning_rate: float, videos: tuple[int, int, int]) -> ConfigDict:
+    """SPOT with paper 002's losses and schedule, 12 and 15 passes; ``videos`` are all, labelled and unlabelled ones.
+    Returns the detector's part."""
     learning = config.learning
-    config.detector = "spot"
-    learning.pretext = "foreground"
-    learning.contrastive.later = "none"
-    learning.selection.discriminator.enabled = False
-    passes(learning.pretrain, 12, videos[0])
-    passes(learning.supervised, 15, videos[1])
+    spot = choose(config, "detector", "spot")
+    choose(config, "learning.pretext", "foreground")
+    learning.teacher.contrast.weight = 0.0
+    learning.teacher.icd.enabled = False
+    choose_selection(config, "dynamic")
+    epochs_to_steps(learning.pretrain, 12, videos[0])
+    epochs_to_steps(learning.supervised, 15, videos[1])
     learning.supervised.steps = max(learning.supervised.steps, 2000)  # as for ActionFormer
-    passes(learning.self_train, 15, videos[2])
+    epochs_to_steps(learning.self_train, 15, videos[2])
     warm_up(learning, 0.0, 0.0, 0.0)  # cosine from the first step on
     for stage in (learning.pretrain, learning.supervised, learning.self_train):
         stage.optimizer.learning_rate = learning_rate
-    return learn_from_non_targets(config)
+    learn_from_non_targets(config)
+    return spot
 
 
-def rehearse(config: ConfigDict) -> ConfigDict:
+def use_synthetic_features(config: ConfigDict) -> ConfigDict:
     """All data, all stages, at their real lengths in time; only the network is small and trained for few steps."""
-    config.data.rehearsal.enabled = True
-    detector, learning = config.actionformer, config.learning
+    config.data.synthetic.enabled = True
+    detector, learning = config.detector, config.learning
     detector.width, detector.heads = 32, 2
     detector.stem_blocks, detector.embedding_convs, detector.head_layers = 1, 1, 2
     for stage, steps in ((learning.pretrain, 100), (learning.supervised, 300), (learning.self_train, 300)):

@@ -3,7 +3,6 @@ own functions. For tests of what reads a run."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from apl_jax.data.files import write_json
-from apl_jax.declarations import to_dict
 from apl_jax.evaluation.average_precision import (
     Instances,
     average_precision,
@@ -21,19 +19,22 @@ from apl_jax.evaluation.average_precision import (
 from apl_jax.evaluation.label_quality import label_quality
 from apl_jax.evaluation.label_space import examples, label_space
 from apl_jax.evaluation.submission import write_submission
-from apl_jax.learning.nontarget import divide_classes
-from apl_jax.settings import NonTargetSettings, Settings
+from apl_jax.learning.class_division import DivisionSettings, divide_classes
 from apl_jax.structs import Reason
 
 TIOU = (0.3, 0.5, 0.7)
+NAME = "made & <up>"
 
 
 def make_run(
     folder: Path, classes: list[str], duration_s: float, length_s: float, rounds: int = 1, videos: int = 9,
-    arms: tuple[str, ...] = ("supervised", "supervised_matched", "semi_supervised"), icd: bool = True,
-    space: bool = False,
+    variants: tuple[str, ...] = ("supervised", "supervised_matched", "semi_supervised"), icd: bool = True,
+    method: str = "apl", space: bool = False,
 ) -> Path:  # fmt: skip
-    """A run folder as ``pipeline.run`` leaves it, with blurred truth in place of a network's output."""
+    """A run folder as ``runs.run`` leaves it, with blurred truth in place of a network's output.
+
+    Only the method ``nontarget`` has no labelling stage.
+    """
     rng = np.random.default_rng(0)
     ids = [f"video_{v}" for v in range(videos)]
     per_video = int(min(duration_s / length_s / 2, 40))
@@ -54,19 +55,11 @@ def make_run(
         for v, video in enumerate(ids)
     }  # fmt: skip
     write_json(data / "annotations.json", {"version": "test", "database": database})
-    settings = Settings(arms=arms)
-    settings = dataclasses.replace(
-        settings,
-        data=dataclasses.replace(settings.data, name="made & <up>", root=str(data)),
-        learning=dataclasses.replace(settings.learning, rounds=rounds),
-    )
-    document = to_dict(settings)
-    document["learning"]["selection"]["discriminator"]["enabled"] = icd
-    write_json(run / "settings.json", document)
+    write_json(run / "settings.json", _settings(str(data), variants, rounds, method, icd))
     split = {"labelled": ids[:2], "unlabelled": ids[2 : videos - 3], "evaluation": ids[videos - 3 :]}
     write_json(run / "split.json", split | {"digest": "d" * 16})
-    trained = {name: n for name, n in (("supervised", 500), ("supervised_matched", 700)) if name in arms}
-    if "semi_supervised" in arms:
+    trained = {name: n for name, n in (("supervised", 500), ("supervised_matched", 700)) if name in variants}
+    if "semi_supervised" in variants:
         trained |= {"pretrain": 300, "teacher": 200} | {f"self_train_{r}": 100 for r in range(1, rounds + 1)}
     scores, quality = {}, {}
     for name, steps in trained.items():
@@ -74,7 +67,7 @@ def make_run(
         if name != "pretrain":
             rows = range(videos - 3, videos)
             scores[name] = _evaluate(run, name, [truth_s[v] for v in rows], [labels[v] for v in rows], classes, rng)
-    for r in range(1, rounds + 1 if "semi_supervised" in arms else 1):
+    for r in range(1, rounds + 1 if "semi_supervised" in variants and method != "nontarget" else 1):
         rows = range(2, videos - 3)
         quality[f"pseudo_label_{r}"] = _label(
             run / "stages" / f"pseudo_label_{r}", split["unlabelled"], [truth_s[v] for v in rows],
@@ -84,15 +77,37 @@ def make_run(
     write_json(run / "results.json", {
         "version": "0.1.0", "settings_fingerprint": "f" * 16, "seed": 0, "devices": "1 x cpu", "jax": "0.10.2",
         "data": {
-            "name": settings.data.name, "digest": "a" * 16, "classes": classes, "label_ratio": 0.1, "split_seed": 0,
+            "name": NAME, "variant": "", "features": "read", "digest": "a" * 16, "classes": classes,
+            "label_ratio": 0.1, "split_seed": 0,
             "split_digest": "d" * 16, "labelled": 2, "unlabelled": videos - 5, "evaluated": 3,
             "evaluated_on": "test subset",
         },
-        "protocol": "strict", "steps": trained, "matched_steps": 600, "arms": scores,
-        "final_arm": next(reversed(scores)), "pseudo_labels": quality,
+        "protocol": "strict", "steps": trained, "external_digest": "", "matched_steps": 600, "variants": scores,
+        "final_variant": next(reversed(scores)), "pseudo_labels": quality,
         "label_space": spaces,
     })  # fmt: skip
     return run
+
+
+def _settings(root: str, variants: tuple[str, ...], rounds: int, method: str, icd: bool) -> dict[str, Any]:
+    """``settings.json``, as far as the readers of a run look at it."""
+    selection: dict[str, Any] = {
+        "chain": ["dynamic"], "dynamic": {"tau_neg": 0.15, "deviations": 1.0, "tau_min": 0.2, "tau_max": 0.9},
+    }  # fmt: skip
+    if icd:
+        selection["chain"].append("icd")
+        selection["icd"] = {"eliminate": True, "promote": True, "eliminate_below": 0.3, "promote_above": 0.7}
+    return {
+        "seed": 0, "variants": list(variants), "detector": {"name": "actionformer", "decoding": {}},
+        "data": {"name": NAME, "root": root, "label_ratio": 0.1, "split_seed": 0},
+        "learning": {
+            "rounds": rounds, "pretext": {"name": "contrast"}, "candidates": "ignore", "selection": selection,
+            "teacher": {"name": "supervised", "icd": {"enabled": icd}},
+            "method": {"name": method},
+        },
+        "evaluation": {"tiou": list(TIOU), "protocol": "strict", "label_space": {"enabled": False}},
+        "runtime": {},
+    }  # fmt: skip
 
 
 def _blurred(
@@ -110,10 +125,12 @@ def _blurred(
     return instances_from_videos(segments, names, scores)
 
 
-def _evaluate(run: Path, arm: str, truth_s: list, labels: list, classes: list[str], rng: np.random.Generator) -> dict:
+def _evaluate(
+    run: Path, variant: str, truth_s: list, labels: list, classes: list[str], rng: np.random.Generator
+) -> dict:
     predictions = _blurred(truth_s, labels, classes, rng)
     ids = json.loads((run / "split.json").read_text())["evaluation"]
-    write_submission(run / "stages" / f"{arm}_evaluation" / "predictions.json", predictions, ids, classes)
+    write_submission(run / "stages" / f"{variant}_evaluation" / "predictions.json", predictions, ids, classes)
     truth = instances_from_videos(truth_s, labels)
     return average_precision(truth, predictions, TIOU, len(classes), (1, 5)).as_dict(classes)
 
@@ -148,7 +165,7 @@ def _label(
 def _divide(run: Path, name: str, ids: list[str], classes: list[str], rng: np.random.Generator) -> dict[str, Any]:
     """Random beliefs of random truth, divided and counted by the package."""
     probability = rng.dirichlet([0.5] * (len(classes) + 1), (len(ids), 30)).astype(np.float32)
-    part = np.asarray(divide_classes(jnp.asarray(probability), NonTargetSettings()))
+    part = np.asarray(divide_classes(jnp.asarray(probability), DivisionSettings()))
     truth = rng.integers(0, len(classes) + 1, part.shape[:2])
     mask, time_t = np.ones(truth.shape, bool), np.tile(np.arange(30.0), (len(ids), 1))
     shown = examples(probability, part, time_t, mask, truth, 4)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from fixtures import CLASSES
 
 from apl_jax.detectors.spot import SpotOutputs
-from apl_jax.nn.snippets import to_snippets
-from apl_jax.settings import SpotSettings
+from apl_jax.detectors.spot_settings import SpotDecoding, SpotSettings
+from apl_jax.nn.snippets import Snippets, to_snippets
 from apl_jax.structs import Targets
+
+TINY = SpotSettings(
+    steps=16, heads=2, mask_hidden=6, easy_snippets=3, hard_snippets=4, band_inner=2, band_outer=4,
+    decoding=SpotDecoding(top_snippets=6, sigma=0.5, top_k_per_level=64, max_detections=24),
+)  # fmt: skip
+WINDOWS = dataclasses.replace(
+    TINY, steps=8, window_mode="windows", width=8, head_width=3, mask_head="bilinear", target_edges="nearest",
+    class_loss="reference", embedding_convs=2,
+)  # fmt: skip
 
 
 def ramp(lengths: tuple[int, ...], steps: int) -> tuple[jax.Array, jax.Array]:
@@ -20,14 +31,20 @@ def ramp(lengths: tuple[int, ...], steps: int) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(np.where(mask, time, np.nan))[..., None], jnp.asarray(mask)
 
 
+def cut(features: jax.Array, mask: jax.Array, settings: SpotSettings) -> Snippets:
+    """The snippets of videos under these settings."""
+    s = settings
+    return to_snippets(features, mask, width=s.steps, window_mode=s.window_mode, overlap=s.overlap)
+
+
 def outputs_of(
     settings: SpotSettings, lengths: tuple[int, ...], steps: int, *, seed: int = 0, size: float = 2.0
 ) -> SpotOutputs:
     """Arbitrary predictions on the snippets of videos of these lengths."""
     draws = np.random.default_rng(seed)
-    cut = to_snippets(*ramp(lengths, steps), settings)
-    number = lambda width: jnp.asarray(size * draws.normal(size=(*cut.mask.shape, width)), jnp.float32)
-    geometry = cut.mask, cut.start_t, cut.scale_t, cut.lengths
+    snippets = cut(*ramp(lengths, steps), settings)
+    number = lambda width: jnp.asarray(size * draws.normal(size=(*snippets.mask.shape, width)), jnp.float32)
+    geometry = snippets.mask, snippets.start_t, snippets.scale_t, snippets.lengths
     return SpotOutputs(number(CLASSES + 1), number(settings.steps), number(5), number(5), *geometry)
 
 

@@ -23,7 +23,7 @@ _TOLERANCE_S = 0.5  # players and annotators disagree this much about where a re
 _TOLERANCE_SHARE = 0.01  # ... or by 1 % of it (ActivityNet v_m--b-Ltjm_Y: 0.85 s of 143 s)
 LONGEST_S = 1e8  # three years: what is longer is a mistake, and float32 would round its times to seconds
 AGNOSTIC = "action"  # the one class where none are told apart
-_LENIENT = "correct the file, or read it as published with --config.data.strict_annotations=False"
+_LENIENT = "correct the file, or read it as published with `data.strict_annotations=False`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,12 @@ class VideoRecord:
         )
 
 
+def unannotated(video: str, duration_s: float, fps: float, subset: str = "") -> VideoRecord:
+    """A recording of which nothing is known but its clock; a duration of nan is not known either."""
+    blank = np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool)
+    return VideoRecord(video, subset, duration_s, fps, None, *blank)
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
     """An annotation file as records; ``notes`` says in words what a lenient or tolerant reading changed."""
@@ -59,7 +65,7 @@ class Annotations:
     classes: tuple[str, ...]  # by label_id where every class has one, else by name
     videos: dict[str, VideoRecord]
     notes: tuple[str, ...] = ()
-    # Class of each video's first annotation, also of one that reading dropped: published splits go by it (systems 3.8).
+    # Class of each video's first annotation, also of one that reading dropped: published splits go by it (spec 3.8).
     first_classes: dict[str, int] = field(default_factory=dict)
     variant: str = ""  # which of several published versions of the data set this is (data/published.py)
 
@@ -118,7 +124,7 @@ def read_annotations(path: str | Path, classes: tuple[str, ...] | None = None, *
     ``classes`` fixes the label order; a label that is not among them is then an error. ``strict`` refuses segments
     without length and those that leave their video by more than 0.5 s or 1 % of its duration (smaller overshoots are
     cut). ``strict=False`` keeps segments as they stand and drops those without length: THUMOS14 as published has 30
-    instances outside their video and scores them, ActivityNet 1.3 has 12 empty ones (systems.md 1.2 and 8, row 18).
+    instances outside their video and scores them, ActivityNet 1.3 has 12 empty ones (spec 1.2 and 8, row 18).
 
     Raises :class:`DataError`, which names file, video and key.
     """

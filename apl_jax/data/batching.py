@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from apl_jax.data.grids import place_rows
 from apl_jax.data.features.manifest import check_clock
 from apl_jax.data.features.sources import FeatureSource
 from apl_jax.settings import DataSettings
-from apl_jax.structs import Targets, TimeGrid
+from apl_jax.structs import Batch, Targets, TimeGrid
 
 _ALIGNMENT = 64  # bytes
 _SILENT_S = 3.0  # reading that is done sooner shows no progress bar
@@ -101,11 +102,13 @@ class RowStore:
         self._records, self._source, self._settings = tuple(records), source, settings
         self._held: list[np.ndarray] | None = []
         self.grids: list[TimeGrid] = []
+        self.digests: list[str] = []  # of every video's rows, all of them
         self.width = 0
         self.bytes = 0
         for record in tqdm(self._records, desc="reading features", unit="video", delay=_SILENT_S, disable=None):
             grid, rows = read_rows(record, source, settings)
             self.grids.append(grid)
+            self.digests.append(hashlib.sha256(np.ascontiguousarray(rows)).hexdigest()[:16])
             self.width, self.bytes = rows.shape[1], self.bytes + rows.nbytes
             if self.bytes > hold_bytes:
                 self._held = None
@@ -231,3 +234,9 @@ def build_targets(
         labels[b, :n], weight[b, :n] = record.labels, record.weight
         mask[b, :n], ignore_mask[b, :n] = True, record.ignore
     return cast(Any, Targets)(segments_t=segments_t, labels=labels, mask=mask, weight=weight, ignore_mask=ignore_mask)
+
+
+def whole_table(table: VideoTable, max_instances: int | None = None) -> Batch:
+    """All V videos of a table as one host-side :class:`Batch`; row v is video v."""
+    targets = build_targets(table.records, table.grids, max_instances)
+    return Batch(table.features, table.mask, targets, np.arange(len(table.records), dtype=np.int32))  # pyright: ignore[reportArgumentType]  # numpy leaves, until they are placed

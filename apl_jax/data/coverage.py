@@ -1,4 +1,4 @@
-"""Which instances a detector's grid points are taught, and why the others are not (systems.md section 8, row 14)."""
+"""Which instances a detector's grid points are taught, and why the others are not (spec 8, row 14)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from apl_jax.settings import ActionFormerSettings, Settings
 
-_TIE_T = 1e-3  # grid steps; instances as short as the shortest share a point (systems 1.5)
+_TIE_T = 1e-3  # grid steps; instances as short as the shortest share a point (spec 1.5)
 
 
 class Cause(enum.Enum):

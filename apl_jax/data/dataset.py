@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.batching import RowStore, Standardizer, VideoTable, padded_length
 from apl_jax.data.features.folder import open_features
 from apl_jax.data.published import read_published
-from apl_jax.data.features.sources import MADE_UP, FeatureSource, data_root
+from apl_jax.data.features.sources import SYNTHETIC_NOTE, FeatureSource, data_root
 from apl_jax.data.splits import Split, build_split
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
@@ -30,10 +31,16 @@ class Dataset:
     windowed: bool  # the files hold feature rows; False: raw signals, windowed at load
     held: bool  # all features are in memory; False: read from their files whenever they are needed
     held_bytes: int  # of memory that features take
-    digest: str  # changes with the labelled annotations, the features, the split, and nothing else
+    digests: Mapping[str, str]  # by what is read: training and evaluation (features, clocks), labelled (annotations)
     notes: tuple[str, ...] = ()  # what reading the annotations changed, in words
     variant: str = ""  # which of several published versions of the data set this is (data/published.py)
-    made_up: bool = False  # features of a rehearsal: no score on them is a result
+    synthetic: bool = False  # synthetic features: no score on them is a result
+    licence: str = ""  # of the data
+
+    @property
+    def digest(self) -> str:
+        """Equal exactly when all digests are."""
+        return fingerprint(dict(self.digests))
 
     @functools.cached_property
     def all_training(self) -> VideoTable:
@@ -51,7 +58,7 @@ def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Datase
     # Which videos show their labels goes by the classes' names even where they are not told apart.
     split = build_split(open_truth(settings, named=True), settings)
     annotations = open_truth(settings)
-    source = open_features(None, settings)
+    source = open_features(settings)
     labelled = [annotations.videos[video] for video in split.labelled]
     unlabelled = [annotations.videos[video].without_annotations() for video in split.unlabelled]
     evaluation = [annotations.videos[video].without_annotations() for video in split.evaluation]
@@ -60,8 +67,9 @@ def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Datase
     standardizer = Standardizer.fit(seen, settings.std_floor)
     training_t = padded_length([grid.length for grid in seen.grids], settings.length_multiple)
     evaluation_t = padded_length([grid.length for grid in unseen.grids], settings.length_multiple)
+    table = [settings.length_multiple, settings.std_floor]  # how rows are padded and standardised
     return Dataset(
-        name=f"{settings.name} (rehearsal)" if source.made_up else settings.name,
+        name=f"{settings.name} (synthetic features)" if source.synthetic else settings.name,
         classes=annotations.classes,
         split=split,
         labelled=seen.table(labelled, 0, standardizer, training_t),
@@ -71,9 +79,14 @@ def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Datase
         windowed=source.windowed,
         held=seen.held and unseen.held,
         held_bytes=sum(store.bytes for store in (seen, unseen) if store.held),
-        digest=_digest(annotations.classes, split, source, labelled, unlabelled + evaluation, settings),
-        notes=annotations.notes + ((MADE_UP,) if source.made_up else ()),
-        made_up=source.made_up,
+        digests={
+            "training": fingerprint(table, _feature_digest(annotations.classes, labelled + unlabelled, seen)),
+            "labelled": annotation_digest(labelled),
+            "evaluation": fingerprint(table, _feature_digest(annotations.classes, evaluation, unseen)),
+        },
+        licence=settings.licence,
+        notes=annotations.notes + ((SYNTHETIC_NOTE,) if source.synthetic else ()),
+        synthetic=source.synthetic,
         variant=annotations.variant,
     )
 
@@ -88,20 +101,15 @@ def open_truth(settings: DataSettings, named: bool = False) -> Annotations:
     return annotations.agnostic() if settings.class_agnostic and not named else annotations
 
 
-def _digest(
-    classes: tuple[str, ...],
-    split: Split,
-    source: FeatureSource,
-    labelled: list[VideoRecord],
-    others: list[VideoRecord],
-    settings: DataSettings,
-) -> str:
-    """A hash of all that a run depends on; annotations outside the labelled set are not in it."""
-    taught = [
-        [record.id, record.segments_s.tolist(), record.labels.tolist(), record.weight.tolist(), record.ignore.tolist()]
-        for record in labelled
-    ]
-    clocks = [[record.id, record.fps, record.duration_s] for record in labelled + others]
-    s = settings
-    rows = [s.window, s.stride, s.grid, s.fixed_length_t, s.length_multiple, s.std_floor]
-    return fingerprint(list(classes), split.digest, source.digest(), taught, clocks, rows)
+def annotation_digest(records: Sequence[VideoRecord]) -> str:
+    """A hash of what is annotated in some videos."""
+    columns = "segments_s", "labels", "weight", "ignore"
+    return fingerprint([[r.id, *(getattr(r, name).tolist() for name in columns)] for r in records])
+
+
+def _feature_digest(classes: Sequence[str], records: Sequence[VideoRecord], store: RowStore) -> str:
+    """A hash of the feature rows of some videos, of their clocks and of the classes; no annotation is in it."""
+    rows = zip(records, store.digests, store.grids, strict=True)
+    return fingerprint(
+        list(classes), [[r.id, r.duration_s, digest, grid.fps, grid.stride, grid.window] for r, digest, grid in rows]
+    )

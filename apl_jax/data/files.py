@@ -41,7 +41,7 @@ def load_json(path: Path) -> dict[str, Any]:
         if "\\ud" in text.lower():  # json lets an escaped half of a character pass, but nothing could write it again
             json.dumps(document, ensure_ascii=False).encode()
     except FileNotFoundError:
-        raise refusal(str(path), "no such file", "a JSON file", "check the path, e.g. --config.data.root") from None
+        raise refusal(str(path), "no such file", "a JSON file", "check the path, e.g. `data.root`") from None
     except OSError as error:
         raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
     except RecursionError:
@@ -90,7 +90,7 @@ def load_csv(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, dict[st
                 if fields:
                     rows.append((line, dict(zip(header, (text.strip() for text in fields), strict=True))))
     except FileNotFoundError:
-        raise refusal(str(path), "no such file", "a CSV file", "check the path, e.g. --config.data.root") from None
+        raise refusal(str(path), "no such file", "a CSV file", "check the path, e.g. `data.root`") from None
     except UnicodeDecodeError as error:
         raise refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", "a CSV text", again) from None
     except csv.Error as error:

@@ -1,4 +1,4 @@
-"""From arrays to the rows that detectors see, and which second each row is (systems.md 1.2, 2.6).
+"""From arrays to the rows that detectors see, and which second each row is (spec 1.2, 2.6).
 
 ``data.grid`` says how long grids are. ``rows``: as long as the recording. ``resize`` and ``pool``: ``fixed_length_t``
 rows of every recording, whose stride S' and window are the same fraction of what the recording's own rows see,
@@ -14,15 +14,15 @@ from __future__ import annotations
 import numpy as np
 
 from apl_jax.data.files import refusal
-from apl_jax.settings import DataSettings
+from apl_jax.settings import GridSettings
 from apl_jax.structs import TimeGrid
 
-_DISAGREEMENT = 0.05  # of the duration; more means features of another rate or another cut (systems.md 8, row 11)
+_DISAGREEMENT = 0.05  # of the duration; more means features of another rate or another cut (spec 8, row 11)
 _POINTS_PER_BIN = 3  # of BSN's pooling
 
 
 def place_rows(
-    array: np.ndarray, windowed: bool, fps: float, duration_s: float | None, settings: DataSettings, video: str
+    array: np.ndarray, windowed: bool, fps: float, duration_s: float | None, settings: GridSettings, video: str
 ) -> tuple[TimeGrid, np.ndarray]:
     """The grid of one recording and its feature rows ``[T, D]`` float32, as training and prediction alike see them.
 
@@ -37,8 +37,6 @@ def place_rows(
     unknown duration where ``stride`` is 0.
     """
     window, stride, length = settings.window, settings.stride, settings.fixed_length_t
-    if settings.grid != "rows" and length < 2:
-        raise refusal("--config.data.fixed_length_t", f"{length}", "at least 2 rows", "192, or 100 for SPOT")
     if stride == 0:
         grid, rows = _span_video(array, windowed, fps, duration_s, video), array
     else:
@@ -54,12 +52,12 @@ def place_rows(
     return placed, pool_rows(rows, length, grid.window / grid.stride)
 
 
-def count_samples(count: int, windowed: bool, settings: DataSettings) -> int:
+def count_samples(count: int, windowed: bool, settings: GridSettings) -> int:
     """Samples, or frames, that an array of ``count`` rows or samples stands for; ``settings.stride`` is not 0."""
     return (count - 1) * settings.stride + settings.window if windowed else count
 
 
-def extracted_rows(grid: TimeGrid, settings: DataSettings) -> int | None:
+def extracted_rows(grid: TimeGrid, settings: GridSettings) -> int | None:
     """Rows of a recording before they were brought to one length; None where the grid does not tell (``stride`` 0)."""
     if settings.grid == "rows":
         return grid.length
@@ -81,18 +79,18 @@ def build_grid(
     if window < 1 or stride < 1:
         found = f"window {window}, stride {stride}"
         expected = "at least 1 sample each (ready-made rows that span their video: stride 0)"
-        raise refusal("--config.data.window, --config.data.stride", found, expected, "20 and 10")
+        raise refusal("`data.window`, `data.stride`", found, expected, "20 and 10")
     if not fps > 0:
         raise refusal(f"{where}, fps", f"{fps:g}", "samples per second", "add fps to its entry in the annotations")
     if samples < window:
         found = f"{samples} samples ({samples / fps:.3g} s)"
         expected = f"at least one window of {window} samples"
-        raise refusal(where, found, expected, "leave it out of the annotations, or a smaller --config.data.window")
+        raise refusal(where, found, expected, "leave it out of the annotations, or a smaller `data.window`")
     slack_s = stride / fps  # whole rows may leave out as much at the end
     if duration_s is not None and abs(samples / fps - duration_s) > max(_DISAGREEMENT * duration_s, slack_s):
         found = f"{samples} samples at {fps:g} per second = {samples / fps:.2f} s of features"
         expected = f"its annotated duration, {duration_s:.2f} s, within 5 %"
-        raise refusal(where, found, expected, "check fps, and --config.data.stride and window of ready-made features")
+        raise refusal(where, found, expected, "check fps, and `data.stride` and window of ready-made features")
     return TimeGrid(fps=fps, stride=stride, window=window, length=1 + (samples - window) // stride)
 
 
@@ -100,10 +98,10 @@ def _span_video(array: np.ndarray, windowed: bool, fps: float, duration_s: float
     """The grid of ready-made rows that span their video in equal parts (``stride`` 0)."""
     if not windowed:
         expected = "at least 1: 0 is for ready-made rows that span their video"
-        raise refusal("--config.data.stride", "0, and raw signals", expected, "samples from one window to the next")
+        raise refusal("`data.stride`", "0, and raw signals", expected, "samples from one window to the next")
     if duration_s is None:
-        remedy = "--duration=<seconds>, or --annotations=<json with durations>"
-        raise refusal(f"video {video!r}", "no duration", "seconds: its rows span it (--config.data.stride=0)", remedy)
+        remedy = "`duration=<seconds>`, or `annotations=<json with durations>`"
+        raise refusal(f"video {video!r}", "no duration", "seconds: its rows span it (`data.stride=0`)", remedy)
     fps = fps or 1.0
     share = duration_s * fps / len(array)
     return TimeGrid(fps=fps, stride=share, window=share, length=len(array))
@@ -121,7 +119,7 @@ def window_signal(signal: np.ndarray, window: int, stride: int) -> np.ndarray:
 def resize_rows(rows: np.ndarray, length: int) -> np.ndarray:
     """Rows ``[L, D]`` at another length ``[length, D]`` float32: linear, half-pixel centres, no anti-aliasing.
 
-    New row i is taken at (i + .5) * L / length - .5, clamped to the rows that exist (systems.md 1.2). Where windows are
+    New row i is taken at (i + .5) * L / length - .5, clamped to the rows that exist (spec 1.2). Where windows are
     wider than strides this spreads the rows, as the reference does, by (window - stride) / 2 frames at either end.
     """
     if len(rows) == length:
@@ -130,7 +128,7 @@ def resize_rows(rows: np.ndarray, length: int) -> np.ndarray:
 
 
 def pool_rows(rows: np.ndarray, length: int, window_t: float = 1.0) -> np.ndarray:
-    """Rows ``[L, D]`` averaged in ``length`` equal bins ``[length, D]`` float32: BSN's pooling (systems.md 2.6 a).
+    """Rows ``[L, D]`` averaged in ``length`` equal bins ``[length, D]`` float32: BSN's pooling (spec 2.6 a).
 
     In strides, row i lies at ``window_t / 2 + i`` of L - 1 + ``window_t``, which the bins divide; BSN's snippets have
     ``window_t`` = 1. The three samples of a bin in its public code (``poolData``) are both ends and the middle of the

@@ -1,6 +1,6 @@
 """Benchmarks as they are published: which file holds the annotations, which test set is meant, what is cleaned.
 
-THUMOS14's test set goes by four sizes (systems.md 1.2, 1.11 and 8, row 18), named here by the number of their videos:
+THUMOS14's test set goes by four sizes (spec 1.2, 1.11 and 8, row 18), named here by the number of their videos:
 
 ===== ========= =========================================================================================
 name  instances left out of the 213 test videos
@@ -33,7 +33,7 @@ from apl_jax.settings import DataSettings
 
 _OWN = {"thumos14": ("thumos14.json",), "activitynet": ("activitynet13_anno.json", "activity_net.v1-3.min.json")}
 _NAMES = ("annotations.json", *(name for names in _OWN.values() for name in names))
-_SHORTEST_S = 1e-3  # of ActivityNet's instances, and how near the ends of duplicates are (systems.md 1.2)
+_SHORTEST_S = 1e-3  # of ActivityNet's instances, and how near the ends of duplicates are (spec 1.2)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def read_published(root: Path, settings: DataSettings) -> Annotations:
     name = settings.name.lower()
     if settings.variant and not name.startswith("thumos14"):
         found = f"{settings.variant!r} for the data set {settings.name!r}"
-        remedy = "leave it empty, or --config.data.name=thumos14"
-        raise refusal("--config.data.variant", found, "a variant of THUMOS14's test set, its only use", remedy)
+        remedy = "leave it empty, or `data.name=thumos14`"
+        raise refusal("`data.variant`", found, "a variant of THUMOS14's test set, its only use", remedy)
     path = annotation_file(root, name)
     if path is None:
         annotations = read_epic(root, settings.task, strict=settings.strict_annotations)
@@ -94,7 +94,7 @@ def choose_variant(annotations: Annotations, path: Path, variant: str) -> Annota
     """
     if variant not in THUMOS14_VARIANTS:
         names = ", ".join(THUMOS14_VARIANTS)
-        raise refusal("--config.data.variant", repr(variant), f"one of {names}", f"{THUMOS14_DEFAULT}, ActionFormer's")
+        raise refusal("`data.variant`", repr(variant), f"one of {names}", f"{THUMOS14_DEFAULT}, ActionFormer's")
     chosen = THUMOS14_VARIANTS[variant]
     videos = {video: record for video, record in annotations.videos.items() if video not in chosen.left_out}
     removed = sorted(set(annotations.videos) - set(videos))
@@ -159,11 +159,11 @@ def _check_count(path: Path, variant: str, test: list[VideoRecord], removed: int
     expected = THUMOS14_VARIANTS[variant].videos
     only = THUMOS14_VARIANTS[THUMOS14_DEFAULT].left_out[0]
     if variant == "213" and only not in {record.id for record in test}:
-        remedy = f"--config.data.variant={THUMOS14_DEFAULT}, or the original annotations, which hold it"
+        remedy = f"`data.variant={THUMOS14_DEFAULT}`, or the original annotations, which hold it"
         raise refusal(f"{path}: video {only!r}", "no entry", "it among the test videos of variant 213", remedy)
     if len(test) != expected:
         found = f"{len(test)} videos of subset 'test' ({removed} left out)"
-        remedy = "another --config.data.variant, or another --config.data.name for a file of your own"
+        remedy = "another `data.variant`, or another `data.name` for a file of your own"
         raise refusal(f"{path}: subset", found, f"the {expected} of THUMOS14's variant {variant!r}", remedy)
 
 

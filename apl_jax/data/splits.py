@@ -42,7 +42,7 @@ def build_split(annotations: Annotations, settings: DataSettings) -> Split:
     labelled: first a greedy cover of all classes, rarest first, then all others, interleaved so that every prefix
     holds each class in proportion (stratified by a video's rarest class). With ``split_rule`` "first_class" instead:
     all but ``round((1 - ratio) * n)`` of the n videos of each class are labelled, a video's class being that of its
-    first annotation in the file, as SPOT's and SSTAP's published splits count (systems.md 3.8). ``split_file`` gives
+    first annotation in the file, as SPOT's and SSTAP's published splits count (spec 3.8). ``split_file`` gives
     the labelled ids themselves. Videos of ``validation_subjects`` leave training and are evaluated instead of the test
     subset.
 
@@ -52,7 +52,7 @@ def build_split(annotations: Annotations, settings: DataSettings) -> Split:
     """
     ratio, seed = settings.label_ratio, settings.split_seed
     if not 0 < ratio <= 1:
-        raise refusal("--config.data.label_ratio", f"{ratio:g}", "a number in (0, 1]", "0.1 labels a tenth")
+        raise refusal("`data.label_ratio`", f"{ratio:g}", "a number in (0, 1]", "0.1 labels a tenth")
     training, evaluation = _subsets(annotations, settings)
     cover = 0
     if settings.split_file:
@@ -87,23 +87,23 @@ def _subsets(annotations: Annotations, settings: DataSettings) -> tuple[list[Vid
     training = [record for record in records if record.subset == settings.training_subset.lower()]
     if not training:
         expected = f"videos of subset {settings.training_subset!r} to train on"
-        raise refusal("annotations", f"subsets {found}", expected, "--config.data.training_subset")
+        raise refusal("annotations", f"subsets {found}", expected, "`data.training_subset`")
     if not settings.validation_subjects:
         evaluation = [record.id for record in records if record.subset == settings.test_subset.lower()]
         if not evaluation:
             expected = f"videos of subset {settings.test_subset!r} to evaluate on"
-            raise refusal("annotations", f"subsets {found}", expected, "--config.data.test_subset")
+            raise refusal("annotations", f"subsets {found}", expected, "`data.test_subset`")
         return training, evaluation
     held = set(settings.validation_subjects)
     known = {record.subject for record in training if record.subject is not None}
     if held - known:
         subjects = ", ".join(map(str, sorted(known))) or "none"
-        where = "--config.data.validation_subjects"
+        where = "`data.validation_subjects`"
         raise refusal(where, f"{sorted(held - known)}", f"training subjects ({subjects})", "take some of these")
     evaluation = [record.id for record in training if record.subject in held]
     training = [record for record in training if record.subject not in held]
     if not training:
-        raise refusal("--config.data.validation_subjects", "all training subjects", "some", "leave some to train on")
+        raise refusal("`data.validation_subjects`", "all training subjects", "some", "leave some to train on")
     return training, evaluation
 
 
@@ -145,8 +145,8 @@ def _by_first_class(annotations: Annotations, training: list[VideoRecord], ratio
             labelled.append(video)
     if not labelled:
         found = f"a share that rounds to no video in any of {len(places)} classes"
-        remedy = "a larger ratio, or --config.data.split_rule=cover"
-        raise refusal(f"--config.data.label_ratio={ratio:g}", found, "at least one labelled video", remedy)
+        remedy = "a larger ratio, or `data.split_rule=cover`"
+        raise refusal(f"`data.label_ratio={ratio:g}`", found, "at least one labelled video", remedy)
     return labelled
 
 
@@ -209,7 +209,7 @@ def _read_table(path: Path, annotations: Annotations, training: set[str], settin
     if not labelled:
         found = f"subsets {', '.join(sorted(map(repr, set(subsets.values()))))[:300]}"
         expected = f"rows of subset {settings.training_subset!r}, which are labelled"
-        raise refusal(f"{path}: {kind}", found, expected, "--config.data.training_subset, or correct the table")
+        raise refusal(f"{path}: {kind}", found, expected, "`data.training_subset`, or correct the table")
     used = labelled + unlabelled + evaluated
     absent = sorted(set(used) - set(annotations.videos))
     if absent:
@@ -236,11 +236,11 @@ def _check_training(where: str, videos: list[str], training: set[str]) -> None:
 def _uncovered(names: list[str], count: int, total: int, cover: int, settings: DataSettings) -> DataError:
     """The refusal of a split that leaves classes without a labelled video."""
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    where = settings.split_file or f"--config.data.label_ratio={settings.label_ratio:g}"
+    where = settings.split_file or f"`data.label_ratio={settings.label_ratio:g}`"
     found = f"{count} labelled of {total} training videos, which leave uncovered: {shown}"
     smallest = math.ceil(1000 * cover / total) / 1000
-    larger = f"--config.data.label_ratio={smallest:g} (the smallest that covers all), or " if cover else ""
+    larger = f"`data.label_ratio={smallest:g}` (the smallest that covers all), or " if cover else ""
     if settings.split_rule == "first_class" and not settings.split_file:
-        larger = "--config.data.split_rule=cover, or "
-    remedy = f"{larger}--config.data.allow_uncovered=True to go on without these classes"
+        larger = "`data.split_rule=cover`, or "
+    remedy = f"{larger}`data.allow_uncovered=True` to go on without these classes"
     return refusal(where, found, "at least one labelled video of every class", remedy)

@@ -1,13 +1,13 @@
-"""Rehearsals: features made up from the annotations, with the shape, the timeline and the amount of a real data set.
+"""Synthetic features, made from the annotations, with the shape, the timeline and the amount of a real data set.
 
-Whoever has the annotations of a benchmark but not yet its features can so rehearse complete runs on it, at real size.
-Scores of a rehearsal say that everything works and in which order of magnitude time and memory lie, nothing else.
+Whoever has the annotations of a benchmark but not yet its features can so try complete runs on it, at real size. Scores
+on them say that everything works and in which order of magnitude time and memory lie, nothing else.
 
 A row is what an extractor's window at its place might give: the prototypes of the classes under it, weighted by how
 much of the window they cover (which blurs boundaries), beside background that wanders between prototypes of its own.
 To make that neither trivial nor hopeless, prototypes of neighbouring classes share a part, some background resembles
 some actions, an instance may be weak, deviates in its own way and leaks into a confusable class, every video has a
-scene and a gain, and rows flicker. All sizes are :class:`~apl_jax.settings.RehearsalSettings`.
+scene and a gain, and rows flicker. All sizes are :class:`~apl_jax.settings.SyntheticSettings`.
 
 The annotations of *all* videos go into their features, just as a recording shows what happens in it whether anyone has
 annotated it or not. Which annotations *training* sees is the split's matter, here as ever (law 3).
@@ -31,7 +31,7 @@ from apl_jax.data.grids import build_grid
 from apl_jax.data.features.layouts import Unusable
 from apl_jax.data.features.manifest import Manifest, read_manifest, write_manifest
 from apl_jax.data.published import annotation_file, read_published
-from apl_jax.data.features.sources import REHEARSAL, FeatureSource, data_root
+from apl_jax.data.features.sources import SYNTHETIC, FeatureSource, data_root
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
 from apl_jax.structs import TimeGrid
@@ -44,16 +44,16 @@ _WORLD = 0  # what the numbers of a world are drawn for; videos are keyed by the
 Follow = Callable[[Sequence[str]], Iterable[str]]
 
 
-class RehearsalFeatures(FeatureSource):
-    """Feature rows made up when they are asked for: the same ones every time, in every process and order."""
+class SyntheticFeatures(FeatureSource):
+    """Feature rows made when they are asked for: the same ones every time, in every process and order."""
 
     windowed = True
 
     def __init__(self, root: Path, annotations: Annotations, settings: DataSettings) -> None:
         super().__init__(tuple(annotations.videos))
-        self.made_up = True
+        self.synthetic = True
         self._root, self._annotations, self._settings = root, annotations, settings
-        made = settings.rehearsal
+        made = settings.synthetic
         draws = _generator(made.seed, _WORLD)
         classes = len(annotations.classes)
         group = np.arange(classes) // made.group
@@ -76,11 +76,11 @@ class RehearsalFeatures(FeatureSource):
             [record.id, record.duration_s, record.fps, record.segments_s.tolist(), record.labels.tolist()]
             for record in self._annotations.videos.values()
         ]
-        made = dataclasses.replace(s.rehearsal, enabled=True)  # the same whether they are written or made on the way
+        made = dataclasses.replace(s.synthetic, enabled=True)  # the same whether they are written or made on the way
         return fingerprint(made, [s.window, s.stride, s.fixed_length_t], list(self._annotations.classes), videos)
 
     def _load(self, name: str) -> np.ndarray:
-        record, made = self._annotations.videos[name], self._settings.rehearsal
+        record, made = self._annotations.videos[name], self._settings.synthetic
         grid = extraction_grid(record, self._settings)
         draws = _generator(made.seed, zlib.crc32(name.encode(errors="surrogateescape")))
         used, coefficients = self._coefficients(draws, record, grid)
@@ -89,7 +89,7 @@ class RehearsalFeatures(FeatureSource):
 
     def _coefficients(self, draws: np.random.Generator, record: VideoRecord, grid: TimeGrid):
         """The classes that a video needs, and what each row takes of them, of backgrounds and nuisances: [T, R]."""
-        made = self._settings.rehearsal
+        made = self._settings.synthetic
         count, nuisance = len(record.labels), lambda *shape: draws.standard_normal((*shape, _NUISANCES), np.float32) / 8
         strength = draws.uniform(made.weakest, 1, count)
         leak = draws.uniform(0, made.leak, count)
@@ -109,14 +109,14 @@ class RehearsalFeatures(FeatureSource):
         return used, (np.exp(made.gain * draws.standard_normal()) * rows).astype(np.float32)
 
 
-def open_rehearsal(root: Path, settings: DataSettings) -> RehearsalFeatures:
+def open_synthetic(root: Path, settings: DataSettings) -> SyntheticFeatures:
     """Made-up features of all videos that a data folder annotates; raises :class:`~apl_jax.data.files.DataError`."""
-    made = settings.rehearsal
+    made = settings.synthetic
     if min(made.width, made.group, made.backgrounds) < 1 or not made.wander_s > 0 or not 0 <= made.confusion <= 1:
         found = f"width {made.width}, group {made.group}, backgrounds {made.backgrounds}, wander_s {made.wander_s:g}"
         expected = "positive numbers, and a confusion in [0, 1]"
-        raise refusal("--config.data.rehearsal", f"{found}, confusion {made.confusion:g}", expected, "the defaults")
-    return RehearsalFeatures(root, read_published(root, settings), settings)
+        raise refusal("`data.synthetic`", f"{found}, confusion {made.confusion:g}", expected, "the defaults")
+    return SyntheticFeatures(root, read_published(root, settings), settings)
 
 
 def extraction_grid(record: VideoRecord, settings: DataSettings) -> TimeGrid:
@@ -142,12 +142,12 @@ def coverage(record: VideoRecord, grid: TimeGrid, blur: float) -> np.ndarray:
     return np.clip((np.minimum(center_s + half_s, end_s) - np.maximum(center_s - half_s, start_s)) / (2 * half_s), 0, 1)
 
 
-def write_rehearsal(
+def write_synthetic(
     settings: DataSettings, folder: Path, limit: int | None = None, follow: Follow = lambda videos: videos
 ) -> int:
-    """Writes a rehearsal as a data folder and returns how many videos it has features of.
+    """Writes synthetic features as a data folder and returns how many videos it has features of.
 
-    ``features/<video>.npy`` (float32), a manifest that says that they are made up, and copies of the annotation files.
+    ``features/<video>.npy`` (float32), a manifest that says that they are synthetic, and copies of the annotation files.
     Files are written beside and renamed, those that are there already are kept: the same command goes on after an
     interruption. ``limit``: only so many videos, to try out how fast a folder is read. ``follow`` hands on the ids
     that are about to be written, one by one (a progress bar).
@@ -155,17 +155,17 @@ def write_rehearsal(
     Raises :class:`~apl_jax.data.files.DataError` for a folder with other features, and ``OSError``.
     """
     root = data_root(settings)
-    source = open_rehearsal(root, settings)
+    source = open_synthetic(root, settings)
     subsets = settings.training_subset.lower(), settings.test_subset.lower()
     videos = [v for v, record in read_published(root, settings).videos.items() if record.subset in subsets][:limit]
     features = folder / "features"
     manifest = Manifest(
-        settings.stride, settings.window, settings.rehearsal.width, source=f"{REHEARSAL} {source.digest()}"
+        settings.stride, settings.window, settings.synthetic.width, source=f"{SYNTHETIC} {source.digest()}"
     )
     there = read_manifest(folder) if folder.is_dir() else None
     if (there.source if there else "") != manifest.source and (there or features.exists()):
         found = f"features of {there.source or 'an unnamed source'}" if there else "features without a manifest"
-        raise refusal(str(folder), found, f"a new folder, or one with those of {manifest.source}", "another --out")
+        raise refusal(str(folder), found, f"a new folder, or one with those of {manifest.source}", "another `out`")
     features.mkdir(parents=True, exist_ok=True)
     for path in _annotation_files(root, settings):
         if path.resolve().parent != folder.resolve():

@@ -1,22 +1,42 @@
-"""Detectors by name. To add one, write its file and add a line here; the laws in ``tests/laws`` then test it."""
+"""Detectors by name, each in a file of its own that ends with its registration.
+
+A detector is a record of pure functions (base.py). Those of this package are known as soon as it is imported; one from
+elsewhere is made known by the same call, :func:`register_detector`, and ``tests/laws`` then tests it too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from typing import Any
 
-from apl_jax.detectors.actionformer import build_actionformer
-from apl_jax.detectors.base import Detector
-from apl_jax.detectors.spot import build_spot
-from apl_jax.settings import Settings
+from apl_jax.declarations import Choice, from_dict, to_dict
+from apl_jax.detectors import actionformer, spot  # noqa: F401  # they register
+from apl_jax.detectors.base import Detector, register_detector
+from apl_jax.registry import DETECTORS
+from apl_jax.structs import DataFacts
 
-DETECTORS: dict[str, Callable[[Settings, int, int], Detector]] = {
-    "actionformer": lambda settings, width, classes: build_actionformer(settings.actionformer, width, classes),
-    "spot": lambda settings, width, classes: build_spot(settings.spot, width, classes),
-}
+__all__ = ["Detector", "build", "build_detector", "register_detector", "without_decoding"]
 
 
-def build_detector(settings: Settings, feature_width: int, num_classes: int) -> Detector:
-    """The detector that ``settings.detector`` names, for features ``[B, T, feature_width]``."""
-    if settings.detector not in DETECTORS:
-        raise ValueError(f"config.detector: found {settings.detector!r}, expected one of {', '.join(DETECTORS)}")
-    return DETECTORS[settings.detector](settings, feature_width, num_classes)
+def build(name: str, *, feature_width: int, num_classes: int, **settings: Any) -> Detector:
+    """The detector of a registered name, for features ``[B, T, feature_width]`` and C = ``num_classes`` classes.
+
+    ``settings`` are those that differ from the detector's defaults, nested ones as dicts or as what they are:
+    ``build("actionformer", feature_width=2048, num_classes=20, width=256, quality={"branches": "none"})``. Raises
+    :class:`~apl_jax.declarations.SettingsError` for a name or a setting that there is not, and for impossible values.
+    """
+    chosen = from_dict(DETECTORS.get(name, "name").settings, to_dict(settings))
+    return build_detector(Choice(name, chosen), DataFacts(feature_width, num_classes))
+
+
+def build_detector(choice: Choice, facts: DataFacts) -> Detector:
+    """The detector that ``choice``, as of ``config.detector``, names and sets, for such data."""
+    return DETECTORS.get(choice.name, "detector.name").build(choice.settings, facts)
+
+
+def without_decoding(choice: Choice) -> Choice:
+    """``choice`` with its ``decoding`` reset to its defaults: what training is handed; the same where it has none."""
+    if not hasattr(choice.settings, "decoding"):
+        return choice
+    default = type(choice.settings)().decoding
+    return Choice(choice.name, dataclasses.replace(choice.settings, decoding=default))

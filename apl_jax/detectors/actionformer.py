@@ -1,27 +1,39 @@
-"""ActionFormer (Zhang et al., ECCV 2022) with APL's quality heads (ALQA), as specified in systems 1.3 to 1.9 and 7.A.
+"""ActionFormer (Zhang et al., ECCV 2022) with APL's quality heads (ALQA), as specified in spec 1.3 to 1.9 and 7.A.
 
 Every grid point of a temporal pyramid classifies the action under it and regresses the distances to its two ends. With
-ALQA it also predicts how well its own segment will fit (tIoU and tND), and the class loss trains the *joint* score.
+ALQA (quality.py) it also predicts how well its own segment will fit, and the class loss trains the *joint* score.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from apl_jax.detectors.base import ClassDistribution, Detector, Losses, Roles
-from apl_jax.nn.pyramid import Backbone, Levels, Neck
+from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings, check_actionformer
+from apl_jax.detectors.base import (
+    ClassDistribution,
+    DetectionLoss,
+    Detector,
+    DetectorFacts,
+    PointTargets,
+    register_detector,
+    sigmoid_distribution,
+    suppression,
+)
+from apl_jax.detectors.quality import joint_class_loss, joint_quality, quality_loss, true_quality
+from apl_jax.nn.pyramid import Backbone, Neck
 from apl_jax.nn.quality import QUALITY_BRANCHES, ClassHead, RegressionHead, join_levels
-from apl_jax.ops import losses, nms
-from apl_jax.ops.masking import upsample_linear
+from apl_jax.ops import losses, pyramid
+from apl_jax.ops.coverage import uncovered_by_pyramid
+from apl_jax.ops.decoding import keep_best, surest_per_level
+from apl_jax.ops.masking import masked_mean, reverse_time
+from apl_jax.ops.pyramid import Levels
 from apl_jax.ops.segments import offset_quality
-from apl_jax.settings import ActionFormerSettings
-from apl_jax.structs import Array, Batch, Detections, PyTree, Targets, pytree
+from apl_jax.structs import Array, Batch, DataFacts, Detections, PyTree, Targets, pytree
 
 
 @pytree
@@ -36,41 +48,12 @@ class PyramidOutputs:
 
     def represent(self, rows: Array) -> Array:
         """Frames ``rows [B, N]`` of all levels, up-sampled to the grid and concatenated: ``[B, N, L * width]`` (B5)."""
-        steps = self.pyramid[0][1].shape[1]
-        return jnp.concatenate([upsample_linear(x, mask, rows, steps) for x, mask in self.pyramid], axis=-1)
+        return pyramid.rows_of_levels(self.pyramid, rows)
 
     def distribution(self) -> ClassDistribution:
-        """Independent sigmoids as one distribution: background is what the surest class leaves, and all is divided by
-        the sum (systems C11). Losses on classes stay losses on sigmoids; background has no output that could learn."""
-        floor = losses.PROBABILITY_FLOOR  # C4
-        log = lambda logits: jnp.clip(jax.nn.log_sigmoid(logits), math.log(floor), math.log1p(-floor))
-        score = jax.nn.sigmoid(self.class_logits)
-        background = 1 - score.max(-1, keepdims=True)
-        probability = jnp.concatenate([score, background], -1)
-        no_output = jnp.zeros_like(background)
-        return ClassDistribution(
-            probability / probability.sum(-1, keepdims=True),
-            jnp.concatenate([log(self.class_logits), no_output], -1),
-            jnp.concatenate([log(-self.class_logits), no_output], -1),
-            self._time_t(),
-            self.point_mask,
-        )
-
-    def _time_t(self) -> Array:
-        """Grid step of every point ``[B, P]``."""
-        steps = self.pyramid[0][1].shape[1]
-        time = jnp.concatenate([jnp.arange(0, steps, steps // mask.shape[1]) for _, mask in self.pyramid])
-        return jnp.broadcast_to(time.astype(jnp.float32), self.point_mask.shape)
-
-
-class Assignment(NamedTuple):
-    """What label assignment asks of each point of one video."""
-
-    positive: Array  # [P] bool
-    classes: Array  # [P, C] union of the classes of equally short instances
-    offsets: Array  # [P, 2] in strides, meaningful for positives
-    weight: Array  # [P] weight of the assigned instance; 1 for background; 0 under an ignored instance
-    silent: Array  # [P] bool, under an ignored instance and assigned to no other
+        """Sigmoids as one distribution; a snippet is a point (C11)."""
+        time_t = pyramid.point_times(self.pyramid[0][1].shape[1], len(self.pyramid))
+        return sigmoid_distribution(self.class_logits, jnp.asarray(time_t), self.point_mask)
 
 
 class ActionFormer(nn.Module):
@@ -81,99 +64,51 @@ class ActionFormer(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array, mask: Array, deterministic: bool) -> tuple[Levels, PyramidOutputs]:
-        levels = Backbone(self.settings, name="backbone")(features, mask, deterministic)
-        levels = Neck(self.settings, name="neck")(levels)
+        s = self.settings
+        strict, dtype = s.masking == "strict", jnp.dtype(s.dtype)
+        levels = Backbone(
+            s.width, s.heads, s.windows, s.embedding_convs, s.stem_blocks, s.expansion, s.dropout, s.drop_path,
+            s.layer_scale, s.layer_scale_init, s.position_length_t if s.absolute_position else 0, strict, dtype,
+            name="backbone",
+        )(features, mask, deterministic)  # fmt: skip
+        levels = Neck(s.neck, s.width, strict, dtype, name="neck")(levels)
         joined = join_levels(levels)
-        class_logits = ClassHead(self.settings, self.num_classes, name="class_head")(joined)
-        offsets, quality_logits = RegressionHead(self.settings, name="regression_head")(joined)
+        trunk = {"width": s.width, "layers": s.head_layers - 1, "strict": strict, "dtype": dtype}
+        class_logits = ClassHead(self.num_classes, s.prior_probability, **trunk, name="class_head")(joined)
+        offsets, quality_logits = RegressionHead(
+            len(levels), QUALITY_BRANCHES[s.quality.branches], s.quality.tiou_bias, s.quality.tnd_bias, **trunk,
+            name="regression_head",
+        )(joined)  # fmt: skip
         point_mask = jnp.concatenate([m for _, m in levels], axis=1)
         return levels, PyramidOutputs(class_logits, offsets, quality_logits, point_mask, levels)
 
 
-def pyramid_points(settings: ActionFormerSettings, steps: int) -> np.ndarray:
-    """Points ``[P, 4]``: time in grid steps, shortest and longest reach, stride (systems 1.4)."""
-    rows = []
-    for level, (low, high) in enumerate(settings.regression_ranges):
-        time = np.arange(0, steps, 2**level, dtype=np.float32)
-        constants = np.array([low, high, 2**level], np.float32)
-        rows.append(np.column_stack([time, np.tile(constants, (len(time), 1))]))
-    return np.concatenate(rows)
+def points_of(outputs: PyramidOutputs, settings: ActionFormerSettings) -> tuple[Array, list[int]]:
+    """The points ``[P, 4]`` of :func:`apl_jax.ops.pyramid.pyramid_points`, and how many are of each level."""
+    levels = settings.branch_blocks + 1
+    steps = pyramid.grid_steps(outputs.point_mask.shape[1], levels)
+    points = jnp.asarray(pyramid.pyramid_points(steps, settings.regression_ranges))
+    return points, pyramid.level_sizes(steps, levels)
 
 
-def assign(points: Array, targets: Targets, *, num_classes: int, center_radius: float) -> Assignment:
-    """Label assignment of one video (systems 1.5): the shortest instance around whose centre, and in whose range, a
-    point lies. ``targets`` holds unbatched fields ``[N, ...]``."""
-    time, low, high, stride = (points[:, i, None] for i in range(4))
-    start, end = targets.segments_t[:, 0], targets.segments_t[:, 1]
-    left, right = time - start, end - time
-    center, radius = 0.5 * (start + end), center_radius * stride
-    inner = jnp.minimum(time - jnp.maximum(center - radius, start), jnp.minimum(center + radius, end) - time)
-    reach = jnp.maximum(left, right)
-    fits = (inner > 0) & (reach >= low) & (reach <= high) & targets.mask & ~targets.ignore_mask
-    cost = jnp.where(fits, end - start, jnp.inf)
-    chosen, least = cost.argmin(-1), cost.min(-1)
-    positive = jnp.isfinite(least)
-    shortest = fits & (cost <= least[:, None] + 1e-3)
-    one_hot = jax.nn.one_hot(targets.labels, num_classes)
-    classes = (shortest.astype(jnp.float32) @ one_hot > 0).astype(jnp.float32)
-    pick = lambda x: jnp.take_along_axis(x, chosen[:, None], axis=1)
-    under_ignored = ((left >= 0) & (right >= 0) & targets.mask & targets.ignore_mask).any(-1)
-    silent = under_ignored & ~positive
-    weight = jnp.where(positive, targets.weight[chosen], jnp.where(silent, 0.0, 1.0))
-    offsets = jnp.concatenate([pick(left), pick(right)], -1) / points[:, 3:]
-    return Assignment(positive, classes, offsets, weight, silent)
-
-
-def joint_quality(quality_logits: Array, settings: ActionFormerSettings) -> tuple[Array, Array, Array]:
-    """tIoU, tND and reliability ``max(tIoU - tND, epsilon)`` ``[B, P]`` from quality logits (APL Eq. 2, 4).
-
-    With one branch (Table 3) its output is the reliability itself and stands in the tIoU column.
-    """
-    q = settings.quality
-    shape = quality_logits.shape[:-1]
-    if q.branches == "none":
-        return jnp.ones(shape), jnp.zeros(shape), jnp.ones(shape)
-    probability = jax.nn.sigmoid(quality_logits)
-    tiou = probability[..., 0]
-    tnd = probability[..., 1] if q.branches == "tiou_tnd" else jnp.zeros(shape)
-    return tiou, tnd, jnp.maximum(tiou - tnd, q.epsilon)
-
-
-def _class_loss(outputs: PyramidOutputs, classes: Array, fit: Array, s: ActionFormerSettings) -> Array:
-    """Per point and class ``[B, P, C]``; ``fit`` is the true reliability of the point's own segment (APL Eq. 5)."""
-    if s.quality.branches == "none":
-        smoothed = classes * (1 - s.label_smoothing) + s.label_smoothing / (classes.shape[-1] + 1)
-        return losses.sigmoid_focal(outputs.class_logits, smoothed, alpha=s.focal_alpha, gamma=s.focal_gamma)
-    _, _, reliability = joint_quality(outputs.quality_logits, s)
-    if not s.quality.background_gradient:
-        background = classes.max(-1) == 0
-        reliability = jnp.where(background, jax.lax.stop_gradient(reliability), reliability)
-    joint = reliability[..., None] * jax.nn.sigmoid(outputs.class_logits)
-    soft_label = classes * fit[..., None]
-    if s.quality.soft_focal == "qfl":
-        return losses.quality_focal(joint, soft_label)
-    return losses.soft_focal(joint, soft_label, alpha=s.focal_alpha, gamma=s.focal_gamma)
-
-
-def _quality_loss(outputs: PyramidOutputs, tiou: Array, tnd: Array, s: ActionFormerSettings) -> Array:
-    """L_locq per point ``[B, P]`` (APL Eq. 3)."""
-    truth = {"tiou": tiou, "tnd": tnd, "diou": jnp.maximum(tiou - tnd, s.quality.epsilon)}
-    element = losses.binary_cross_entropy if s.quality.loss == "bce" else losses.pointwise_kl
-    probability = jax.nn.sigmoid(outputs.quality_logits)
-    parts = [element(probability[..., i], truth[name]) for i, name in enumerate(QUALITY_BRANCHES[s.quality.branches])]
-    return sum(parts, jnp.zeros_like(tiou))
+def _class_loss(outputs: PyramidOutputs, classes: Array, target_quality: Array, s: ActionFormerSettings) -> Array:
+    """Per point and class ``[B, P, C]``; ``target_quality`` is the true reliability of the point's own segment."""
+    focal = {"focal_alpha": s.focal_alpha, "focal_gamma": s.focal_gamma}
+    if s.quality.branches != "none":
+        logits = outputs.class_logits, outputs.quality_logits
+        return joint_class_loss(*logits, classes, target_quality, s.quality, **focal)
+    smoothed = classes * (1 - s.label_smoothing) + s.label_smoothing / (classes.shape[-1] + 1)
+    return losses.sigmoid_focal(outputs.class_logits, smoothed, alpha=s.focal_alpha, gamma=s.focal_gamma)
 
 
 def detection_losses(
     outputs: PyramidOutputs, targets: Targets, normalizer: Array, settings: ActionFormerSettings
-) -> Losses:
-    """Class, regression (DIoU) and quality losses over the whole batch, each sum / N (systems 1.7, A6)."""
-    s = settings
-    steps = _grid_steps(outputs.class_logits.shape[1], s)
-    points = jnp.asarray(pyramid_points(s, steps))
-    goal = jax.vmap(
-        lambda t: assign(points, t, num_classes=outputs.class_logits.shape[-1], center_radius=s.center_radius)
-    )(targets)
+) -> DetectionLoss:
+    """Class, regression (DIoU) and quality losses over the whole batch, each sum / N (spec 1.7, A6)."""
+    s, points = settings, points_of(outputs, settings)[0]
+    num_classes, radius = outputs.class_logits.shape[-1], s.center_radius
+    assign = lambda t: pyramid.assign(points, t, num_classes=num_classes, center_radius=radius)
+    goal = jax.vmap(assign)(targets)
     positive = goal.positive & outputs.point_mask
     weight = goal.weight * outputs.point_mask
     positive_weight = jnp.where(positive, weight, 0.0)
@@ -185,86 +120,105 @@ def detection_losses(
     predicted = jnp.where(positive[..., None], outputs.offsets, 1.0)
     tiou, tnd = offset_quality(predicted, target_offsets)
     fixed_tiou, fixed_tnd = jax.lax.stop_gradient((tiou, tnd))
-    fit = fixed_tiou if s.quality.branches == "tiou" else jnp.maximum(fixed_tiou - fixed_tnd, s.quality.epsilon)
+    target_quality = true_quality(fixed_tiou, fixed_tnd, s.quality)
 
     classes = goal.classes * positive[..., None]
-    class_loss = (_class_loss(outputs, classes, fit, s) * weight[..., None]).sum() / normalizer
+    class_loss = (_class_loss(outputs, classes, target_quality, s) * weight[..., None]).sum() / normalizer
     regression = ((1 - tiou + tnd) * positive_weight).sum() / normalizer
-    quality = (_quality_loss(outputs, fixed_tiou, fixed_tnd, s) * positive_weight).sum() / normalizer
+    quality = quality_loss(outputs.quality_logits, fixed_tiou, fixed_tnd, s.quality)
+    quality = (quality * positive_weight).sum() / normalizer
     balance = s.regression_weight
     if balance <= 0:
         balance = jax.lax.stop_gradient(class_loss) / jnp.maximum(jax.lax.stop_gradient(regression), 0.01)
     localisation = balance * regression + s.quality.weight * quality
-    terms = {"class": class_loss, "regression": regression, "quality": quality, "positives": count}
+    parts = {"class": class_loss, "regression": regression, "quality": quality, "positives": count}
     with_background = jnp.concatenate([classes, 1 - classes.max(-1, keepdims=True)], -1)
-    roles = Roles(with_background, positive, goal.silent & outputs.point_mask)
-    return Losses(class_loss + localisation, class_loss, localisation, terms, normalizer, roles)
+    taught = PointTargets(with_background, positive, goal.silent & outputs.point_mask)
+    return DetectionLoss(class_loss + localisation, class_loss, localisation, parts, normalizer, taught)
 
 
 def own_targets(outputs: PyramidOutputs, settings: ActionFormerSettings) -> Targets:
-    """The detections whose confidence reaches ``online_threshold``, as annotations ``[B, K]`` without gradient."""
-    found = decode_detections(jax.lax.stop_gradient(outputs), settings)
+    """The detections whose confidence reaches ``online_threshold``, as annotations ``[B, K]`` without gradient (C8).
+
+    They are decoded as ``settings.online`` says; ``settings.decoding`` has no part in training.
+    """
+    found = decode_detections(jax.lax.stop_gradient(outputs), settings, settings.online)
     mask = found.mask & (found.confidence >= settings.online_threshold)
     return Targets(found.segments_t, found.labels, mask, jnp.ones_like(found.confidence), jnp.zeros_like(mask))
 
 
-def decode_detections(outputs: PyramidOutputs, settings: ActionFormerSettings) -> Detections:
-    """Dense predictions to at most K detections per video: top k per level, then NMS (systems 1.9)."""
-    n = settings.nms
-    num_classes = outputs.class_logits.shape[-1]
-    points = jnp.asarray(pyramid_points(settings, _grid_steps(outputs.class_logits.shape[1], settings)))
-    tiou, tnd, reliability = joint_quality(outputs.quality_logits, settings)
+def decode_detections(
+    outputs: PyramidOutputs, settings: ActionFormerSettings, decoding: ActionFormerDecoding
+) -> Detections:
+    """Dense predictions to at most K detections per video: top k per level, then NMS (spec 1.9)."""
+    points, sizes = points_of(outputs, settings)
+    tiou, tnd, reliability = joint_quality(outputs.quality_logits, settings.quality)
     score = jax.nn.sigmoid(outputs.class_logits) * outputs.point_mask[..., None]
-    confidence = score * reliability[..., None] if settings.quality.rank_by_quality else score
+    confidence = score * reliability[..., None] if decoding.rank_by_quality else score
+    segments_t = points[:, :1] + outputs.offsets * points[:, 3:] * jnp.array([-1.0, 1.0])
 
-    def one_video(confidence: Array, score: Array, offsets: Array, tiou: Array, tnd: Array) -> Detections:
-        flat = confidence.reshape(-1)
-        chosen, first = [], 0
-        for level in range(settings.branch_blocks + 1):
-            size = _level_steps(len(points), settings)[level] * num_classes
-            chosen.append(first + jax.lax.top_k(flat[first : first + size], min(n.top_k_per_level, size))[1])
-            first += size
-        index = jnp.concatenate(chosen)
-        point, label = index // num_classes, index % num_classes
-        time, stride = points[point, 0], points[point, 3]
-        segments = jnp.stack([time - offsets[point, 0] * stride, time + offsets[point, 1] * stride], -1)
-        valid = (flat[index] > n.score_threshold) & (segments[:, 1] - segments[:, 0] > n.duration_threshold_t)
-        picks = nms.suppress(
-            segments, flat[index], label, valid,
-            method=n.method, sigma=n.sigma, iou_threshold=n.iou_threshold, min_score=n.min_score,
-            max_detections=n.max_detections, class_wise=n.class_wise,
-        )  # fmt: skip
-        kept = segments[picks.row]
-        if not n.class_wise and n.voting_threshold > 0:
-            kept = nms.vote(kept, segments, flat[index], valid, n.voting_threshold)
-        origin = point[picks.row]
+    def one_video(confidence: Array, score: Array, segments_t: Array, tiou: Array, tnd: Array) -> Detections:
+        point, label = surest_per_level(confidence, sizes, decoding.top_k_per_level)
+        exists = jnp.ones(label.shape, bool)
+        kept = keep_best(segments_t[point], confidence[point, label], label, exists, **suppression(decoding))
+        point, label = point[kept.row], label[kept.row]
         return Detections(
-            kept, label[picks.row], picks.score, score.reshape(-1)[index[picks.row]],
-            tiou[origin], tnd[origin], picks.mask,
-        )  # fmt: skip
+            kept.segments_t, label, kept.confidence, score[point, label], tiou[point], tnd[point], kept.mask
+        )
 
-    return jax.vmap(one_video)(confidence, score, outputs.offsets, tiou, tnd)
-
-
-def _grid_steps(points: int, settings: ActionFormerSettings) -> int:
-    """T from P = T (1 + 1/2 + ... + 2^-(L-1))."""
-    coarsest = 2**settings.branch_blocks
-    return points * coarsest // (2 * coarsest - 1)
+    return jax.vmap(one_video)(confidence, score, segments_t, tiou, tnd)
 
 
-def _level_steps(points: int, settings: ActionFormerSettings) -> list[int]:
-    steps = _grid_steps(points, settings)
-    return [steps // 2**level for level in range(settings.branch_blocks + 1)]
+def compare_outputs(
+    student: PyramidOutputs, teacher: PyramidOutputs, mask: Array, settings: ActionFormerSettings
+) -> dict[str, Array]:
+    """How far two outputs on one view are apart (spec 4.4).
+
+    ``class``: mean squared difference of class probabilities over the valid points of the videos in ``mask [B]`` ·
+    ``segment``: mean of 1 - DIoU of the two segments over those points where the teacher's best class has a probability
+    above ``compare_threshold``. Both 0 where there is no such point. No gradient reaches the teacher.
+    """
+    teacher = jax.lax.stop_gradient(teacher)
+    valid = student.point_mask & mask[:, None]
+    score, target = jax.nn.sigmoid(student.class_logits), jax.nn.sigmoid(teacher.class_logits)
+    sure = valid & (target.max(-1) > settings.compare_threshold)
+    compared = lambda offsets: jnp.where(sure[..., None], offsets, 1.0)  # elsewhere a harmless pair
+    tiou, tnd = offset_quality(compared(student.offsets), compared(teacher.offsets))
+    return {
+        "class": masked_mean(jnp.square(score - target).mean(-1), valid),
+        "segment": masked_mean(1 - tiou + tnd, sure),
+    }
 
 
-def build_actionformer(settings: ActionFormerSettings, feature_width: int, num_classes: int) -> Detector:
-    """The detector record. Raises ``ValueError`` for settings that contradict one another."""
-    _check(settings)
-    module = ActionFormer(settings, num_classes)
+def flip_outputs(outputs: PyramidOutputs, settings: ActionFormerSettings) -> PyramidOutputs:
+    """Outputs on a view whose valid steps are reversed, padding staying at the end, as outputs on the view (spec 4.4).
+
+    The valid points of each level are reversed, distances to start and end exchanged. Exact are level 0, and the
+    segments of all levels: a reversed point of a coarse level stands up to stride - 1 steps later than the point that
+    it is given to (:func:`apl_jax.ops.pyramid.reversed_points`), and its offsets are moved by as much, so that one may
+    fall below zero, by less than a stride. Approximate are classes, quality and features of coarse levels, which remain
+    those of the place up to stride - 1 steps later. Twice the flip is the identity.
+    """
+    row, later = pyramid.reversed_points(outputs.point_mask, settings.branch_blocks + 1)
+    take = lambda x: jnp.take_along_axis(x, row[..., None], axis=1)
+    return PyramidOutputs(
+        take(outputs.class_logits),
+        take(outputs.offsets)[..., ::-1] + jnp.stack([-later, later], -1),
+        take(outputs.quality_logits),
+        outputs.point_mask,
+        tuple((reverse_time(x, mask), mask) for x, mask in outputs.pyramid),
+    )
+
+
+def build_actionformer(settings: ActionFormerSettings, facts: DataFacts) -> Detector:
+    """The detector record. Raises :class:`~apl_jax.declarations.SettingsError` for settings that contradict one
+    another."""
+    check_actionformer(settings)
+    module = ActionFormer(settings, facts.num_classes)
 
     def init(key: Array) -> tuple[PyTree, PyTree]:
         steps = 2**settings.branch_blocks
-        shape = jnp.zeros((1, steps, feature_width)), jnp.ones((1, steps), bool)
+        shape = jnp.zeros((1, steps, facts.feature_width)), jnp.ones((1, steps), bool)
         params = module.init(key, *shape, deterministic=True)["params"]
         return params, jnp.float32(settings.normalizer_init)
 
@@ -273,25 +227,27 @@ def build_actionformer(settings: ActionFormerSettings, feature_width: int, num_c
         outputs: Any = module.apply({"params": params}, batch.features, batch.mask, key is None, rngs=rngs)
         return outputs[1]
 
+    ranges, radius = settings.regression_ranges, settings.center_radius
     return Detector(
         init,
         apply,
-        lambda outputs, targets, state: detection_losses(outputs, targets, state, settings),
-        lambda outputs: decode_detections(outputs, settings),
-        lambda outputs: own_targets(outputs, settings),
-        background=False,
+        loss=lambda outputs, targets, state, key: detection_losses(outputs, targets, state, settings),
+        decode=lambda outputs: decode_detections(outputs, settings, settings.decoding),
+        annotate=lambda outputs: own_targets(outputs, settings),
+        compare=lambda student, teacher, mask: compare_outputs(student, teacher, mask, settings),
+        flip=lambda outputs: flip_outputs(outputs, settings),
+        facts=DetectorFacts(
+            background_class=False,
+            uncovered=lambda segments_t, length: uncovered_by_pyramid(
+                segments_t, length, regression_ranges=ranges, center_radius=radius
+            ),
+        ),
     )
 
 
-def _check(s: ActionFormerSettings) -> None:
-    levels = s.branch_blocks + 1
-    problems = [
-        (len(s.windows) != levels, f"windows: found {len(s.windows)} values, expected one per level ({levels})"),
-        (len(s.regression_ranges) != levels,
-         f"regression_ranges: found {len(s.regression_ranges)} pairs, expected one per level ({levels})"),
-        (s.width % s.heads != 0, f"width: found {s.width}, expected a multiple of heads ({s.heads})"),
-        (any(w > 1 and w % 2 == 0 for w in s.windows), f"windows: found {s.windows}, expected odd, or 0 = global"),
-    ]  # fmt: skip
-    for wrong, message in problems:
-        if wrong:
-            raise ValueError(f"config.actionformer.{message}")
+def without_quality(settings: ActionFormerSettings) -> ActionFormerSettings:
+    """The published ActionFormer: no quality heads."""
+    return dataclasses.replace(settings, quality=dataclasses.replace(settings.quality, branches="none"))
+
+
+register_detector("actionformer", ActionFormerSettings, build_actionformer, plain=without_quality)

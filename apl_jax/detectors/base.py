@@ -1,17 +1,26 @@
-"""What a detector is: four pure functions in a record, as optax holds its transformations."""
+"""What a detector is: pure functions and a few facts in a record, as optax holds its transformations."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from apl_jax.structs import Array, Batch, Detections, PyTree
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apl_jax.ops.losses import PROBABILITY_FLOOR
+from apl_jax.registry import DETECTORS
+from apl_jax.settings import NmsSettings
+from apl_jax.structs import Array, Batch, DataFacts, Detections, PyTree
 
 
 class ClassDistribution(NamedTuple):
-    """What a detector believes of each of S snippets (points, for a pyramid); the last class is background.
+    """The class probabilities of each of S snippets (points, for a pyramid); the last class is background.
 
-    All that learning from non-target classes knows of a detector (systems 7.B).
+    All that learning from non-target classes knows of a detector (spec 7.B).
     """
 
     probability: Array  # [B, S, C + 1], sums to 1: for dividing the classes
@@ -21,11 +30,34 @@ class ClassDistribution(NamedTuple):
     mask: Array  # [B, S]
 
 
+def sigmoid_distribution(class_logits: Array, time_t: Array, mask: Array) -> ClassDistribution:
+    """Independent sigmoids ``[B, S, C]`` as one distribution: background is what the surest class leaves, and all is
+    divided by the sum (spec C11).
+
+    Losses on classes stay losses on sigmoids; background has no output that could learn, its logarithms are 0.
+    Probabilities are clamped before logarithms (C4). ``time_t [S]`` or ``[B, S]``, ``mask [B, S]``.
+    """
+    log = lambda logits: jnp.clip(
+        jax.nn.log_sigmoid(logits), math.log(PROBABILITY_FLOOR), math.log1p(-PROBABILITY_FLOOR)
+    )
+    score = jax.nn.sigmoid(class_logits)
+    background = 1 - score.max(-1, keepdims=True)
+    probability = jnp.concatenate([score, background], -1)
+    no_output = jnp.zeros_like(background)
+    return ClassDistribution(
+        probability / probability.sum(-1, keepdims=True),
+        jnp.concatenate([log(class_logits), no_output], -1),
+        jnp.concatenate([log(-class_logits), no_output], -1),
+        jnp.broadcast_to(time_t, mask.shape),
+        mask,
+    )
+
+
 class Outputs(Protocol):
-    """What every detector's ``apply`` returns at least; the rest is its own."""
+    """What every detector's ``apply`` returns at least; the rest is its own. All its arrays begin with ``B``."""
 
     def represent(self, rows: Array) -> Array:
-        """Features ``[B, N, R]`` of grid steps ``rows [B, N]``, which contrastive learning may shape (systems B5)."""
+        """Features ``[B, N, R]`` of grid steps ``rows [B, N]``, which contrastive learning may shape (spec B5)."""
         ...
 
     def distribution(self) -> ClassDistribution:
@@ -33,7 +65,7 @@ class Outputs(Protocol):
         ...
 
 
-class Roles(NamedTuple):
+class PointTargets(NamedTuple):
     """What the targets made of each of the S snippets of :class:`ClassDistribution`."""
 
     classes: Array  # [B, S, C + 1] 1 at each class that the targets give the snippet; background last
@@ -41,15 +73,29 @@ class Roles(NamedTuple):
     silent_mask: Array  # [B, S] under an ignored instance: no loss looked at it
 
 
-class Losses(NamedTuple):
+class DetectionLoss(NamedTuple):
     """A detector's supervised objective on one batch."""
 
     total: Array  # scalar, to be minimised
     class_loss: Array  # the part of it that one-hot class labels make
     localisation_loss: Array  # the part of it that needs no class: what a pretext task of spans can train
-    terms: dict[str, Array]  # named scalars that make it up, before weighting, for the log
+    parts: dict[str, Array]  # named scalars that make it up, before weighting, for the log
     state: PyTree  # running normalisers after this batch
-    roles: Roles
+    points: PointTargets
+
+
+class DetectorFacts(NamedTuple):
+    """What others may ask of a detector instead of asking which one it is.
+
+    ``uncovered(segments_t, length)`` says why each of the instances ``[N, 2]`` (grid steps) of a video of ``length``
+    rows teaches no point of this detector, in words that follow "instances that no grid point covers:"; None: it
+    teaches one.
+    """
+
+    background_class: bool  # every snippet has a class; False: only foreground points have one
+    uncovered: Callable[[np.ndarray, int], list[str | None]]
+    wants_proposals: bool = False  # Batch.proposals must be there
+    class_agnostic: bool = False  # it finds segments of one class, "action"
 
 
 class Detector(NamedTuple):
@@ -57,18 +103,50 @@ class Detector(NamedTuple):
 
     ``init(key) -> (params, state)``: parameters, and the state that its losses carry from step to step.
     ``apply(params, batch, key) -> outputs``: ``key`` None means evaluation, otherwise it seeds dropout.
-    ``loss(outputs, targets, state) -> Losses``: ``targets`` are :class:`~apl_jax.structs.Targets`, or what ``annotate``
-    returns; labelled and pseudo-labelled batches keep separate states.
+    ``loss(outputs, targets, state, key) -> DetectionLoss``: ``targets`` are :class:`~apl_jax.structs.Targets`, or what
+    ``annotate`` returns; ``key`` seeds what a loss draws at random. Labelled and pseudo-labelled batches keep separate
+    states.
     ``decode(outputs) -> Detections``: decoding and NMS, on the device.
-    ``annotate(outputs) -> targets``: what the detector itself believes, without gradient, in a form that ``loss`` takes
-    in place of :class:`Targets`: pseudo labels made on line (systems C8).
-    ``background``: whether background is a class of the head, so that every snippet has a class, or whether only
-    foreground snippets have one.
+    ``annotate(outputs) -> targets``: the detector's own predictions, without gradient, in a form that ``loss`` takes
+    in place of :class:`~apl_jax.structs.Targets`: on-line pseudo labels (spec C8).
+    ``compare(student, teacher, mask) -> dict of scalars``: how far two outputs on one view are apart, densely: the
+    consistency that a mean teacher trains (spec 4.4). No gradient reaches ``teacher``; ``mask [B]`` says which videos
+    count.
+    ``flip(outputs) -> outputs``: outputs on the time-reversed view as outputs on the view itself: sequences reversed,
+    starts and ends exchanged.
     """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
     apply: Callable[[PyTree, Batch, Array | None], Any]
-    loss: Callable[[Any, Any, PyTree], Losses]
+    loss: Callable[[Any, Any, PyTree, Array | None], DetectionLoss]
     decode: Callable[[Any], Detections]
     annotate: Callable[[Any], Any]
-    background: bool
+    compare: Callable[[Any, Any, Array], dict[str, Array]]
+    flip: Callable[[Any], Any]
+    facts: DetectorFacts
+
+
+def suppression(decoding: NmsSettings) -> dict[str, Any]:
+    """The settings that :func:`apl_jax.ops.decoding.keep_best` takes, by name."""
+    names = {f.name for f in dataclasses.fields(NmsSettings)} - {"top_k_per_level"}
+    return {name: getattr(decoding, name) for name in names}
+
+
+def register_detector(
+    name: str,
+    settings: type,
+    build: Callable[[Any, DataFacts], Detector],
+    plain: Callable[[Any], Any] = lambda settings: settings,
+) -> None:
+    """Makes a detector known by name.
+
+    Args:
+        name: what ``detector.name`` in a configuration may say.
+        settings: a frozen dataclass on :class:`~apl_jax.declarations.Checked` with a default for every field. A field
+            ``decoding`` (a settings class too) holds all that only ``decode`` reads: training is not handed it, so that
+            changing it trains nothing again.
+        build: ``build(settings, facts) -> Detector``, with :class:`~apl_jax.structs.DataFacts`. Raises
+            :class:`~apl_jax.declarations.SettingsError` for settings that contradict one another.
+        plain: settings of the published baseline from those of a semi-supervised method, where these differ.
+    """
+    DETECTORS.register(name, settings, build, plain)

@@ -1,24 +1,26 @@
-"""SPOT (Nag et al., ECCV 2022), the proposal-free detector of masks, as paper 002 trains it (systems 3, 7.B).
+"""SPOT (Nag et al., ECCV 2022), the proposal-free detector of masks, as paper 002 trains it (spec 3, 7.B).
 
 A recording becomes W snippets (or windows of W). Self-attention embeds them; one head gives every snippet a class, or
 background; another gives it a foreground mask over all W snippets: the extent of the instance that it belongs to. A
 thresholded row of that mask, and a run of a thresholded class sequence, are proposals.
 
-Departures of the public code (systems 3.4 to 3.6) that are settings: the class loss on the mean cross-entropy
+Departures of the public code (spec 3.4 to 3.6) that are settings: the class loss on the mean cross-entropy
 (``class_loss="reference"``), dice without its factor 2 (``dice_factor=1``), targets shrunk by a snippet at each end
-(``target_shrink=1``), first-to-last extent of a row (``extent="span"``), one class per recording (``label="video"``).
+(``target_shrink=1``), a random time mask on the scores by which the contrast's easy snippets are chosen
+(``easy_time_mask=0.3``), first-to-last extent of a row (``decoding.extent="span"``), one class per recording
+(``decoding.label="video"``).
 
 Not reproduced, because they are mistakes or leak labels: no loss on unlabelled videos (row 1), terms computed and not
 added, the clip-order head among them (2, 10), contrast gathered over channels (3: here over time), the IoU of its
 Soft-NMS and the division by theta, which raises scores (4), only the last annotation, only if it is long, also of
-unlabelled and test videos (5 to 7), classes of test videos from a file (8), selection on the test set (11). The random
-time mask of the contrast's easy snippets is left out: losses are functions without a key.
+unlabelled and test videos (5 to 7), classes of test videos from a file (8), selection on the test set (11).
 
 Its floor of both ends of an instance (``target_edges="floor"``) is kept; it moves targets half a snippet to the left on
 average, and ``"nearest"`` does not.
 
 Where the descriptions are silent: the row of a snippet in several instances shows the shortest, as its class does; the
-easy foreground class is an action; a snippet is a hard one by its largest mask cell within the band.
+easy foreground class is an action; a snippet is a hard one by its largest mask cell within the band; two outputs on one
+view are compared by their class and mask probabilities.
 """
 
 from __future__ import annotations
@@ -30,12 +32,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from apl_jax.detectors.base import ClassDistribution, Detector, Losses, Roles
+from apl_jax.detectors.base import (
+    ClassDistribution,
+    DetectionLoss,
+    Detector,
+    DetectorFacts,
+    PointTargets,
+    register_detector,
+    suppression,
+)
 from apl_jax.detectors.spot_proposals import Proposals, class_proposals, mask_proposals, truncated_by_window
-from apl_jax.nn.snippets import MaskHead, SnippetAttention, SnippetClassHead, Snippets, to_snippets
-from apl_jax.ops import intervals, losses, mask_losses, nms
-from apl_jax.settings import SpotSettings
-from apl_jax.structs import Array, Batch, Detections, PyTree, Targets, pytree
+from apl_jax.detectors.spot_settings import SpotSettings, check_spot
+from apl_jax.nn.snippets import MaskHead, SnippetAttention, SnippetClassHead, Snippets, to_snippets, window_stride
+from apl_jax.ops import intervals, losses, mask_losses
+from apl_jax.ops.coverage import uncovered_by_snippets
+from apl_jax.ops.decoding import keep_best
+from apl_jax.ops.masking import masked_mean, reversed_rows
+from apl_jax.structs import Array, Batch, DataFacts, Detections, PyTree, Targets, pytree
 
 _EDGE_SLACK = 1e-4  # snippets; rounding must not push an edge that lies on a snippet's edge into the one before
 
@@ -105,13 +118,17 @@ class Spot(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, deterministic: bool) -> tuple[Array, Array, Array, Array]:
-        inputs, embedding = SnippetAttention(self.settings, name="backbone")(x, mask, deterministic)
+        s = self.settings
+        inputs, embedding = SnippetAttention(
+            s.width, s.embedding_convs, s.heads, s.head_width, s.attention_dropout, s.dropout, s.dtype, name="backbone"
+        )(x, mask, deterministic)
         class_logits = SnippetClassHead(self.num_classes, name="class_head")(embedding)
-        return class_logits, MaskHead(self.settings, name="mask_head")(embedding, mask), embedding, inputs
+        mask_logits = MaskHead(s.mask_head, s.mask_hidden, s.dtype, name="mask_head")(embedding, mask)
+        return class_logits, mask_logits, embedding, inputs
 
 
 def assign_snippets(outputs: SpotOutputs, targets: Targets, settings: SpotSettings) -> SnippetTargets:
-    """Annotations on the snippets of each window (systems 3.3), every instance counting, the shortest where several
+    """Annotations on the snippets of each window (spec 3.3), every instance counting, the shortest where several
     lie; an instance within one snippet has that one, unless targets are shrunk."""
     s, width = settings, outputs.snippet_mask.shape[-1]
     background = outputs.class_logits.shape[-1] - 1
@@ -157,7 +174,7 @@ def _class_loss(logits: Array, goal: SnippetTargets, weight: Array, s: SpotSetti
 
 
 def mask_loss(outputs: SpotOutputs, goal: SnippetTargets, settings: SpotSettings) -> Array:
-    """Weighted cross-entropy and dice of the mask (systems 3.4); cells of silent snippets are in neither."""
+    """Weighted cross-entropy and dice of the mask (spec 3.4); cells of silent snippets are in neither."""
     s, width = settings, outputs.snippet_mask.shape[-1]
     fold = lambda x: x.reshape(-1, width, *x.shape[3:])
     row_weight = fold(jnp.where(outputs.snippet_mask, goal.weight, 0.0))
@@ -167,10 +184,11 @@ def mask_loss(outputs: SpotOutputs, goal: SnippetTargets, settings: SpotSettings
     return s.bce_share * cross_entropy + (1 - s.bce_share) * mask_losses.dice(p, target, weight, s.dice_factor)
 
 
-def _refinement_loss(outputs: SpotOutputs, s: SpotSettings) -> Array:
-    """Contrast of hard snippets, next to the predicted mask's boundary, with easy ones (systems 3.4, 3.7).
+def _refinement_loss(outputs: SpotOutputs, key: Array | None, s: SpotSettings) -> Array:
+    """Contrast of hard snippets, next to the predicted mask's boundary, with easy ones (spec 3.4, 3.7).
 
     Averaged over windows; one whose bands are empty takes no part. What is easy and hard is chosen without gradient.
+    ``key`` draws the time mask of the easy ones, which foreground and background share; None: no such mask.
     """
     fold = lambda x: x.reshape(-1, *x.shape[2:])
     mask, features = fold(outputs.snippet_mask), fold(outputs.features)
@@ -185,8 +203,12 @@ def _refinement_loss(outputs: SpotOutputs, s: SpotSettings) -> Array:
         score = jnp.where(band, jax.nn.sigmoid(mask_logits), 0).max(1)  # of each time, over queries
         return intervals.top_mask(score, s.hard_snippets) & (score > 0)
 
+    drawn = mask
+    if s.easy_time_mask > 0 and key is not None:
+        drawn = jax.random.bernoulli(key, 1 - s.easy_time_mask, mask.shape)
+
     def easiest(score: Array) -> Array:
-        return intervals.top_mask(jnp.where(mask, score, -1.0), s.easy_snippets) & mask
+        return intervals.top_mask(jnp.where(mask, score * drawn, -1.0), s.easy_snippets) & mask
 
     bands = mask_losses.boundary_bands(mask_logits, mask[:, :, None] & mask[:, None], s.band_inner, s.band_outer)
     hard_action, hard_background = (hardest(band) for band in bands)
@@ -199,70 +221,64 @@ def _refinement_loss(outputs: SpotOutputs, s: SpotSettings) -> Array:
 
 
 def snippet_losses(
-    outputs: SpotOutputs, targets: Targets | SnippetTargets, state: PyTree, settings: SpotSettings
-) -> Losses:
-    """Class, mask, reconstruction and refinement losses over the whole batch (paper 002, Eq. 1; systems 3.7)."""
+    outputs: SpotOutputs, targets: Targets | SnippetTargets, state: PyTree, key: Array | None, settings: SpotSettings
+) -> DetectionLoss:
+    """Class, mask, reconstruction and refinement losses over the whole batch (paper 002, Eq. 1; spec 3.7)."""
     s, mask = settings, outputs.snippet_mask
     goal = assign_snippets(outputs, targets, s) if isinstance(targets, Targets) else targets
     background = outputs.class_logits.shape[-1] - 1
     foreground = (goal.classes < background) & mask
     weight = jnp.where(mask, goal.weight, 0.0)
     error = jnp.square(outputs.features - outputs.inputs).mean(-1)
-    terms = {
+    parts = {
         "class": _class_loss(outputs.class_logits, goal, weight, s),
         "mask": mask_loss(outputs, goal, s),
         "reconstruction": jnp.where(mask, error, 0).sum() / jnp.maximum(mask.sum(), 1),
-        "refinement": _refinement_loss(outputs, s) if s.refinement_weight else jnp.zeros(()),
+        "refinement": _refinement_loss(outputs, key, s) if s.refinement_weight else jnp.zeros(()),
         "positives": jnp.where(foreground, weight, 0).sum(),
     }
     # Refinement is in neither part: it needs no labels, but a class head that knows something.
-    localisation = terms["mask"] + s.reconstruction_weight * terms["reconstruction"]
-    total = terms["class"] + localisation + s.refinement_weight * terms["refinement"]
+    localisation = parts["mask"] + s.reconstruction_weight * parts["reconstruction"]
+    total = parts["class"] + localisation + s.refinement_weight * parts["refinement"]
     flat = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
     classes = jax.nn.one_hot(goal.classes, background + 1)
-    roles = Roles(flat(classes), flat(foreground), flat(goal.silent_mask & mask))
-    return Losses(total, terms["class"], localisation, terms, state, roles)
+    taught = PointTargets(flat(classes), flat(foreground), flat(goal.silent_mask & mask))
+    return DetectionLoss(total, parts["class"], localisation, parts, state, taught)
 
 
 def decode_detections(outputs: SpotOutputs, settings: SpotSettings) -> Detections:
-    """Proposals of all windows, pooled, to at most K detections per video (systems 3.5)."""
-    s, n = settings, settings.nms
+    """Proposals of all windows, pooled, to at most K detections per video (spec 3.5)."""
+    s, decoding = settings, settings.decoding
     probability = jax.nn.softmax(outputs.class_logits, axis=-1)[..., :-1]
     action = jnp.where(outputs.snippet_mask[..., None], probability, 0)
 
     def one_video(
         action: Array, mask_logits: Array, valid: Array, start: Array, scale: Array, length: Array, mean: Array
     ):
-        label = mean.argmax() if s.label == "video" else None
-        candidates = min(s.class_candidates, action.shape[-1])
+        label = mean.argmax() if decoding.label == "video" else None
+        candidates = min(decoding.class_candidates, action.shape[-1])
         classes = jax.lax.top_k(action.max((0, 1)), candidates)[1] if label is None else label[None]
 
         def one_window(action: Array, mask_logits: Array, valid: Array) -> tuple[Proposals, Proposals]:
             window = action, mask_logits, valid
-            return mask_proposals(*window, label, s), class_proposals(*window, classes, s)
+            return mask_proposals(*window, label, decoding), class_proposals(*window, classes, decoding)
 
         def placed(found: Proposals) -> tuple[Array, ...]:
-            """Segments in grid steps, confidence, score, label and mask of the proposals of all windows."""
+            """Segments in grid steps, confidence, label, mask and score of the proposals of all windows."""
             edges = start[:, None, None] + jnp.stack([found.first, found.last], -1) * scale - 0.5
-            kept = found.mask & ~truncated_by_window(found, start, length, s)
-            rows = found.score * found.location, found.score, found.label, kept
+            kept = found.mask
+            if s.window_mode == "windows":
+                stride = window_stride(s.steps, s.overlap)
+                kept &= ~truncated_by_window(found, start, length, width=s.steps, stride=stride)
+            rows = found.score * found.location, found.label, kept, found.score
             return jnp.clip(edges, -0.5, length - 0.5).reshape(-1, 2), *(x.reshape(-1) for x in rows)
 
         # Of equally sure proposals the first wins: those of the mask, which know instances from one another.
         parts = [placed(found) for found in jax.vmap(one_window)(action, mask_logits, valid)]
-        segments, confidence, score, labels, kept = (jnp.concatenate(part) for part in zip(*parts, strict=True))
-        valid = kept & (confidence > n.score_threshold)
-        valid &= segments[:, 1] - segments[:, 0] > n.duration_threshold_t
-        picks = nms.suppress(
-            segments, confidence, labels, valid,
-            method=n.method, sigma=n.sigma, iou_threshold=n.iou_threshold, min_score=n.min_score,
-            max_detections=n.max_detections, class_wise=n.class_wise,
-        )  # fmt: skip
-        chosen = segments[picks.row]
-        if not n.class_wise and n.voting_threshold > 0:
-            chosen = nms.vote(chosen, segments, confidence, valid, n.voting_threshold)
-        one = jnp.ones_like(picks.score)
-        return Detections(chosen, labels[picks.row], picks.score, score[picks.row], one, 0 * one, picks.mask)
+        *candidate, score = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+        kept, labels = keep_best(*candidate, **suppression(decoding)), candidate[2]
+        one = jnp.ones_like(kept.confidence)
+        return Detections(kept.segments_t, labels[kept.row], kept.confidence, score[kept.row], one, 0 * one, kept.mask)
 
     mean = jnp.where(outputs.snippet_mask[..., None], outputs.class_logits, 0).sum((1, 2))[:, :-1]
     return jax.vmap(one_video)(
@@ -270,18 +286,66 @@ def decode_detections(outputs: SpotOutputs, settings: SpotSettings) -> Detection
     )
 
 
-def build_spot(settings: SpotSettings, feature_width: int, num_classes: int) -> Detector:
-    """The detector record. Raises ``ValueError`` for settings that contradict one another."""
-    _check(settings)
-    module = Spot(settings, num_classes)
+def compare_outputs(student: SpotOutputs, teacher: SpotOutputs, mask: Array) -> dict[str, Array]:
+    """How far two outputs on one view are apart; our reading, for the specification says it of pyramids only (4.4).
+
+    ``class``: mean squared difference of class probabilities, background among them, over the valid snippets of the
+    videos in ``mask [B]`` · ``mask``: the same of mask probabilities over the cells of two valid snippets. Both 0 where
+    there is none. No gradient reaches the teacher.
+    """
+    teacher = jax.lax.stop_gradient(teacher)
+    valid = student.snippet_mask & mask[:, None, None]
+    of_class = jax.nn.softmax(student.class_logits, axis=-1) - jax.nn.softmax(teacher.class_logits, axis=-1)
+    of_mask = jax.nn.sigmoid(student.mask_logits) - jax.nn.sigmoid(teacher.mask_logits)
+    return {
+        "class": masked_mean(jnp.square(of_class).mean(-1), valid),
+        "mask": masked_mean(jnp.square(of_mask), valid[..., None] & valid[..., None, :]),
+    }
+
+
+def flip_outputs(outputs: SpotOutputs) -> SpotOutputs:
+    """Outputs on a view whose valid grid steps are reversed, padding staying at the end, as outputs on the view.
+
+    The valid windows are reversed, and in each the valid snippets, queries and times of the mask alike. Exact is a
+    resized video. In windows of grid steps every window stands where ``start_t`` says, so what is decoded is exact too;
+    approximate is that a window takes the place of another in order: unless the video's length is a whole number of
+    window strides beyond one window, the inner windows of the reversed view start up to stride - 1 steps before those
+    whose places they take, and ``compare`` looks at snippets as far apart. Twice the flip is the identity.
+    """
+    exists, snippets = outputs.snippet_mask.any(-1), outputs.snippet_mask.sum(-1)
+    window = reversed_rows(exists)
+    of_window = lambda x: jnp.take_along_axis(x, window.reshape(window.shape + (1,) * (x.ndim - 2)), axis=1)
+    snippet_mask = of_window(outputs.snippet_mask)
+    row = reversed_rows(snippet_mask)
+    of_snippet = lambda x: jnp.take_along_axis(of_window(x), row[..., None], axis=2)
+    # Snippet i of v stands at start + (i + .5) scale - .5; reversed in time it is snippet v - 1 - i.
+    end = outputs.start_t + snippets * outputs.scale_t[:, None]
+    start = jnp.where(exists, outputs.lengths[:, None] - end, outputs.start_t)
+    return SpotOutputs(
+        of_snippet(outputs.class_logits),
+        jnp.take_along_axis(of_snippet(outputs.mask_logits), row[:, :, None], axis=3),
+        of_snippet(outputs.features),
+        of_snippet(outputs.inputs),
+        snippet_mask, of_window(start), outputs.scale_t, outputs.lengths,
+    )  # fmt: skip
+
+
+def build_spot(settings: SpotSettings, facts: DataFacts) -> Detector:
+    """The detector record. Raises :class:`~apl_jax.declarations.SettingsError` for settings that contradict one
+    another."""
+    check_spot(settings)
+    module = Spot(settings, facts.num_classes)
 
     def init(key: Array) -> tuple[PyTree, PyTree]:
-        shape = jnp.zeros((1, settings.steps, feature_width)), jnp.ones((1, settings.steps), bool)
+        shape = jnp.zeros((1, settings.steps, facts.feature_width)), jnp.ones((1, settings.steps), bool)
         return module.init(key, *shape, deterministic=True)["params"], jnp.float32(0)
 
     def apply(params: PyTree, batch: Batch, key: Array | None) -> SpotOutputs:
         rngs = None if key is None else {"dropout": key}
-        snippets: Snippets = to_snippets(batch.features, batch.mask, settings)
+        snippets: Snippets = to_snippets(
+            batch.features, batch.mask,
+            width=settings.steps, window_mode=settings.window_mode, overlap=settings.overlap,
+        )  # fmt: skip
         fold = lambda x: x.reshape(-1, *x.shape[2:])
         inputs, mask = fold(snippets.inputs), fold(snippets.mask)
         found: Any = module.apply({"params": params}, inputs, mask, key is None, rngs=rngs)
@@ -294,24 +358,13 @@ def build_spot(settings: SpotSettings, feature_width: int, num_classes: int) -> 
     return Detector(
         init,
         apply,
-        lambda outputs, targets, state: snippet_losses(outputs, targets, state, settings),
-        lambda outputs: decode_detections(outputs, settings),
-        lambda outputs: own_targets(outputs, settings),
-        background=True,
+        loss=lambda outputs, targets, state, key: snippet_losses(outputs, targets, state, key, settings),
+        decode=lambda outputs: decode_detections(outputs, settings),
+        annotate=lambda outputs: own_targets(outputs, settings),
+        compare=compare_outputs,
+        flip=flip_outputs,
+        facts=DetectorFacts(background_class=True, uncovered=uncovered_by_snippets),
     )
 
 
-def _check(s: SpotSettings) -> None:
-    problems = [
-        (s.steps < 1, f"steps: found {s.steps}, expected at least 1"),
-        (not 0 <= s.overlap < 1, f"overlap: found {s.overlap}, expected 0 <= overlap < 1"),
-        (not s.mask_thresholds, "mask_thresholds: found none, expected at least one"),
-        (not s.class_thresholds, "class_thresholds: found none, expected at least one"),
-        (list(s.class_thresholds) != sorted(s.class_thresholds), "class_thresholds: expected a rising sequence"),
-        (list(s.mask_thresholds) != sorted(s.mask_thresholds), "mask_thresholds: expected a rising sequence"),
-        (not 0 < s.band_inner < s.band_outer,
-         f"band_outer: found {s.band_outer}, expected more than band_inner ({s.band_inner})"),
-    ]  # fmt: skip
-    for wrong, message in problems:
-        if wrong:
-            raise ValueError(f"config.spot.{message}")
+register_detector("spot", SpotSettings, build_spot)

@@ -1,4 +1,4 @@
-"""SPOT's proposals: thresholded mask rows and runs of class sequences of one window (systems 3.5), unbatched."""
+"""SPOT's proposals: thresholded mask rows and runs of class sequences of one window (spec 3.5), unbatched."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from apl_jax.nn.snippets import window_stride
+from apl_jax.detectors.spot_settings import SpotDecoding
 from apl_jax.ops import intervals
-from apl_jax.settings import SpotSettings
 from apl_jax.structs import Array
 
 
@@ -24,8 +23,12 @@ class Proposals(NamedTuple):
     mask: Array
 
 
-def mask_proposals(action: Array, mask_logits: Array, valid: Array, label: Array | None, s: SpotSettings) -> Proposals:
-    """Rows of the snippets that are surest of an action, at every threshold; one window, ``action [W, C]``."""
+def mask_proposals(action: Array, mask_logits: Array, valid: Array, label: Array | None, s: SpotDecoding) -> Proposals:
+    """Rows of the snippets that are surest of an action, at every threshold.
+
+    One window: class probabilities ``action [W, C]``, ``mask_logits [W, W]`` (query x time), ``valid [W]``. ``label``:
+    the class of all proposals, or None for each snippet's own.
+    """
     width = len(valid)
     query = jax.lax.top_k(action.max(-1), min(s.top_snippets, width))[1]
     label = action[query].argmax(-1) if label is None else jnp.broadcast_to(label, query.shape)
@@ -43,8 +46,8 @@ def mask_proposals(action: Array, mask_logits: Array, valid: Array, label: Array
     return Proposals(*(x.reshape(-1) for x in (first, last, labels, score, location, exists)))
 
 
-def class_proposals(action: Array, mask_logits: Array, valid: Array, classes: Array, s: SpotSettings) -> Proposals:
-    """Runs of the sequences of ``classes`` at every threshold, the surest ``top_k_per_level`` of one window."""
+def class_proposals(action: Array, mask_logits: Array, valid: Array, classes: Array, s: SpotDecoding) -> Proposals:
+    """Runs of the sequences of ``classes`` at every threshold, the surest ``top_k_per_level``; one window, as above."""
     width = len(valid)
     sequence = action[:, classes].T  # [C', W]
     active = (sequence[:, None] > jnp.asarray(s.class_thresholds)[:, None]) & valid  # [C', R, W]
@@ -53,7 +56,7 @@ def class_proposals(action: Array, mask_logits: Array, valid: Array, classes: Ar
     exists = ends & ~jnp.pad(same, [(0, 0), (1, 0), (0, 0)])
     exists &= jnp.arange(width) + 1 - first > s.shortest_share * width
     peak = intervals.running_max(jnp.broadcast_to(sequence[:, None], first.shape), first)
-    score, chosen = jax.lax.top_k(jnp.where(exists, peak, 0).reshape(-1), min(s.nms.top_k_per_level, exists.size))
+    score, chosen = jax.lax.top_k(jnp.where(exists, peak, 0).reshape(-1), min(s.top_k_per_level, exists.size))
     row = chosen // (active.shape[1] * width)
     start, stop = first.reshape(-1)[chosen], chosen % width + 1
     inside = intervals.within(start, stop, width)
@@ -62,11 +65,12 @@ def class_proposals(action: Array, mask_logits: Array, valid: Array, classes: Ar
     return Proposals(start, stop, classes[row], score, location, score > 0)
 
 
-def truncated_by_window(found: Proposals, start: Array, length: Array, s: SpotSettings) -> Array:
-    """Proposals that a window's end cuts off although the neighbouring window sees more of them."""
-    if s.fit == "resize":
-        return jnp.zeros_like(found.mask)
-    size, shared = found.last - found.first, s.steps - window_stride(s)
-    before = (found.first == 0) & (start[:, None] > 0) & (size < shared)
-    after = (found.last == s.steps) & (start[:, None] + s.steps < length) & (size <= shared)
+def truncated_by_window(found: Proposals, start_t: Array, length: Array, *, width: int, stride: int) -> Array:
+    """Proposals ``[n, M]`` that a window's end cuts off although the neighbouring window sees more of them.
+
+    ``start_t [n]`` of the windows, ``length`` of the video; windows of ``width`` grid steps, one every ``stride``.
+    """
+    size, shared = found.last - found.first, width - stride
+    before = (found.first == 0) & (start_t[:, None] > 0) & (size < shared)
+    after = (found.last == width) & (start_t[:, None] + width < length) & (size <= shared)
     return before | after

@@ -1,6 +1,6 @@
 """Mean average precision of detected instances, ActivityNet style, and Recall@kx, in vectorised numpy.
 
-Truth and predictions share one flat table, :class:`Instances`. The semantics are those of systems.md 1.10. A prediction
+Truth and predictions share one flat table, :class:`Instances`. The semantics are those of spec 1.10. A prediction
 takes the free instance that it overlaps most, best score first; this serial assignment is the one stable matching of
 predictions (which prefer overlap) with instances (which all prefer score), so that deferred acceptance finds it in a
 few vectorised rounds over all videos, classes and thresholds at once, instead of prediction by prediction.
@@ -17,7 +17,7 @@ import numpy as np
 
 from apl_jax.data.annotations import VideoRecord
 
-DUPLICATE_TOLERANCE_S = 1e-3  # both ends of two annotations of one class within this: one instance (systems 1.10)
+DUPLICATE_TOLERANCE_S = 1e-3  # both ends of two annotations of one class within this: one instance (spec 1.10)
 _PAIRS_AT_ONCE = 4_000_000  # prediction-truth pairs held in memory together
 
 
@@ -111,7 +111,7 @@ def average_precision(
     num_classes: int,
     recall_ks: Sequence[int] = (),
 ) -> AveragePrecision:
-    """mAP of ``predictions`` at the thresholds ``tiou``, each in (0, 1] (systems 1.10).
+    """mAP of ``predictions`` at the thresholds ``tiou``, each in (0, 1] (spec 1.10).
 
     Duplicate truth is removed. Predictions of equal score are taken last first. Predictions of a class without truth
     do not count; those in a video without truth of their class are false. Raises ``ValueError`` without any truth, or
@@ -137,7 +137,7 @@ def average_precision(
 def recall_at(
     truth: Instances, predictions: Instances, ks: Sequence[int], tiou: Sequence[float]
 ) -> dict[int, np.ndarray]:
-    """Recall@kx: k -> ``[len(tiou)]``, mean over the classes with truth (systems 1.10).
+    """Recall@kx: k -> ``[len(tiou)]``, mean over the classes with truth (spec 1.10).
 
     Of a video's and class's best ``k * |truth|`` predictions: the fraction of its instances that one of them covers.
     """

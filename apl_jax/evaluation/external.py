@@ -1,4 +1,4 @@
-"""The external protocol: segments of the detector, classes of a video-level classifier (systems.md 1.9 and 2.8).
+"""The external protocol: segments of the detector, classes of a video-level classifier (spec 1.9 and 2.8).
 
 Many published numbers on ActivityNet and THUMOS14 came about this way, with the scores of CUHK and of UntrimmedNet.
 Those classifiers were trained with the class labels of all videos: a detector taught with a tenth of the labels is then
@@ -55,7 +55,7 @@ def check_protocol(evaluation: EvaluationSettings) -> None:
     if (evaluation.protocol == "external") != bool(evaluation.external_scores):
         found = f"{evaluation.external_scores!r} with protocol {evaluation.protocol}"
         expected = "a file of class scores with protocol external, and none with strict"
-        raise refusal("--config.evaluation.external_scores", found, expected, "--config.evaluation.protocol=external")
+        raise refusal("`evaluation.external_scores`", found, expected, "`evaluation.protocol=external`")
 
 
 def protocol_words(evaluation: EvaluationSettings, class_agnostic: bool = False) -> str:
@@ -78,7 +78,7 @@ def external_digest(evaluation: EvaluationSettings) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        remedy = "check --config.evaluation.external_scores"
+        remedy = "check `evaluation.external_scores`"
         raise refusal(str(path), f"{error.strerror}", "a readable file of class scores", remedy) from None
 
 

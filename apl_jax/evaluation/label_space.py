@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from apl_jax.data.annotations import VideoRecord
-from apl_jax.learning.nontarget import ClassRelation
+from apl_jax.learning.class_division import ClassRelation
 
 
 def frame_truth(seconds_s: np.ndarray, record: VideoRecord, background: int) -> np.ndarray:

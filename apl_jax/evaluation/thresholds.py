@@ -1,7 +1,7 @@
 """Which predictions to believe: a least score for each class, chosen by F1, and the sieve that applies it.
 
 Average precision judges a ranking and needs no threshold; whoever uses the predictions needs one, and detectors are
-calibrated differently for each class (systems.md section 8, row 17).
+calibrated differently for each class (spec 8, row 17).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def read_thresholds(path: str | Path, classes: Sequence[str]) -> np.ndarray:
             remedy = "the file that apl-jax thresholds wrote for this run"
             raise refusal(f"{path}: {name!r}", "a threshold for an unknown class", f"classes {shown}", remedy)
         if value is not None and not is_number(value):
-            raise refusal(f"{path}: {name!r}", repr(value)[:80], "a number, or null for --min_score", "correct it")
+            raise refusal(f"{path}: {name!r}", repr(value)[:80], "a number, or null for `min_score`", "correct it")
         if value is not None:
             result[index[name]] = float(value)
     return result

@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from apl_jax.data.batching import VideoTable, build_targets
 from apl_jax.structs import Array, Batch, PyTree
 
 
@@ -30,12 +28,6 @@ class Feed(NamedTuple):
     def inputs(self, first: int, count: int) -> PyTree:
         """The arrays for some steps, on the devices."""
         return self.arrays if self.bring is None else self.bring(first, count)
-
-
-def whole_table(table: VideoTable, max_instances: int | None = None) -> Batch:
-    """All V videos of a table as one host-side :class:`Batch`; row v is video v."""
-    targets = build_targets(table.records, table.grids, max_instances)
-    return Batch(table.features, table.mask, targets, np.arange(len(table.records), dtype=np.int32))  # pyright: ignore[reportArgumentType]  # numpy leaves, until they are placed
 
 
 def draw_rows(key: Array, step: Array, rows: int, batch: int) -> Array:

@@ -23,8 +23,7 @@ from jax import export
 from apl_jax import __version__
 from apl_jax.data.batching import padded_length
 from apl_jax.data.files import refusal, write_bytes, write_json, write_text
-from apl_jax.detectors import build_detector
-from apl_jax.inference.model import Model, open_model
+from apl_jax.inference.model import PARAMETERS, Model, open_model
 from apl_jax.structs import Array, Batch, Targets
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -57,18 +56,18 @@ def export_model(workdir: Path, out: Path, length_t: int | None = None, stage: s
     impossible length and a folder that is a run's.
     """
     if length_t is not None and length_t < 1:
-        raise refusal("--length", str(length_t), "at least 1 feature row", "leave it out")
-    if (out / "settings.json").exists() or (out.exists() and not out.is_dir()):
-        found = "the folder of a run, whose model.json would be lost" if out.is_dir() else "a file"
-        raise refusal(f"--out={out}", found, "a folder of its own", f"--out={out}_export")
+        raise refusal("`length`", str(length_t), "at least 1 feature row", "leave it out")
+    if (out / "settings.json").exists() or (out / PARAMETERS).exists() or (out.exists() and not out.is_dir()):
+        found = "the folder of a run or a model, whose model.json would be lost" if out.is_dir() else "a file"
+        raise refusal(f"`out={out}`", found, "a folder of its own", f"`out={out}_export`")
     model = open_model(workdir, stage)
-    data = model.settings.data
-    steps = padded_length([length_t or model.longest_t], data.length_multiple)
+    data = model.card.grid
+    steps = padded_length([length_t or model.card.longest_t], data.length_multiple)
     log.info(
         "T = %d feature rows, a multiple of %d%s", steps, data.length_multiple,
-        "" if length_t else ": as many as the longest recording of the run has; --length=<rows> for another",
+        "" if length_t else ": as many as the longest recording of the run has; `length=<rows>` for another",
     )  # fmt: skip
-    sizes = {"T": steps, "D": len(model.standardizer.mean)}
+    sizes = {"T": steps, "D": model.card.feature_width}
     (batch,) = export.symbolic_shape("batch")
     inputs = [jax.ShapeDtypeStruct((batch, *(sizes[n] for n in shape)), dtype) for _, shape, dtype, _ in _INPUTS]
     exported = export.export(jax.jit(build_program(model)), platforms=PLATFORMS)(*inputs)
@@ -86,13 +85,13 @@ def build_program(model: Model) -> Callable[..., dict[str, Array]]:
     The same that :func:`~apl_jax.inference.prediction.predict_videos` computes of rows on their grid. The clock is two
     numbers of each recording, so that one program serves every grid (data/grids.py). Traceable with any B.
     """
-    detector = build_detector(model.settings, len(model.standardizer.mean), len(model.classes))
+    detector, standardizer = model.detector, model.card.standardizer
     params = jax.device_get(model.params)  # constants of the program belong to no device
 
     def program(features: Array, length: Array, first_s: Array, step_s: Array, duration_s: Array) -> dict[str, Array]:
         batch, steps, _ = features.shape
         mask = jnp.arange(steps) < length[:, None]
-        rows = (features - model.standardizer.mean) / model.standardizer.std
+        rows = (features - standardizer.mean) / standardizer.std
         none = jnp.zeros((batch, 1), bool)
         targets = Targets(jnp.zeros((batch, 1, 2)), none.astype(jnp.int32), none, none.astype(jnp.float32), none)
         videos = Batch(jnp.where(mask[..., None], rows, 0), mask, targets, jnp.arange(batch, dtype=jnp.int32))
@@ -112,7 +111,7 @@ def _describe(model: Model, exported: export.Exported, sizes: dict[str, int]) ->
     """What ``model.json`` beside the program holds, as JSON types."""
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     sizes = sizes | {"K": outputs["labels"].shape[1]}
-    data = model.settings.data
+    card, data = model.card, model.card.grid
 
     def listed(entries: tuple) -> list[dict[str, Any]]:
         return [
@@ -123,10 +122,10 @@ def _describe(model: Model, exported: export.Exported, sizes: dict[str, int]) ->
     return {
         "format": _FORMAT, "version": __version__, "jax": jax.__version__,
         "calling_convention_version": exported.calling_convention_version, "platforms": list(exported.platforms),
-        "detector": model.settings.detector, "stage": model.stage, "classes": list(model.classes),
+        "detector": card.detector.name, "stage": card.stage, "classes": list(model.classes),
         "feature_width": sizes["D"], "length": sizes["T"],
         "features": "rows" if model.windowed else "signal",
-        "window": data.window, "stride": data.stride, "fps": data.fps or model.fps,
+        "window": data.window, "stride": data.stride, "fps": data.fps or card.fps,
         "grid": data.grid, "fixed_length": None if data.grid == "rows" else data.fixed_length_t,
         "inputs": listed(_INPUTS), "outputs": listed(_OUTPUTS),
     }  # fmt: skip

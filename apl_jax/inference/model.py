@@ -1,160 +1,243 @@
-"""What a finished run leaves for prediction: ``model.json``, and the averaged parameters of its stages.
+"""A trained model as an artefact of its own: ``model.json`` and ``params.safetensors`` in one folder.
 
-Nothing here needs the training data, which may be gone.
+``model.json`` says what goes in and what comes out: the detector and its settings, the classes, the grid, the
+standardisation, the version, the licence of the data. ``params.safetensors`` holds the averaged parameters by owner and
+path. Prediction, export, import and publishing read these two files and nothing else: no optimiser, no run, no data.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from apl_jax import __version__
 from apl_jax.data.annotations import is_number
 from apl_jax.data.batching import Standardizer
-from apl_jax.data.files import load_json, refusal
-from apl_jax.declarations import fingerprint, from_dict
-from apl_jax.runs.context import Room
-from apl_jax.runs.plans import plain_settings
-from apl_jax.runs.training_stage import abstract_arm
-from apl_jax.settings import Settings
-from apl_jax.structs import PyTree
-from apl_jax.training.checkpoint import Checkpoints
-from apl_jax.devices import build_mesh, enable_compile_cache
+from apl_jax.data.files import DataError, load_json, refusal, write_bytes, write_json
+from apl_jax.declarations import Choice, SettingsError, from_dict, override, to_dict
+from apl_jax.detectors import build_detector
+from apl_jax.detectors.base import Detector
+from apl_jax.devices import build_mesh, enable_compile_cache, place, replicated
+from apl_jax.evaluation.detections import predict_batch
+from apl_jax.registry import DETECTORS
+from apl_jax.settings import GridSettings
+from apl_jax.structs import Batch, DataFacts, Detections, PyTree, leaves_by_name, nested
 
-MODEL = "model.json"
-FORMAT = 1
-_PLAIN_ARMS = ("supervised", "supervised_matched")  # trained with plain_settings (pipeline/stages.py)
-_UNTRAINED = "pretrain"  # its heads have learnt nothing yet
+FOLDER, CARD, PARAMETERS = "model", "model.json", "params.safetensors"
+FORMAT = 2
+OWNER = "detector"  # whose parameters prediction needs
+_FORMER_CARD = "model.json"  # of version 0.1, in the run folder itself
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What ``model.json`` says."""
+
+    stage: str  # that trained it
+    detector: Choice
+    classes: tuple[str, ...]
+    feature_width: int  # D
+    features: str  # rows (ready-made) | signal (raw, windowed at load)
+    grid: GridSettings
+    longest_t: int  # grid steps of the longest video that training or evaluation has seen, rounded up
+    fps: float | None  # of all training videos, where it is one
+    standardizer: Standardizer  # [D]
+    prediction_batch: int = 16  # videos that are predicted together
+    data: str = ""  # name of the data set
+    licence: str = ""  # of the data
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "standardizer"}
+        scale = {"mean": self.standardizer.mean.tolist(), "std": self.standardizer.std.tolist()}
+        return {"format": FORMAT, "version": __version__, **to_dict(document), **scale}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A trained detector and all that turns a feature file into its input."""
+    """A trained detector and all that turns recordings into its input; :func:`apl_jax.load_model` opens one."""
 
-    settings: Settings  # of the arm
-    stage: str
-    classes: tuple[str, ...]
-    windowed: bool  # trained on ready-made rows, not on windows of a raw signal
-    longest_t: int  # grid steps of the longest video that the run has seen, rounded up to length_multiple
-    fps: float | None  # of all training videos, where it is one
-    standardizer: Standardizer  # [D]
-    params: PyTree  # the detector's, averaged
+    card: ModelCard
+    params: PyTree  # the detector's, averaged, on every device
     mesh: Mesh
 
+    @functools.cached_property
+    def detector(self) -> Detector:
+        """Its pure functions."""
+        return build_detector(self.card.detector, DataFacts(self.card.feature_width, len(self.card.classes)))
 
-def describe_model(room: Room, stage: str | None) -> dict[str, Any]:
-    """What ``model.json`` of a run holds: what prediction needs besides checkpoints and settings, as JSON types."""
-    settings, dataset = room.settings, room.dataset
-    rates = {record.fps for record in (*dataset.labelled.records, *dataset.unlabelled.records)}
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        "settings_fingerprint": fingerprint(settings),
-        "stage": stage,
-        "classes": list(dataset.classes),
-        "feature_width": room.feature_width,
-        "features": "rows" if dataset.windowed else "signal",
-        "longest_t": max(dataset.labelled.length_t, dataset.evaluation.length_t),
-        "fps": rates.pop() if len(rates) == 1 and min(rates) > 0 else None,
-        "mean": dataset.standardizer.mean.tolist(),
-        "std": dataset.standardizer.std.tolist(),
-    }
+    @functools.cached_property
+    def program(self) -> Callable[[PyTree, Batch], Detections]:
+        """Detections ``[B, K]`` of whole videos, compiled once for each shape."""
+        detector = self.detector
+        return jax.jit(lambda params, videos: predict_batch(detector, params, videos))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by label."""
+        return self.card.classes
+
+    @property
+    def windowed(self) -> bool:
+        """Whether it takes ready-made rows; False: raw signals."""
+        return self.card.features == "rows"
+
+    def predict(self, recordings: Any, fps: float | None = None, duration_s: float | None = None) -> Any:
+        """Detections in one recording ``[T, channels]``, a list or a dict of them; see
+        :func:`~apl_jax.inference.arrays.predict_arrays`."""
+        from apl_jax.inference.arrays import predict_arrays
+
+        return predict_arrays(self, recordings, fps, duration_s)
 
 
-def open_model(workdir: Path, stage: str = "") -> Model:
-    """Opens the model of a finished run's folder; ``stage`` "" is the final arm's. The training data may be gone.
+def write_parameters(folder: Path, params: PyTree) -> None:
+    """Writes ``params.safetensors``: parameters by owner, on the host, whole or not at all."""
+    leaves = {name: np.asarray(leaf, order="C") for name, leaf in leaves_by_name(params).items()}
+    write_bytes(folder / PARAMETERS, save_tensors(leaves))
 
-    ``workdir`` may also be a stage's folder within it, or one of its checkpoints, as :func:`run_of` reads it.
 
-    Raises :class:`~apl_jax.data.files.DataError` when the folder is no finished run or has no such stage,
-    :class:`~apl_jax.training.checkpoint.CheckpointError` when its checkpoint is of another model.
+def read_parameters(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of ``params.safetensors`` by owner and path. Raises :class:`~apl_jax.data.files.DataError`."""
+    return _parse(folder / PARAMETERS, _read_bytes(folder / PARAMETERS))
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Writes ``model.json`` beside the parameters, whose hash it holds."""
+    digest = hashlib.sha256(_read_bytes(folder / PARAMETERS)).hexdigest()
+    write_json(folder / CARD, card.to_json() | {"parameters": digest})
+
+
+def write_model(folder: Path, card: ModelCard, params: PyTree) -> None:
+    """Writes a whole artefact; ``params`` by owner, at least ``{"detector": ...}``."""
+    write_parameters(folder, params)
+    write_card(folder, card)
+
+
+def open_model(path: Path, stage: str = "") -> Model:
+    """Opens a model: its own folder, the folder of a run (then ``stage`` "" is the final variant's), or of a stage.
+
+    Raises :class:`~apl_jax.data.files.DataError` when there is none, when a file is damaged, and when the two do not
+    belong together.
     """
     enable_compile_cache()
-    card, settings = read_model(workdir)
-    workdir, named, step = run_of(workdir)
-    if stage and named not in ("", stage):
-        raise refusal(f"--stage={stage}", f"a checkpoint of {named!r}", "one stage", "give the folder of the run")
-    stage = stage or named
-    stages = sorted(
-        path.parent.parent.name
-        for path in workdir.glob("stages/*/checkpoints/[0-9]*")
-        if path.parent.parent.name != _UNTRAINED
-    )
-    stage = stage or str(card["stage"])
-    if stage not in stages:
-        found = f"no checkpoint of a stage {stage!r}"
-        expected = f"one of {', '.join(dict.fromkeys(stages)) or 'the stages of a run, of which none is left'}"
-        raise refusal(f"{workdir}: --stage", found, expected, "one of these, or nothing for the final arm's")
-    settings = plain_settings(settings) if stage in _PLAIN_ARMS else settings
+    folder = model_folder(path, stage)
+    document, content = load_json(folder / CARD), _read_bytes(folder / PARAMETERS)
+    card = _read_card(folder / CARD, document)
+    if hashlib.sha256(content).hexdigest() != document.get("parameters"):
+        found = "other parameters than those that model.json was written for"
+        raise refusal(str(folder / PARAMETERS), found, "both files of one model", "copy the folder again, or train again")
+    leaves = _parse(folder / PARAMETERS, content)
+    own = {name.removeprefix(f"{OWNER}/"): leaf for name, leaf in leaves.items() if name.startswith(f"{OWNER}/")}
     mesh = build_mesh()
-    like = abstract_arm(settings, int(card["feature_width"]), len(card["classes"]), mesh)
-    folder = workdir / "stages" / stage / "checkpoints"
-    if step is not None and not (folder / str(step)).is_dir():
-        kept = ", ".join(sorted((path.name for path in folder.glob("[0-9]*")), key=int))
-        raise refusal(
-            f"{folder / str(step)}", "no such checkpoint", f"one of {kept}", "one of these, or the run's folder"
-        )
-    store = Checkpoints(folder, 1)
-    params = store.restore(like, step).averaged["detector"]
-    store.close()
-    standardizer = Standardizer(np.array(card["mean"], np.float32), np.array(card["std"], np.float32))
-    windowed = card["features"] == "rows"
-    classes, longest_t = tuple(card["classes"]), int(card["longest_t"])
-    return Model(settings, stage, classes, windowed, longest_t, card["fps"], standardizer, params, mesh)
+    return Model(card, place(nested(own), replicated(mesh)), mesh)
 
 
-def run_of(path: Path) -> tuple[Path, str, int | None]:
-    """The run folder, stage and step that a path means, as ``<run>``, ``<run>/stages/<stage>[/checkpoints[/<step>]]``.
+def read_card(path: Path, stage: str = "") -> ModelCard:
+    """What a model's ``model.json`` says, without its parameters; ``path`` and errors as for :func:`open_model`."""
+    folder = model_folder(path, stage)
+    return _read_card(folder / CARD, load_json(folder / CARD))
 
-    What it does not say is "" and None: the final arm's stage, the newest step.
-    """
+
+def model_folder(path: Path, stage: str = "") -> Path:
+    """The folder of the two files that a path means. Raises :class:`~apl_jax.data.files.DataError` with what there is."""
     path = path.absolute()
-    at = next((n for n, parent in enumerate(path.parents) if parent.name == "stages"), None)
-    if at is None or (path / "settings.json").is_file():
-        return path, "", None
-    stage, *inside = path.parts[len(path.parts) - 1 - at :]
-    plain = inside[:1] in ([], ["checkpoints"]) and len(inside) < 3
-    if not plain or not all(name.isdecimal() for name in inside[1:]):
-        return path, "", None
-    return path.parents[at].parent, stage, int(inside[1]) if len(inside) == 2 else None
+    if (path / PARAMETERS).is_file() and (path / CARD).is_file():
+        if stage:
+            raise refusal(f"`stage`={stage}", f"{path}, a single model", "the folder of a run", "leave `stage` out")
+        return path
+    own = path / "stages" / stage / FOLDER if stage else path / FOLDER
+    if (own / CARD).is_file():
+        return own
+    stages = sorted(card.parent.parent.name for card in path.glob(f"stages/*/{FOLDER}/{CARD}"))
+    again = "the command of the run again: it skips all stages that are done"
+    if (path / _FORMER_CARD).is_file() and not stages:
+        found = "a run folder of apl_jax 0.1, whose models are training checkpoints"
+        remedy = f"{again}, with this version and another `workdir`; or predict with apl_jax 0.1"
+        raise refusal(str(path), found, f"a folder {FOLDER}/ with {CARD} and {PARAMETERS}", remedy)
+    if stage or stages:
+        found = f"no model of a stage {stage!r}" if stage else "a run that is not finished"
+        raise refusal(f"{path}: `stage`", found, f"one of {', '.join(stages) or 'none'}", f"one of these, or {again}")
+    found = "no such folder" if not path.is_dir() else f"no {FOLDER}/{CARD}"
+    raise refusal(str(path), found, "the folder of a model, or of a finished run", "check the path")
 
 
-def read_model(workdir: Path) -> tuple[dict[str, Any], Settings]:
-    """``model.json`` of a finished run and the run's settings; raises :class:`~apl_jax.data.files.DataError`.
-
-    ``workdir`` as :func:`run_of` reads it.
-    """
-    workdir = run_of(workdir)[0]
-    path = workdir / MODEL
-    if not (workdir / "settings.json").is_file():
-        remedy = "--workdir=<the folder that apl-jax run wrote>"
-        raise refusal(str(workdir / "settings.json"), "no such file", "the folder of a finished run", remedy)
-    again = f"the command of the run again, apl-jax run --workdir={workdir} ...: it skips all stages that are done"
-    if not path.is_file():
-        raise refusal(str(path), "no such file (an unfinished run, or one of an earlier version)", "it", again)
-    card, document = load_json(path), load_json(workdir / "settings.json")
-    if card.get("format") != FORMAT:
-        raise refusal(f"{path}: format", repr(card.get("format")), f"{FORMAT}, as this version writes it", again)
-    if card.get("settings_fingerprint") != fingerprint(document):
-        found = "that the run was begun with other settings since, and not finished"
-        raise refusal(str(path), found, "a finished run", again)
-    _check_card(path, card, again)
-    return card, from_dict(Settings, document)
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
 
 
-def _check_card(path: Path, card: dict[str, Any], again: str) -> None:
-    width, classes = card.get("feature_width"), card.get("classes")
+def _parse(path: Path, content: bytes) -> dict[str, np.ndarray]:
+    try:
+        return load_tensors(content)
+    except Exception as error:  # the library raises its own error, and what numpy does on damaged headers
+        words = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        found = f"an unreadable file ({words})"
+        raise refusal(str(path), found, "a complete safetensors file", "copy the folder again, or train again") from None
+
+
+def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
+    again = "copy the folder again, or train again"
+    if document.get("format") != FORMAT:
+        found = repr(document.get("format"))[:40]
+        raise refusal(f"{path}: format", found, f"{FORMAT}, as apl_jax {__version__} writes it", again)
+    _check_numbers(path, document, again)
+    try:
+        choice = _read_choice(document["detector"])
+        grid = from_dict(GridSettings, document["grid"], "grid")
+    except (SettingsError, KeyError, TypeError) as error:
+        known = isinstance(error, SettingsError)
+        words = str(error) if known else f"a damaged entry ({error!r})"
+        remedy = "load the plug-in that registers its detector first" if "no such detector" in words else again
+        raise DataError(f"{path}: {words} Try: {remedy}.") from None
+    standardizer = Standardizer(np.array(document["mean"], np.float32), np.array(document["std"], np.float32))
+    plain = {n: document[n] for n in ("stage", "features", "feature_width", "longest_t", "fps", "prediction_batch")}
+    about = {n: str(document.get(n, "")) for n in ("data", "licence")}
+    return ModelCard(
+        detector=choice, grid=grid, classes=tuple(document["classes"]), standardizer=standardizer, **plain, **about
+    )
+
+
+def _read_choice(document: Mapping[str, Any]) -> Choice:
+    """A detector with its settings; what the file leaves out has its default."""
+    entry = DETECTORS.get(str(document["name"]), "detector.name")
+    values = {name: value for name, value in document.items() if name != "name"}
+    return Choice(entry.name, override(entry.settings(), values))
+
+
+def _check_numbers(path: Path, document: Mapping[str, Any], again: str) -> None:
+    """Refuses a card whose plain entries cannot be."""
+    width, classes = document.get("feature_width"), document.get("classes")
     numbers = all(
-        isinstance(card.get(name), list) and len(card[name]) == width and all(map(is_number, card[name]))
+        isinstance(document.get(name), list) and len(document[name]) == width and all(map(is_number, document[name]))
         for name in ("mean", "std")
     )
+    scaled = numbers and min(document["std"], default=0) > 0
     named = isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes)
-    clock = card.get("fps") is None or (is_number(card["fps"]) and card["fps"] > 0)
-    counted = isinstance(width, int) and isinstance(card.get("longest_t"), int) and card["longest_t"] > 0
-    if not (numbers and named and clock and counted and card.get("features") in ("rows", "signal")):
-        expected = "classes, feature_width, features, longest_t, fps, mean and std"
+    clock = document.get("fps") is None or (is_number(document["fps"]) and document["fps"] > 0)
+    counts = [document.get(name) for name in ("longest_t", "prediction_batch", "feature_width")]
+    counted = all(type(count) is int and count > 0 for count in counts)
+    texts = isinstance(document.get("stage"), str) and document.get("features") in ("rows", "signal")
+    if not (scaled and named and len(set(classes)) == len(classes) and clock and counted and texts):
+        expected = "stage, classes (each once), feature_width, features, longest_t, fps, mean and std (above 0)"
         raise refusal(str(path), "a damaged file", expected, again)
+
+
+def describe(card: ModelCard) -> str:
+    """One line about a model."""
+    return f"{card.detector.name}, {len(card.classes)} classes, {card.feature_width} features per row, stage {card.stage}"
+
+
+__all__ = ["Model", "ModelCard", "describe", "open_model", "read_card", "read_parameters", "write_card",
+           "write_model", "write_parameters"]  # fmt: skip

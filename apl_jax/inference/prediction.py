@@ -1,4 +1,4 @@
-"""A finished run put to use: its averaged parameters on feature files, annotated or not, without the training data."""
+"""A model put to use on feature files, annotated or not, without the training data."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from apl_jax.data.annotations import LONGEST_S, Annotations, VideoRecord, read_annotations
-from apl_jax.data.batching import bucket_length, stack_table
-from apl_jax.feeds.resident import whole_table
+from apl_jax.data.annotations import LONGEST_S, Annotations, VideoRecord, read_annotations, unannotated
+from apl_jax.data.batching import bucket_length, stack_table, whole_table
 from apl_jax.data.files import refusal, write_text
 from apl_jax.data.grids import count_samples, place_rows
 from apl_jax.data.features.loose_files import open_loose
 from apl_jax.data.features.manifest import check_clock
 from apl_jax.data.features.sources import FeatureSource
-from apl_jax.detectors import build_detector
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
-from apl_jax.evaluation.detections import predict_batch, to_instances
+from apl_jax.evaluation.detections import to_instances
 from apl_jax.evaluation.submission import read_submission, write_submission
 from apl_jax.evaluation.thresholds import Thresholds, best_thresholds, read_thresholds, select_confident
-from apl_jax.inference.model import Model, open_model, read_model
+from apl_jax.inference.model import Model, open_model, read_card
 from apl_jax.structs import TimeGrid
 from apl_jax.devices import first_rows, shard_batch, to_host
 
@@ -54,20 +52,20 @@ class Request:
 
     def __post_init__(self) -> None:
         checks = (
-            (0 <= self.min_score <= 1, "--min_score", self.min_score, "a number in [0, 1]", "0.1"),
-            (self.top_k is None or self.top_k > 0, "--top_k", self.top_k, "at least 1 per video", "leave it out"),
-            (self.fps is None or 0 < self.fps < math.inf, "--fps", self.fps, "samples or frames per second", "25"),
+            (0 <= self.min_score <= 1, "`min_score`", self.min_score, "a number in [0, 1]", "0.1"),
+            (self.top_k is None or self.top_k > 0, "`top_k`", self.top_k, "at least 1 per video", "leave it out"),
+            (self.fps is None or 0 < self.fps < math.inf, "`fps`", self.fps, "samples or frames per second", "25"),
             (
                 self.duration_s is None or 0 < self.duration_s <= LONGEST_S,
-                "--duration", self.duration_s, "seconds", "leave it out: the features tell",
+                "`duration`", self.duration_s, "seconds", "leave it out: the features tell",
             ),
             (
                 self.out is None or self.out.suffix.lower() in _SUFFIXES,
-                "--out", self.out, "a .json or .csv file", "predictions.csv",
+                "`out`", self.out, "a .json or .csv file", "predictions.csv",
             ),
             (
                 self.timelines is None or self.timelines.suffix.lower() in (".html", ""),
-                "--timelines", self.timelines, "an .html file, or a folder for one .png per video", "timelines.html",
+                "`timelines`", self.timelines, "an .html file, or a folder for one .png per video", "timelines.html",
             ),
         )  # fmt: skip
         for fine, where, found, expected, remedy in checks:
@@ -88,26 +86,25 @@ class Predictions:
 def predict(workdir: Path, request: Request) -> Predictions:
     """Predicts with the model of a finished run. Raises ``DataError`` as :func:`open_model` and :func:`predict_videos`,
     also for annotations and thresholds that cannot be read."""
-    card, settings = read_model(workdir)
-    classes = tuple(card["classes"])
-    source = open_loose(request.features, settings.data, card["features"] == "rows")
+    model = open_model(workdir, request.stage)
+    grid, classes = model.card.grid, model.classes
+    source = open_loose(request.features, grid, model.windowed)
     thresholds = read_thresholds(request.thresholds, classes) if request.thresholds else None
     annotations = read_annotations(request.annotations, strict=False) if request.annotations else None
-    if annotations is not None and settings.data.class_agnostic:
+    if annotations is not None and grid.class_agnostic:
         annotations = annotations.agnostic()
     if request.duration_s is not None and len(source.ids) > 1:
-        found, remedy = f"{len(source.ids)} videos", "--annotations=<json with the duration of each>"
-        raise refusal(f"--duration={request.duration_s:g}", found, "one video", remedy)
-    model = open_model(workdir, request.stage)
-    log.info("videos: %d, model: %s of %s", len(source.ids), model.stage, workdir)
-    rates = (request.fps, source.manifest and source.manifest.fps, model.fps)
+        found, remedy = f"{len(source.ids)} videos", "`annotations=<json with the duration of each>`"
+        raise refusal(f"`duration={request.duration_s:g}`", found, "one video", remedy)
+    log.info("videos: %d, model: %s of %s", len(source.ids), model.card.stage, workdir)
+    rates = (request.fps, source.manifest and source.manifest.fps, model.card.fps)
     clock = next((rate for rate in rates if rate), 0.0)
     records = tuple(_records(source, annotations, classes, clock, request.duration_s))
-    if settings.data.fps and request.fps is None:  # the rate that features are extracted at, whatever the videos' own
-        records = tuple(dataclasses.replace(record, fps=settings.data.fps) for record in records)
+    if grid.fps and request.fps is None:  # the rate that features are extracted at, whatever the videos' own
+        records = tuple(dataclasses.replace(record, fps=grid.fps) for record in records)
     records, instances = predict_videos(model, source, records)
     chosen = select_confident(instances, request.min_score, thresholds, request.top_k)
-    return Predictions(chosen, records, classes, model.stage)
+    return Predictions(chosen, records, classes, model.card.stage)
 
 
 def _records(
@@ -119,7 +116,6 @@ def _records(
     for video, record in annotations.videos.items() if annotations else ():
         stored = source.find(video)
         known[stored if stored in ids else f"v_{video}"] = record  # joined streams are found by either name
-    blank = np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool)
     for name in source.ids:
         try:
             name.encode()
@@ -127,7 +123,7 @@ def _records(
             remedy = "rename it: predictions are UTF-8"
             raise refusal(f"{source.place(name)}", "a name that is no UTF-8", "text", remedy) from None
         if annotations is None or name not in known:
-            yield VideoRecord(name, "", duration_s or math.nan, fps, None, *blank)
+            yield unannotated(name, duration_s or math.nan, fps)
         else:
             record = _in_classes(known[name], annotations.classes, classes)
             yield dataclasses.replace(record, fps=record.fps or fps)
@@ -149,15 +145,13 @@ def predict_videos(
 ) -> tuple[tuple[VideoRecord, ...], Instances]:
     """All detections of videos of any length, each seen whole, and the records with the durations that were not known.
 
-    Videos of about the same length go together, ``settings.evaluation.batch`` at a time; lengths are rounded up to a
-    power of two (times ``data.length_multiple``), so that few programs serve all. Detections that lie outside their
+    Videos of about the same length go together, some at a time; lengths are rounded up to a power of two (times the
+    grid's ``length_multiple``), so that few programs serve all. Detections that lie outside their
     video are left out. Raises :class:`~apl_jax.data.files.DataError` for an unknown frame rate (duration, where rows
     span their video), another feature width, a video shorter than one window, and a length that disagrees with a stated
     duration by more than 5 %.
     """
-    detector = build_detector(model.settings, len(model.standardizer.mean), len(model.classes))
-    batch = model.settings.evaluation.batch
-    program = jax.jit(lambda params, videos: predict_batch(detector, params, videos))
+    batch, program = model.card.prediction_batch, model.program
     whole: set[int] = set()  # lengths for which the program of a whole batch exists
     done: dict[int, VideoRecord] = {}
     parts: list[Instances] = []
@@ -166,7 +160,7 @@ def predict_videos(
         rows = batch if length_t in whole else min(batch, 1 << (len(videos) - 1).bit_length())
         numbers, seen, read = zip(*videos, strict=True)
         blank = [record.without_annotations() for record in seen]
-        table = whole_table(stack_table(blank, read, model.standardizer, length_t))
+        table = whole_table(stack_table(blank, read, model.card.standardizer, length_t))
         table = jax.tree.map(lambda x, rows=rows: np.pad(x, [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1)), table)
         found = first_rows(to_host(program(model.params, shard_batch(table, model.mesh))), len(videos))
         instances, _ = to_instances(found, [grid for grid, _ in read], None, [record.duration_s for record in seen])
@@ -181,13 +175,13 @@ def _batches(
     model: Model, source: FeatureSource, records: Sequence[VideoRecord]
 ) -> Iterator[tuple[int, list[tuple[int, VideoRecord, tuple[TimeGrid, np.ndarray]]]]]:
     """Padded length and videos (place, record, grid and rows) of each batch, whole ones as soon as they are read."""
-    data, batch = model.settings.data, model.settings.evaluation.batch
-    multiple, longest = data.length_multiple, sys.maxsize if data.grid == "rows" else data.fixed_length_t
+    grid, batch = model.card.grid, model.card.prediction_batch
+    multiple, longest = grid.length_multiple, sys.maxsize if grid.grid == "rows" else grid.fixed_length_t
     waiting: dict[int, list[tuple[int, VideoRecord, tuple[TimeGrid, np.ndarray]]]] = {}
     for number, record in enumerate(records):
-        known, grid, rows = read_video(model, source, record)
+        known, placed, rows = read_video(model, source, record)
         length_t = bucket_length(len(rows), multiple, longest)
-        waiting.setdefault(length_t, []).append((number, known, (grid, rows)))
+        waiting.setdefault(length_t, []).append((number, known, (placed, rows)))
         if len(waiting[length_t]) == batch:
             yield length_t, waiting.pop(length_t)
     yield from sorted(waiting.items())
@@ -195,10 +189,10 @@ def _batches(
 
 def read_video(model: Model, source: FeatureSource, record: VideoRecord) -> tuple[VideoRecord, TimeGrid, np.ndarray]:
     """One video: its record with a duration, its grid, and its rows ``[T, D]``, not standardised."""
-    data, width = model.settings.data, len(model.standardizer.mean)
+    data, width = model.card.grid, model.card.feature_width
     where = f"{source.place(record.id)}: video {record.id!r}"
     if data.stride and not record.fps:  # rows that span their video (stride 0) need no rate
-        found, remedy = "no frame rate", "--fps=<rate>, or --annotations=<json with fps>"
+        found, remedy = "no frame rate", "`fps=<rate>`, or `annotations=<json with fps>`"
         raise refusal(where, found, "frames (or samples) per second: training had several", remedy)
     if source.manifest is not None:
         check_clock(source.manifest, record)
@@ -214,7 +208,7 @@ def read_video(model: Model, source: FeatureSource, record: VideoRecord) -> tupl
 
 def _wrong_width(model: Model, found: int) -> tuple[str, str, str]:
     """Found, expected and the likely cause, for features of another width than the model's."""
-    data, width = model.settings.data, len(model.standardizer.mean)
+    data, width = model.card.grid, model.card.feature_width
     if not model.windowed:
         channels, window = width // data.window, data.window
         cause = "the channels of the training recordings, in their order"
@@ -258,14 +252,14 @@ def choose_thresholds(
     all annotated videos. Instances of videos without predictions count as missed. Raises ``ValueError`` for files
     that cannot be read or do not fit the model.
     """
-    card, settings = read_model(workdir)
-    classes, agnostic = tuple(card["classes"]), settings.data.class_agnostic
+    card = read_card(workdir)
+    classes, agnostic = card.classes, card.grid.class_agnostic
     truth = read_annotations(annotations, None if agnostic else classes, strict=False)
     truth = truth.agnostic() if agnostic else truth
     records = [r for r in truth.videos.values() if not subset or r.subset == subset.lower()]
     if not records:
         found = ", ".join(sorted({r.subset for r in truth.videos.values()}))
-        raise refusal(f"{annotations}: --subset", f"subsets {found}", f"videos of {subset!r}", "one of these, or none")
+        raise refusal(f"{annotations}: `subset`", f"subsets {found}", f"videos of {subset!r}", "one of these, or none")
     submission = read_submission(predictions, [record.id for record in records], classes)
     bare = len(records) - len(np.unique(submission.instances.video))
     if bare:

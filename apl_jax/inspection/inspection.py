@@ -21,7 +21,7 @@ from apl_jax.data.coverage import Cause, uncovered_causes
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError, refusal
-from apl_jax.data.features.sources import MADE_UP, FeatureSource, data_root
+from apl_jax.data.features.sources import SYNTHETIC_NOTE, FeatureSource, data_root
 from apl_jax.data.splits import Split, build_split
 from apl_jax.inspection.survey import SHOWN, Finding, Follow, Reading, Survey, read_all, survey
 from apl_jax.settings import DataSettings, Settings
@@ -140,7 +140,7 @@ def _divide(annotations: Annotations, settings: Settings, errors: list[Finding])
             return None
     if not split.unlabelled and "semi_supervised" in settings.arms:
         found, expected = "no video left unlabelled", "some, for the arm 'semi_supervised'"
-        remedy = "--config.data.label_ratio=0.1, or --config.arms=\"('supervised',)\""
+        remedy = "`data.label_ratio=0.1`, or `arms=\"('supervised',)\"`"
         errors.append(Finding(str(refusal("split", found, expected, remedy))))
     return split
 
@@ -223,8 +223,8 @@ def _notes(
     empty = [record.id for record in records if not len(record.labels)]
     if empty:
         yield _listed("videos without any instance, all of them background", empty)
-    if source is not None and source.made_up:
-        yield Finding(MADE_UP)
+    if source is not None and source.synthetic:
+        yield Finding(SYNTHETIC_NOTE)
     if source is not None:
         strangers = _strangers(source.ids, annotations)
         if strangers:
@@ -269,7 +269,7 @@ def _strangers(ids: Sequence[str], annotations: Annotations) -> list[str]:
 def _size_notes(found: Survey, data: DataSettings) -> Iterable[Finding]:
     long = int((found.rows > data.max_length_t).sum())
     if long:
-        limit = f"--config.data.max_length_t={data.max_length_t}"
+        limit = f"`data.max_length_t={data.max_length_t}`"
         yield Finding(f"videos of more rows than {limit}: cropped in training, seen whole in prediction", long)
     needed, there = sum(found.table_bytes.values()), _host_bytes()
     if there and needed > there / 2:

@@ -66,7 +66,7 @@ def _table(path: Path, columns: int, meaning: str) -> np.ndarray:
     try:
         values = np.loadtxt(path, ndmin=2)
     except FileNotFoundError:
-        remedy = "--source=<the folder 'HAPT Data Set' as it was unpacked>"
+        remedy = "`source=<the folder 'HAPT Data Set' as it was unpacked>`"
         raise refusal(str(path), "no such file", f"a table of {meaning}", remedy) from None
     except (OSError, ValueError) as error:
         raise refusal(str(path), f"an unreadable table ({error})", meaning, _AGAIN) from None
@@ -79,7 +79,7 @@ def _named_activities(path: Path) -> list[tuple[int, str]]:
     try:
         lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        remedy = "--source=<the folder 'HAPT Data Set' as it was unpacked>"
+        remedy = "`source=<the folder 'HAPT Data Set' as it was unpacked>`"
         raise refusal(str(path), f"an unreadable file ({error})", "a number and a name on each line", remedy) from None
     if not lines or any(len(line) != 2 or not line[0].isdigit() for line in lines):
         raise refusal(str(path), "other lines", "a number and a name on each line", _AGAIN)

@@ -49,7 +49,7 @@ def import_actionformer(
     parameters that differ, each with its name and shapes; nothing is written then.
     """
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise refusal(f"--workdir={workdir}", "a folder that is not empty", "a new one", "another --workdir")
+        raise refusal(f"`workdir={workdir}`", "a folder that is not empty", "a new one", "another `workdir`")
     settings = reference_settings(settings)
     source, weights = choose_weights(checkpoint, read_state_dict(checkpoint))
     classes, fps = _read_classes(classes_file) if classes_file else _published_classes(settings.data)
@@ -60,8 +60,8 @@ def import_actionformer(
     try:
         params = import_model(weights, shapes)
     except ValueError as error:
-        remedy = "the settings of this network as --config.actionformer..., and --classes with its names"
-        expected = f"the network of --config with {len(classes)} classes"
+        remedy = "the settings of this network as `actionformer`..., and `classes` with its names"
+        expected = f"the network of `config` with {len(classes)} classes"
         raise refusal(f"{checkpoint}: {source}", str(error), expected, remedy) from None
     log.info("%s: %s, %d arrays, all of which have their place", checkpoint, source, len(weights))
     log.info(
@@ -81,7 +81,7 @@ def reference_settings(settings: Settings) -> Settings:
     """The settings under which this package computes what the reference does. Raises ``DataError`` for another
     detector's settings."""
     if settings.detector != "actionformer":
-        raise refusal("config.detector", repr(settings.detector), "'actionformer'", "the --config of an ActionFormer")
+        raise refusal("config.detector", repr(settings.detector), "'actionformer'", "the `config` of an ActionFormer")
     network = dataclasses.replace(
         settings.actionformer,
         masking="reference",
@@ -118,10 +118,10 @@ def _read_classes(path: Path) -> tuple[tuple[str, ...], float | None]:
     try:
         names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise refusal(f"--classes={path}", f"{error}", "a text file with a class on each line", "check it") from None
+        raise refusal(f"`classes={path}`", f"{error}", "a text file with a class on each line", "check it") from None
     if not names or len(set(names)) < len(names):
         found = "a class twice" if names else "no classes"
-        raise refusal(f"--classes={path}", found, "each class once, a line each, in their order", "correct it")
+        raise refusal(f"`classes={path}`", found, "each class once, a line each, in their order", "correct it")
     return tuple(names), None
 
 
@@ -130,7 +130,7 @@ def _published_classes(settings: DataSettings) -> tuple[tuple[str, ...], float |
     try:
         truth: Annotations = open_truth(settings)
     except DataError as error:
-        raise DataError(f"{error} Or name the classes yourself: --classes=<text file, a class on each line>.") from None
+        raise DataError(f"{error} Or name the classes yourself: `classes=<text file, a class on each line>`.") from None
     subset = settings.training_subset.lower()
     rates = {record.fps for record in truth.videos.values() if record.subset == subset}
     return truth.classes, rates.pop() if len(rates) == 1 and min(rates) > 0 else None

@@ -1,0 +1,25 @@
+"""How a network learns: passes, terms and methods, and which detections become pseudo labels.
+
+Importing this room registers what it holds.
+"""
+
+from apl_jax.learning import contrast, foreground, icd, methods, selection
+from apl_jax.learning.method import Method, MethodContext, Pass, Term, TermInputs, TermValue, register_method
+from apl_jax.learning.selection import Link, register_selection
+
+__all__ = [
+    "Link",
+    "Method",
+    "MethodContext",
+    "Pass",
+    "Term",
+    "TermInputs",
+    "TermValue",
+    "contrast",
+    "foreground",
+    "icd",
+    "methods",
+    "register_method",
+    "register_selection",
+    "selection",
+]

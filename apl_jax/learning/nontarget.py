@@ -1,121 +1,126 @@
-"""Learning from non-target classes (Xia et al.): the classes of every unlabelled snippet divided into four, and what
-each part teaches.
+"""Learning from non-target classes as terms (paper 002, III-F, Eq. 12; spec 7.B).
 
-Nothing here knows a detector; all of it works on a class distribution (:class:`~apl_jax.detectors.base.
-ClassDistribution`) over C actions and background. The division is made without gradient, the losses are not.
+Labelled snippets exclude every other class. Unlabelled ones learn, besides their pseudo label, from the positive and
+negative classes of the snippet's own distribution. Where background is a class of the head (SPOT), every snippet has a
+distribution worth dividing; where it is not (ActionFormer's sigmoids), a point has one only if its pseudo label calls it
+foreground (C11): far from any action all scores are low, and their ratios say nothing. Where pseudo labels are the
+teacher's, a snippet's own surest class may be another than its label's; then both count as target and neither is
+excluded. On sigmoids the classes are divided as if an action were there (``given_action``): background is only what the
+surest class leaves, and below a score of .5 it would be the target, and the action itself one of the negatives.
 """
 
 from __future__ import annotations
 
-import enum
-from typing import NamedTuple
+from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
-
-from apl_jax.settings import NonTargetSettings
+from apl_jax.declarations import number, one_of
+from apl_jax.detectors.base import ClassDistribution, DetectionLoss, PointTargets
+from apl_jax.learning.class_division import (
+    DivisionSettings,
+    complementary_loss,
+    divide_classes,
+    labelled_negative_loss,
+    non_target_losses,
+    rankable_probs,
+    soft_label_loss,
+)
+from apl_jax.learning.method import MethodContext, Metrics, Term, TermInputs, TermValue, masked_mean
 from apl_jax.structs import Array
 
 
-class ClassRelation(enum.IntEnum):
-    """What a class is to a snippet (Eq. 4)."""
+@dataclass(frozen=True)
+class NonTargetTermSettings(DivisionSettings):
+    """Weights of the terms (paper 002, Eq. 12; Tables II and V)."""
 
-    TARGET = 0  # the surest class
-    POSITIVE = 1  # nearly as sure
-    NEGATIVE = 2  # among the least likely classes that together weigh no more than the target
-    AMBIGUOUS = 3  # neither: teaches nothing
-
-
-class Terms(NamedTuple):
-    """Losses per snippet ``[...]``, not yet weighted or averaged."""
-
-    target: Array
-    positive: Array
-    negative: Array
+    negative_weight: float = number(1.0, at_least=0)  # of l_neg; 0 leaves it out, as rows of Table II do
+    positive_weight: float = number(1.0, at_least=0)  # of l_pos
+    labelled_negative: bool = True  # negative learning on labelled snippets too (III-F)
+    rival: str = one_of("none", "soft_label", "complementary")  # Table V, in place of positive and negative classes
+    sharpening: float = number(0.5, above=0)  # temperature of the soft label (C12)
 
 
-# Rounding must not decide whether a flat distribution has negatives (C10).
-_SLACK = 1e-6
+def trusted_mask(context: MethodContext, class_probs: ClassDistribution, points: PointTargets) -> Array:
+    """Snippets ``[B, S]`` whose class distribution is worth dividing."""
+    background = context.detector.facts.background_class
+    return class_probs.mask & (~points.silent_mask if background else points.foreground_mask)
 
 
-def divide_classes(probability: Array, settings: NonTargetSettings, taught: Array | None = None) -> Array:
-    """The :class:`ClassRelation` of every class: ``[..., C + 1]`` int32 from probabilities ``[..., C + 1]`` that sum to 1.
+def labelled_negatives(context: MethodContext, seen: str) -> Term:
+    """Negative learning on the labelled pass ``seen``: all classes but the annotated one (III-F)."""
 
-    Negative: the largest set of least likely classes whose probabilities sum to at most that of the target (Eq. 8).
-    Positive: at least ``closeness`` times as likely as the target (Eq. 10), the ``max_positives`` likeliest of them;
-    those beyond are ambiguous. A class that meets both rules is positive, and the target is only the target (systems
-    C1, C2). The first of equally likely classes is the target. The ``spared`` likeliest classes after it are never
-    negative, which the paper does not know: once the target has half of the probability its rule excludes all others.
+    def loss(inputs: TermInputs) -> TermValue:
+        class_probs = inputs.passes[seen].outputs.distribution()
+        points = inputs.earlier[detection_of(seen)].points
+        each = labelled_negative_loss(points.classes, class_probs.log_out)
+        value = masked_mean(each, trusted_mask(context, class_probs, points))
+        return TermValue(value, {f"{seen}/negative": value})
 
-    ``taught [..., C + 1]`` is 1 at the class (or classes) of a pseudo label. They are targets too: the label of a
-    teacher may differ from the snippet's own surest class, and one loss must not exclude what another teaches.
+    return Term(loss, (seen, detection_of(seen)))
+
+
+def non_target_classes(
+    context: MethodContext, settings: NonTargetTermSettings, seen: str, weight: float, divided_by: str = "",
+    foreground_only: bool = False,
+) -> Term:  # fmt: skip
+    """What the snippets of the unlabelled pass ``seen`` learn beside their pseudo label.
+
+    ``divided_by``: the pass whose distribution is divided, where it is not that of ``seen``. ``foreground_only``: only
+    snippets that a pseudo label calls foreground take part, whatever the detector.
     """
-    p = jax.lax.stop_gradient(probability)
-    target = jnp.arange(p.shape[-1]) == jnp.argmax(p, -1, keepdims=True)
-    most = p.max(-1, keepdims=True)
 
-    close = (p >= settings.closeness * most) & ~target
-    # Place in the falling order of likelihood, the target being first; ties keep the order of the classes.
-    place = jnp.argsort(jnp.argsort(-jnp.where(target, jnp.inf, p), -1, stable=True), -1, stable=True)
-    positive = close & (place <= settings.max_positives)
+    def loss(inputs: TermInputs) -> TermValue:
+        class_probs = inputs.passes[seen].outputs.distribution()
+        found: DetectionLoss = inputs.earlier[detection_of(seen)]
+        trusted = trusted_mask(context, class_probs, found.points)
+        if foreground_only:
+            trusted = class_probs.mask & found.points.foreground_mask
+        probability = probs_of(context, settings, inputs, divided_by or seen)
+        value, metrics = _rival_or_hybrid(settings, probability, class_probs, trusted, found, inputs.key)
+        return TermValue(value, {f"{seen}/{name}": metric for name, metric in metrics.items()})
 
-    rising = jnp.argsort(p, -1, stable=True)
-    weight = jnp.cumsum(jnp.take_along_axis(p, rising, -1), -1)
-    back = jnp.argsort(rising, -1, stable=True)
-    light = jnp.take_along_axis(weight, back, -1) <= most + _SLACK
-    negative = light & ~target & ~close & (place > settings.spared)
-
-    part = jnp.where(negative, ClassRelation.NEGATIVE, ClassRelation.AMBIGUOUS)
-    part = jnp.where(positive, ClassRelation.POSITIVE, part)
-    named = target if taught is None else target | (taught > 0)
-    return jnp.where(named, ClassRelation.TARGET, part).astype(jnp.int32)
+    needs = (seen, detection_of(seen), *((divided_by,) if divided_by else ()))
+    return Term(loss, needs, weight=weight)
 
 
-def given_action(probability: Array) -> Array:
-    """Distribution ``[..., C + 1]`` of a snippet that is known to show an action: background has no share of it."""
-    actions = probability.at[..., -1].set(0.0)
-    return actions / jnp.maximum(actions.sum(-1, keepdims=True), 1e-12)
+def silenced_negatives(context: MethodContext, settings: DivisionSettings, seen: str, weight: float) -> Term:
+    """Negative learning alone, under instances that selection left aside: neither their class nor their borders are
+    trusted, but their distribution still says what they are not."""
+
+    def loss(inputs: TermInputs) -> TermValue:
+        class_probs = inputs.passes[seen].outputs.distribution()
+        points = inputs.earlier[detection_of(seen)].points
+        relation = divide_classes(probs_of(context, settings, inputs, seen), settings)
+        each = non_target_losses(relation, class_probs.log_in, class_probs.log_out).negative
+        value = masked_mean(each, points.silent_mask & class_probs.mask)
+        return TermValue(value, {f"{seen}/silenced_negative": value})
+
+    return Term(loss, (seen, detection_of(seen)), weight=weight)
 
 
-def rankable_probs(probability: Array, background: bool, settings: NonTargetSettings) -> Array:
-    """What is divided on snippets that are believed to show an action ``[..., C + 1]``.
-
-    A softmax with background as it is. Of sigmoids (``background`` False) the share of background is made up: 1 - the
-    largest score (systems C11). Where all scores are below one half it would be the target, and the action itself one
-    of the negatives; hence it is left out, unless ``settings.given_action`` is False.
-    """
-    return given_action(probability) if settings.given_action and not background else probability
+def detection_of(seen: str) -> str:
+    """Name of the detection term on a pass, by which other terms find what its targets made of each point."""
+    return f"detection_{seen}"
 
 
-def non_target_losses(part: Array, log_in: Array, log_out: Array) -> Terms:
-    """Target, positive and negative losses of each snippet (Eq. 5, 11, 9): sums over the classes of each part (C3).
-
-    ``log_in`` and ``log_out`` ``[..., C + 1]`` are log-likelihoods of being, and of not being, of a class.
-    """
-    total = lambda kind, value: -jnp.where(part == kind, value, 0.0).sum(-1)
-    return Terms(total(ClassRelation.TARGET, log_in), total(ClassRelation.POSITIVE, log_in), total(ClassRelation.NEGATIVE, log_out))
+def probs_of(context: MethodContext, settings: DivisionSettings, inputs: TermInputs, seen: str) -> Array:
+    """The probabilities ``[B, S, C + 1]`` of a pass that are divided."""
+    probability = inputs.passes[seen].outputs.distribution().probability
+    return rankable_probs(probability, context.detector.facts.background_class, settings)
 
 
-def labelled_negative_loss(classes: Array, log_out: Array) -> Array:
-    """Negative learning where the class is known: every other class, background too, is excluded (III-F; C5).
-
-    ``classes [..., C + 1]`` is 1 at the true class (or classes) of a snippet.
-    """
-    return -jnp.where(classes > 0, 0.0, log_out).sum(-1)
-
-
-def sharpened(probability: Array, temperature: float) -> Array:
-    """Distribution ``[..., C + 1]`` with its differences enlarged: ``p^(1/temperature)``, normalised (C12)."""
-    return jax.nn.softmax(jnp.log(jnp.maximum(probability, 1e-12)) / temperature, -1)
-
-
-def soft_label_loss(probability: Array, log_in: Array, temperature: float) -> Array:
-    """Cross-entropy with the sharpened distribution itself, the rival "soft pseudo label" of Table V."""
-    return -(jax.lax.stop_gradient(sharpened(probability, temperature)) * log_in).sum(-1)
-
-
-def complementary_loss(key: Array, part: Array, log_out: Array) -> Array:
-    """One random class other than the target is excluded, the rival "complementary label" of Table V."""
-    draw = jax.random.uniform(key, part.shape) - jnp.where(part == ClassRelation.TARGET, jnp.inf, 0.0)
-    chosen = jnp.argmax(draw, -1)[..., None]
-    return -jnp.take_along_axis(log_out, chosen, -1)[..., 0]
+def _rival_or_hybrid(
+    s: NonTargetTermSettings, probability: Array, class_probs: ClassDistribution, mask: Array, found: DetectionLoss,
+    key: Array,
+) -> tuple[Array, Metrics]:  # fmt: skip
+    """Positive and negative classes of the snippets under ``mask``, or one of Table V's rivals of them."""
+    if s.rival == "soft_label":  # replaces the one-hot pseudo label
+        value = masked_mean(soft_label_loss(probability, class_probs.log_in, s.sharpening), mask)
+        return value - found.class_loss, {"soft_label": value}
+    relation = divide_classes(probability, s, found.points.classes)
+    if s.rival == "complementary":
+        value = masked_mean(complementary_loss(key, relation, class_probs.log_out), mask)
+        return value, {"complementary": value}
+    each = non_target_losses(relation, class_probs.log_in, class_probs.log_out)
+    positive, negative = masked_mean(each.positive, mask), masked_mean(each.negative, mask)
+    metrics = {"positive": positive, "negative": negative}
+    return s.positive_weight * positive + s.negative_weight * negative, metrics

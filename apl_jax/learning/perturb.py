@@ -19,7 +19,7 @@ def perturb(key: Array, batch: Batch, settings: PerturbSettings, steps: int, edg
 
 
 def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps: int, edge_t: float = 0.0) -> Batch:
-    """Random truncation (systems 1.2), for labelled, pseudo-labelled and unlabelled videos alike (A15).
+    """Random truncation (spec 1.2), for labelled, pseudo-labelled and unlabelled videos alike (A15).
 
     A video that fits is cut to a uniform length in [crop_ratio, 1] of itself, a longer one to ``steps``. Several starts
     are drawn at once and the first one that keeps an instance is used; if none does, or the video has no instance, the

@@ -1,43 +1,154 @@
-"""Which detections on unlabelled videos become pseudo labels: thresholds by rule, then ICD's second opinion.
+"""Which detections on unlabelled videos become pseudo labels: a chain of links, as optax chains transformations.
 
-Everything here is a masked computation on padded arrays ``[V, K]`` and runs inside ``jax.jit``.
+A link is a record of pure functions. Everything here is a masked computation on padded arrays ``[V, K]`` and runs inside
+``jax.jit``: first every link *observes* each batch of videos while the network has seen it, then the whole set is
+*selected* from at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from apl_jax.ops.segments import tiou
-from apl_jax.settings import SelectionSettings
-from apl_jax.structs import Array, Detections, PseudoLabels, PyTree, Reason
+from apl_jax.declarations import Checked, number, one_of
+from apl_jax.registry import SELECTION
+from apl_jax.structs import Array, Batch, DataFacts, Detections, PseudoLabels, PyTree, Reason
+
+UNKNOWN_SIMILARITY = 0.5  # of a detection that no link has compared with anything (A19)
 
 
-class Selection(NamedTuple):
-    """A rule's division of the detections ``[V, K]`` (APL Eq. 6)."""
+class Known(NamedTuple):
+    """What a link may observe videos with."""
 
-    positive_mask: Array  # [V, K]
-    candidate_mask: Array  # [V, K]
-    tau_pos: Array  # [V, K], the threshold each detection met, for the record
+    params: Mapping[str, PyTree]  # of the teacher, averaged, by owner
+    instances: Any  # learning.icd.InstanceBank: all labelled instances
+    members: Any  # learning.icd.ClassMembers: the rows of the bank by class
 
 
-class Selector(NamedTuple):
-    """A selection rule: ``init() -> state``; ``select(state, detections, num_classes) -> (state, Selection)``.
+class Link(NamedTuple):
+    """One link of the selection chain.
 
-    The state is what a rule remembers from round to round; rules that look at one round only carry ``()``.
+    ``init() -> state``: what it remembers from round to round; ``()`` for one that looks at one round only.
+    ``observe(known, videos, detections) -> observed [B, ...]``: what it needs of the features of a batch of videos.
+    ``select(state, labels, observed) -> (state, labels)``: its decision on the whole set, given that of the links before
+    it. Before the first link every detection is below the threshold.
+    ``owners``: owners of parameters that the teacher must have trained.
     """
 
     init: Callable[[], PyTree]
-    select: Callable[[PyTree, Detections, int], tuple[PyTree, Selection]]
+    observe: Callable[[Known, Batch, Detections], PyTree]
+    select: Callable[[PyTree, PseudoLabels, PyTree], tuple[PyTree, PseudoLabels]]
+    owners: tuple[str, ...] = ()
 
 
-def _divide(detections: Detections, tau_pos: Array, tau_neg: float) -> Selection:
+def register_selection(name: str, settings: type, build: Callable[[Any, DataFacts], Link]) -> None:
+    """Makes a link known by name, for ``learning.selection.chain``.
+
+    Args:
+        name: what the chain in a configuration may say.
+        settings: a frozen dataclass on :class:`~apl_jax.declarations.Checked` with a default for every field.
+        build: ``build(settings, facts) -> Link``.
+    """
+    SELECTION.register(name, settings, build)
+
+
+def observe_nothing(known: Known, videos: Batch, detections: Detections) -> PyTree:
+    """``Link.observe`` of a link that decides by the detections alone."""
+    del known, videos, detections
+    return ()
+
+
+def chain(*links: Link) -> Link:
+    """Several links as one: each decides on what those before it have left."""
+
+    def observe(known: Known, videos: Batch, detections: Detections) -> PyTree:
+        return tuple(link.observe(known, videos, detections) for link in links)
+
+    def select(state: PyTree, labels: PseudoLabels, observed: PyTree) -> tuple[PyTree, PseudoLabels]:
+        after = []
+        for link, own, seen in zip(links, state, observed, strict=True):
+            own, labels = link.select(own, labels, seen)
+            after.append(own)
+        return tuple(after), labels
+
+    owners = tuple(dict.fromkeys(owner for link in links for owner in link.owners))
+    return Link(lambda: tuple(link.init() for link in links), observe, select, owners)
+
+
+def unselected(detections: Detections) -> PseudoLabels:
+    """All detections ``[V, K]``, none of them considered yet."""
+    zero = jnp.zeros_like(detections.confidence)
+    below = jnp.full(zero.shape, Reason.BELOW_THRESHOLD, jnp.int32)
+    return PseudoLabels(detections, zero + UNKNOWN_SIMILARITY, zero + 1.0, below, zero)
+
+
+def with_reason(labels: PseudoLabels, reason: Array, **changes: Array) -> PseudoLabels:
+    """The labels with another ``reason [V, K]``, and the weight that follows from it: 1 where kept or promoted."""
+    weight = ((reason == Reason.KEPT) | (reason == Reason.PROMOTED)).astype(jnp.float32)
+    return dataclasses.replace(labels, reason=reason.astype(jnp.int32), weight=weight, **changes)
+
+
+@dataclass(frozen=True)
+class FixedSettings(Checked):
+    """A threshold from outside (the baseline of APL Table 2)."""
+
+    threshold: float = number(0.3, at_least=0, at_most=1)
+    tau_neg: float = number(0.15, at_least=0, at_most=1)  # at most this: not considered at all
+
+
+@dataclass(frozen=True)
+class DynamicSettings(Checked):
+    """A threshold from the confidences themselves (APL Eq. 6)."""
+
+    tau_neg: float = number(0.15, at_least=0, at_most=1)  # at most this: not considered at all
+    scope: str = one_of("pooled", "class", "video")  # over the whole set | per predicted class | per video (A1)
+    deviations: float = number(1.0)  # tau_pos = mean + deviations * std; 0 = mean only
+    tau_min: float = number(0.2, at_least=0, at_most=1)
+    tau_max: float = number(0.9, at_least=0, at_most=1)
+
+
+def divide(labels: PseudoLabels, tau_pos: Array, tau_neg: float) -> PseudoLabels:
+    """Detections above ``tau_neg`` as candidates, those that reach ``tau_pos`` (broadcast to ``[V, K]``) as kept."""
+    detections = labels.detections
     considered = detections.mask & (detections.confidence > tau_neg)
     tau_pos = jnp.broadcast_to(tau_pos, detections.confidence.shape)
-    positive = considered & (detections.confidence >= tau_pos)
-    return Selection(positive, considered & ~positive, tau_pos)
+    above = detections.confidence >= tau_pos
+    reason = jnp.where(considered, jnp.where(above, Reason.KEPT, Reason.CANDIDATE), labels.reason)
+    return with_reason(labels, reason, threshold=tau_pos)
+
+
+def build_fixed(settings: FixedSettings, facts: DataFacts) -> Link:
+    """tau_pos = ``threshold``."""
+    del facts
+
+    def select(state: PyTree, labels: PseudoLabels, _: PyTree) -> tuple[PyTree, PseudoLabels]:
+        return state, divide(labels, jnp.float32(settings.threshold), settings.tau_neg)
+
+    return Link(tuple, observe_nothing, select)
+
+
+def build_dynamic(settings: DynamicSettings, facts: DataFacts) -> Link:
+    """tau_pos = mean + deviations x population std of the confidences above tau_neg, clipped (APL 3.1; spec A1)."""
+    s = settings
+
+    def select(state: PyTree, labels: PseudoLabels, _: PyTree) -> tuple[PyTree, PseudoLabels]:
+        detections = labels.detections
+        confidence = detections.confidence
+        considered = detections.mask & (confidence > s.tau_neg)
+        if s.scope == "class":
+            member = considered[..., None] & (detections.labels[..., None] == jnp.arange(facts.num_classes))
+            mean, deviation = _mean_and_deviation(confidence[..., None], member, (0, 1))
+            tau = (mean + s.deviations * deviation)[0, 0][detections.labels]
+        else:
+            mean, deviation = _mean_and_deviation(confidence, considered, (0, 1) if s.scope == "pooled" else 1)
+            tau = mean + s.deviations * deviation
+        return state, divide(labels, jnp.clip(tau, s.tau_min, s.tau_max), s.tau_neg)
+
+    return Link(tuple, observe_nothing, select)
 
 
 def _mean_and_deviation(values: Array, mask: Array, axis: int | tuple[int, ...]) -> tuple[Array, Array]:
@@ -47,74 +158,5 @@ def _mean_and_deviation(values: Array, mask: Array, axis: int | tuple[int, ...])
     return mean, jnp.sqrt(variance)
 
 
-def build_dynamic(settings: SelectionSettings) -> Selector:
-    """tau_pos = mean + deviations x population std of the confidences above tau_neg, clipped (APL 3.1; systems A1).
-
-    ``scope``: over the whole unlabelled set (``pooled``), per predicted class, or per video.
-    """
-    s = settings
-
-    def select(state: PyTree, detections: Detections, num_classes: int) -> tuple[PyTree, Selection]:
-        confidence = detections.confidence
-        considered = detections.mask & (confidence > s.tau_neg)
-        if s.scope == "class":
-            member = considered[..., None] & (detections.labels[..., None] == jnp.arange(num_classes))
-            mean, deviation = _mean_and_deviation(confidence[..., None], member, (0, 1))
-            tau = (mean + s.deviations * deviation)[0, 0][detections.labels]
-        else:
-            mean, deviation = _mean_and_deviation(confidence, considered, (0, 1) if s.scope == "pooled" else 1)
-            tau = mean + s.deviations * deviation
-        return state, _divide(detections, jnp.clip(tau, s.tau_min, s.tau_max), s.tau_neg)
-
-    return Selector(tuple, select)
-
-
-def build_fixed(settings: SelectionSettings) -> Selector:
-    """tau_pos = ``fixed_threshold`` (the baseline of APL Table 2)."""
-
-    def select(state: PyTree, detections: Detections, num_classes: int) -> tuple[PyTree, Selection]:
-        del num_classes
-        return state, _divide(detections, jnp.float32(settings.fixed_threshold), settings.tau_neg)
-
-    return Selector(tuple, select)
-
-
-SELECTORS: dict[str, Callable[[SelectionSettings], Selector]] = {"dynamic": build_dynamic, "fixed": build_fixed}
-
-
-def build_selector(settings: SelectionSettings) -> Selector:
-    """The rule that ``settings.rule`` names. Raises ``ValueError`` for an unknown one."""
-    if settings.rule not in SELECTORS:
-        expected = ", ".join(SELECTORS)
-        raise ValueError(f"config.learning.selection.rule: found {settings.rule!r}, expected one of {expected}")
-    return SELECTORS[settings.rule](settings)
-
-
-def _overlaps_surer(detections: Detections, label_mask: Array, limit: float) -> Array:
-    """Which detections ``[V, K]`` overlap a label of their class and of higher confidence by a tIoU above ``limit``."""
-    segments, labels, confidence = detections.segments_t, detections.labels, detections.confidence
-    rival = label_mask[:, None, :] & (labels[:, None, :] == labels[..., None])
-    rival &= confidence[:, None, :] > confidence[..., None]
-    return (rival & (tiou(segments[:, :, None], segments[:, None]) > limit)).any(-1)
-
-
-def refine(
-    detections: Detections, selection: Selection, similarity: Array, settings: SelectionSettings
-) -> PseudoLabels:
-    """ICD's verdict: eliminate ambiguous positives (EAP), promote potential ones (MPP) (APL 3.2).
-
-    ``similarity`` ``[V, K]`` is the mean similarity to labelled instances of the predicted class. Boundaries and class
-    stay as predicted (systems A22). With ``promote_overlap`` below 1, a candidate that overlaps a surer label of its
-    class by more is not promoted: soft-NMS leaves decayed duplicates of the positives among the candidates, and those
-    are similar to labelled instances because the positives are.
-    """
-    enabled = settings.discriminator.enabled
-    drop = selection.positive_mask & (similarity < settings.eliminate_below) & (enabled and settings.eliminate)
-    promote = selection.candidate_mask & (similarity > settings.promote_above) & (enabled and settings.promote)
-    if settings.promote_overlap < 1:
-        promote &= ~_overlaps_surer(detections, selection.positive_mask | promote, settings.promote_overlap)
-    reason = jnp.where(selection.positive_mask, Reason.KEPT, Reason.BELOW_THRESHOLD)
-    reason = jnp.where(selection.candidate_mask, Reason.CANDIDATE, reason)
-    reason = jnp.where(drop, Reason.DROPPED, jnp.where(promote, Reason.PROMOTED, reason)).astype(jnp.int32)
-    weight = ((reason == Reason.KEPT) | (reason == Reason.PROMOTED)).astype(jnp.float32)
-    return PseudoLabels(detections, similarity, reason, weight)
+register_selection("dynamic", DynamicSettings, build_dynamic)
+register_selection("fixed", FixedSettings, build_fixed)

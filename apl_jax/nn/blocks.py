@@ -1,4 +1,4 @@
-"""Linen building blocks of one-stage temporal detectors: masked convolution, normalisation, attention (systems 1.3).
+"""Linen building blocks of one-stage temporal detectors: masked convolution, normalisation, attention (spec 1.3).
 
 All of them take ``x [B, T, C]`` and ``mask [B, T]``. ``strict`` chooses between the two maskings: the reference leaves
 LayerNorm's bias at padded steps, from where kernel-3 convolutions carry it into the last valid step; the strict form

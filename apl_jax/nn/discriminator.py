@@ -1,4 +1,4 @@
-"""ICD: the discriminator that judges whether two instances show the same action (APL 3.2, Eq. 9; systems A16)."""
+"""ICD: the discriminator that judges whether two instances show the same action (APL 3.2, Eq. 9; spec A16)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from apl_jax.nn.blocks import uniform_fan_in
-from apl_jax.settings import DiscriminatorSettings
 from apl_jax.structs import Array, PyTree, pytree
 
 
@@ -57,7 +56,7 @@ class InstanceDiscriminator(NamedTuple):
 
     ``init(key, feature_width) -> params`` · ``logits(params, left, right)`` of the pair in this order ·
     ``project(params, rows)``, what ``compare`` needs of instances ``[..., D]`` · ``compare(params, left, right)`` of
-    projected pairs: their similarity in (0, 1), the mean of both orders if symmetric (systems A18).
+    projected pairs: their similarity in (0, 1), the mean of both orders if symmetric (spec A18).
     """
 
     init: Callable[[Array, int], PyTree]
@@ -66,16 +65,22 @@ class InstanceDiscriminator(NamedTuple):
     compare: Callable[[PyTree, PyTree, PyTree], Array]
 
 
-def build_discriminator(settings: DiscriminatorSettings) -> InstanceDiscriminator:
-    """ICD's discriminator for any feature width."""
+def build_discriminator(*, hidden: int, symmetric: bool) -> InstanceDiscriminator:
+    """ICD's discriminator for any feature width.
+
+    Args:
+        hidden: width of the hidden layer of the parameters that ``init`` makes; everything else goes by the parameters
+            that it is given.
+        symmetric: ``compare`` averages both orders of a pair.
+    """
 
     def call(params: PyTree, *arguments: PyTree, method: str = "__call__") -> PyTree:
-        module = Discriminator(params["kernel"].shape[0] // 2, settings.hidden)
-        return module.apply({"params": params}, *arguments, method=method)
+        both_widths, hidden = params["kernel"].shape
+        return Discriminator(both_widths // 2, hidden).apply({"params": params}, *arguments, method=method)
 
     def init(key: Array, feature_width: int) -> PyTree:
         row = jnp.zeros((1, feature_width))
-        return Discriminator(feature_width, settings.hidden).init(key, row, row)["params"]
+        return Discriminator(feature_width, hidden).init(key, row, row)["params"]
 
     def logits(params: PyTree, left: Array, right: Array) -> Array:
         return call(params, left, right)
@@ -85,7 +90,7 @@ def build_discriminator(settings: DiscriminatorSettings) -> InstanceDiscriminato
 
     def compare(params: PyTree, left: Projections, right: Projections) -> Array:
         forward = jax.nn.sigmoid(call(params, left.as_left, right.as_right, method="score"))
-        if not settings.symmetric:
+        if not symmetric:
             return forward
         # An MLP on a concatenation is not symmetric, so the two orders may disagree.
         return 0.5 * (forward + jax.nn.sigmoid(call(params, right.as_left, left.as_right, method="score")))

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from apl_jax.nn.blocks import ConvNormRelu, MaskedConv
-from apl_jax.nn.pyramid import Levels
 from apl_jax.ops.masking import apply_mask
-from apl_jax.settings import ActionFormerSettings
+from apl_jax.ops.pyramid import Levels
 from apl_jax.structs import Array
 
 QUALITY_BRANCHES = {"none": (), "tiou": ("tiou",), "diou": ("diou",), "tiou_tnd": ("tiou", "tnd")}
@@ -48,17 +48,19 @@ def drop_gaps(x: Array, level: np.ndarray) -> Array:
 
 
 class Trunk(nn.Module):
-    """The hidden layers of a head."""
+    """The hidden layers of a head: ``[B, J, width]`` in float32."""
 
-    settings: ActionFormerSettings
+    width: int
+    layers: int
+    strict: bool  # masking, see blocks.py
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, levels: JoinedLevels) -> Array:
-        s = self.settings
-        x, strict = levels.features, s.masking == "strict"
-        for i in range(s.head_layers - 1):
-            x = ConvNormRelu(s.width, strict, jnp.dtype(s.dtype), name=f"layer_{i}")(x, levels.mask)
-            if not strict:  # LayerNorm's bias may stay at padded steps, as in the reference, but not in the gaps
+        x = levels.features
+        for i in range(self.layers):
+            x = ConvNormRelu(self.width, self.strict, self.dtype, name=f"layer_{i}")(x, levels.mask)
+            if not self.strict:  # LayerNorm's bias may stay at padded steps, as in the reference, but not in the gaps
                 x = apply_mask(x, jnp.broadcast_to(levels.level >= 0, levels.mask.shape))
         return x.astype(jnp.float32)  # predictors run in float32: logits never are bfloat16
 
@@ -66,36 +68,49 @@ class Trunk(nn.Module):
 class ClassHead(nn.Module):
     """Sigmoid class logits ``[B, P, C]``; initial probability ``prior_probability``."""
 
-    settings: ActionFormerSettings
     num_classes: int
+    prior_probability: float
+    width: int
+    layers: int  # hidden ones
+    strict: bool
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, levels: JoinedLevels) -> Array:
-        prior = self.settings.prior_probability
-        hidden = Trunk(self.settings, name="trunk")(levels)
-        predictor = MaskedConv(self.num_classes, bias_init=-math.log((1 - prior) / prior), name="predictor")
+        bias = -math.log((1 - self.prior_probability) / self.prior_probability)
+        hidden = Trunk(self.width, self.layers, self.strict, self.dtype, name="trunk")(levels)
+        predictor = MaskedConv(self.num_classes, bias_init=bias, name="predictor")
         return drop_gaps(predictor(hidden, levels.mask), levels.level)
 
 
-class RegressionHead(nn.Module):
-    """Offsets ``[B, P, 2]`` in strides and quality logits ``[B, P, Q]`` from one trunk (systems A16).
+def quality_branches(hidden: Array, mask: Array, branches: tuple[str, ...], tiou_bias: float, tnd_bias: float) -> Array:
+    """Quality logits ``[B, J, Q]`` of hidden features ``[B, J, C]``: a kernel-3 convolution for each of ``branches``.
 
-    Q is 0, 1 or 2 by ``quality.branches``; each branch is one kernel-3 convolution.
+    To be called within the ``__call__`` of a head, which then holds the convolutions, named after their branch.
+    ``tiou_bias``, ``tnd_bias``: logits at initialisation; a branch "diou" starts as "tiou" does.
     """
+    bias = {"tiou": tiou_bias, "diou": tiou_bias, "tnd": tnd_bias}
+    logits = [MaskedConv(1, bias_init=bias[name], name=name)(hidden, mask) for name in branches]
+    return jnp.concatenate(logits, -1) if logits else jnp.zeros((*mask.shape, 0))
 
-    settings: ActionFormerSettings
+
+class RegressionHead(nn.Module):
+    """Offsets ``[B, P, 2]`` in strides, not negative, and quality logits ``[B, P, Q]`` from one trunk (spec A16)."""
+
+    levels: int  # L, each with a scale of its own
+    branches: tuple[str, ...]  # Q of them, see QUALITY_BRANCHES
+    tiou_bias: float
+    tnd_bias: float
+    width: int
+    layers: int  # hidden ones
+    strict: bool
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, levels: JoinedLevels) -> tuple[Array, Array]:
-        s = self.settings
-        hidden = Trunk(s, name="trunk")(levels)
+        hidden = Trunk(self.width, self.layers, self.strict, self.dtype, name="trunk")(levels)
         raw = MaskedConv(2, bias_init=0.0, name="predictor")(hidden, levels.mask)
-        scales = [self.param(f"scale_{i}", nn.initializers.ones, ()) for i in range(s.branch_blocks + 1)]
+        scales = [self.param(f"scale_{i}", nn.initializers.ones, ()) for i in range(self.levels)]
         offsets = nn.relu(jnp.stack(scales)[levels.level][:, None] * raw)
-        bias = {"tiou": s.quality.tiou_bias, "diou": s.quality.tiou_bias, "tnd": s.quality.tnd_bias}
-        quality = [
-            MaskedConv(1, bias_init=bias[name], name=name)(hidden, levels.mask)
-            for name in QUALITY_BRANCHES[s.quality.branches]
-        ]
-        quality_logits = jnp.concatenate(quality, -1) if quality else jnp.zeros((*levels.mask.shape, 0))
-        return drop_gaps(offsets, levels.level), drop_gaps(quality_logits, levels.level)
+        quality = quality_branches(hidden, levels.mask, self.branches, self.tiou_bias, self.tnd_bias)
+        return drop_gaps(offsets, levels.level), drop_gaps(quality, levels.level)

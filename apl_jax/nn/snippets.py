@@ -1,4 +1,4 @@
-"""SPOT's parts: from grid rows to snippets, self-attention over snippets, class head and mask heads (systems 3.2).
+"""SPOT's parts: from grid rows to snippets, self-attention over snippets, class head and mask heads (spec 3.2).
 
 Modules see windows: ``x [N, W, C]`` and ``mask [N, W]``, N = videos x windows per video.
 """
@@ -16,7 +16,6 @@ from jax.typing import DTypeLike
 from apl_jax.nn.blocks import ConvNormRelu, LayerNorm, Linear, MaskedConv, uniform_fan_in
 from apl_jax.ops import sequence
 from apl_jax.ops.masking import apply_mask
-from apl_jax.settings import SpotSettings
 from apl_jax.structs import Array
 
 _NO_KEY = -1e30  # for -inf: a window without any valid snippet still has a finite softmax
@@ -32,23 +31,30 @@ class Snippets(NamedTuple):
     lengths: Array  # [B] int32, valid grid steps
 
 
-def window_stride(settings: SpotSettings) -> int:
-    """Grid steps from one window to the next."""
-    return max(round(settings.steps * (1 - settings.overlap)), 1)
+def window_stride(width: int, overlap: float) -> int:
+    """Grid steps from one window of ``width`` steps to the next; neighbours share ``overlap`` of them, in [0, 1)."""
+    return max(round(width * (1 - overlap)), 1)
 
 
-def to_snippets(features: Array, mask: Array, settings: SpotSettings) -> Snippets:
+def to_snippets(features: Array, mask: Array, *, width: int, window_mode: str, overlap: float) -> Snippets:
     """Resizes the valid rows of ``features [B, T, D]`` to W snippets, or cuts them in windows of W rows.
 
-    ``mask [B, T]`` is a prefix of true values. Neither form looks at padding. Resizing: linear, half-pixel centres,
-    clamped at the last valid row, no anti-aliasing (systems 1.2). Windows: n follows from T alone; a video that needs
-    fewer has masked ones, and its last window ends with the video, so that only videos shorter than W see padding.
+    Neither form looks at padding. Resizing: linear, half-pixel centres, clamped at the last valid row, no anti-aliasing
+    (spec 1.2). Windows: n follows from T alone; a video that needs fewer has masked ones, and its last window ends with
+    the video, so that only videos shorter than W see padding.
+
+    Args:
+        features, mask: ``[B, T, D]`` and ``[B, T]``, a prefix of true values.
+        width: W.
+        window_mode: ``resize`` or ``windows``.
+        overlap: of neighbouring windows, in [0, 1).
     """
-    width, (batch, steps) = settings.steps, mask.shape
+    batch, steps = mask.shape
+    stride = window_stride(width, overlap)
     lengths = mask.sum(-1, dtype=jnp.int32)
     last_row = jnp.maximum(lengths - 1, 0)[:, None, None]
     take = lambda rows: jnp.take_along_axis(features, rows.reshape(batch, -1)[..., None], axis=1)
-    if settings.fit == "resize":
+    if window_mode == "resize":
         scale = jnp.maximum(lengths, 1) / width
         start = jnp.zeros((batch, 1))
         snippet_mask = jnp.broadcast_to((lengths > 0)[:, None, None], (batch, 1, width))
@@ -57,21 +63,21 @@ def to_snippets(features: Array, mask: Array, settings: SpotSettings) -> Snippet
         fraction = (position - jnp.floor(position)).reshape(batch, width, 1).astype(features.dtype)
         inputs = take(left) * (1 - fraction) + take(jnp.minimum(left + 1, last_row)) * fraction
     else:
-        count = 1 if steps <= width else -(-(steps - width) // window_stride(settings)) + 1
+        count = 1 if steps <= width else -(-(steps - width) // stride) + 1
         scale = jnp.ones(batch)
-        first = window_stride(settings) * jnp.arange(count)
+        first = stride * jnp.arange(count)
         last_start = jnp.maximum(lengths - width, 0)[:, None]
         row = jnp.minimum(first, last_start)[..., None] + jnp.arange(width)
-        snippet_mask = ((first < last_start + window_stride(settings))[..., None]) & (row < lengths[:, None, None])
+        snippet_mask = ((first < last_start + stride)[..., None]) & (row < lengths[:, None, None])
         start = row[..., 0].astype(scale.dtype)
         inputs = take(jnp.minimum(row, last_row))
     inputs = inputs.reshape(batch, -1, width, features.shape[-1])
     return Snippets(jnp.where(snippet_mask[..., None], inputs, 0), snippet_mask, start, scale, lengths)
 
 
-def products_in(settings: SpotSettings, x: Array) -> DTypeLike:
+def products_in(dtype: str, x: Array) -> DTypeLike:
     """The dtype of large products: bfloat16 where asked for, otherwise that of the data."""
-    return jnp.bfloat16 if settings.dtype == "bfloat16" else jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.bfloat16 if dtype == "bfloat16" else jnp.promote_types(x.dtype, jnp.float32)
 
 
 class SnippetAttention(nn.Module):
@@ -81,26 +87,33 @@ class SnippetAttention(nn.Module):
     wants them, where splitting one product in heads would write out the transposition of all of them.
     """
 
-    settings: SpotSettings
+    width: int  # E; 0 = that of the input, without a projection
+    embedding_convs: int  # 3-wide convolutions instead of the projection
+    heads: int
+    head_width: int  # of each head's queries, keys and values; 0 = E
+    attention_dropout: float
+    dropout: float
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, deterministic: bool) -> tuple[Array, Array]:
         """Returns the input as the skip path takes it (projected or convolved, if so set) and the embedding."""
-        s = self.settings
-        dtype, dtype_of_data = products_in(s, x), x.dtype
-        for i in range(s.embedding_convs):
-            x = ConvNormRelu(s.width or x.shape[-1], True, dtype, name=f"embedding_{i}")(x, mask).astype(dtype_of_data)
-        if s.width and not s.embedding_convs:
-            x = apply_mask(Linear(s.width, dtype, name="projection")(x).astype(x.dtype), mask)
+        dtype, dtype_of_data = products_in(self.dtype, x), x.dtype
+        for i in range(self.embedding_convs):
+            embed = ConvNormRelu(self.width or x.shape[-1], True, dtype, name=f"embedding_{i}")
+            x = embed(x, mask).astype(dtype_of_data)
+        if self.width and not self.embedding_convs:
+            x = apply_mask(Linear(self.width, dtype, name="projection")(x).astype(x.dtype), mask)
         width = x.shape[-1]
-        size = s.head_width or width
+        size = self.head_width or width
         normal = nn.initializers.normal(math.sqrt(2 / (width + size)))
-        kernels = [self.param(f"{name}_kernel", normal, (width, s.heads * size)) for name in ("query", "key", "value")]
+        shape = width, self.heads * size
+        kernels = [self.param(f"{name}_kernel", normal, shape) for name in ("query", "key", "value")]
         # The query's scale is taken into its kernel: the smaller of the two.
         kernels[0] = kernels[0] / math.sqrt(size)
-        merge = self.param("merge_kernel", nn.initializers.xavier_normal(), (s.heads * size, width))
+        merge = self.param("merge_kernel", nn.initializers.xavier_normal(), shape[::-1])
         bias = self.param("merge_bias", nn.initializers.zeros, (width,))
-        attention_dropout = nn.Dropout(s.attention_dropout, deterministic=deterministic)
+        attention_dropout = nn.Dropout(self.attention_dropout, deterministic=deterministic)
         rows = x.astype(dtype)
 
         def head(h: int) -> Array:
@@ -112,8 +125,8 @@ class SnippetAttention(nn.Module):
             seen = jnp.einsum("nqk,nke->nqe", weights.astype(dtype), value, preferred_element_type=wide)
             return sequence.linear(seen.astype(dtype), merge[own]).astype(x.dtype)
 
-        y = sum((head(h) for h in range(1, s.heads)), head(0)) + bias.astype(x.dtype)
-        y = nn.Dropout(s.dropout, deterministic=deterministic)(y)
+        y = sum((head(h) for h in range(1, self.heads)), head(0)) + bias.astype(x.dtype)
+        y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
         return x, apply_mask(LayerNorm(name="norm")(y + x), mask)
 
 
@@ -134,17 +147,18 @@ class MaskHead(nn.Module):
     on W. ``bilinear``: products of a query vector and a key vector of each snippet; the weights fit any W.
     """
 
-    settings: SpotSettings
+    kind: str
+    width: int  # of the hidden layer
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, embedding: Array, mask: Array) -> Array:
-        s = self.settings
-        dtype = products_in(s, embedding)
-        hidden = nn.relu(MaskedConv(s.mask_hidden, bias_init=0.0, dtype=dtype, name="hidden")(embedding, mask))
+        dtype = products_in(self.dtype, embedding)
+        hidden = nn.relu(MaskedConv(self.width, bias_init=0.0, dtype=dtype, name="hidden")(embedding, mask))
         hidden = hidden.astype(embedding.dtype)  # predictors do not round: logits never are bfloat16
-        if s.mask_head == "rows":
-            kernel = self.param("kernel", uniform_fan_in, (s.mask_hidden, s.steps))
+        if self.kind == "rows":
+            kernel = self.param("kernel", uniform_fan_in, (self.width, mask.shape[1]))
             return jnp.swapaxes(sequence.linear(hidden, kernel), 1, 2)
-        query = Linear(s.mask_hidden, embedding.dtype, name="query")(hidden) / math.sqrt(s.mask_hidden)
-        key = Linear(s.mask_hidden, embedding.dtype, name="key")(hidden)
+        query = Linear(self.width, embedding.dtype, name="query")(hidden) / math.sqrt(self.width)
+        key = Linear(self.width, embedding.dtype, name="key")(hidden)
         return jnp.einsum("nqh,nth->nqt", query, key) + self.param("bias", nn.initializers.zeros, ())

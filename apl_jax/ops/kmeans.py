@@ -59,7 +59,7 @@ def _symmetric_product(upper: jax.Array, lower: jax.Array) -> jax.Array:
 def kmeans(
     key: PRNGKeyArray, points: Float[Array, "n d"], mask: Bool[Array, " n"], *, clusters: int, iterations: int
 ) -> Clusters:
-    """Lloyd's algorithm from a k-means++ start, unbatched (APL 3.3; systems B3).
+    """Lloyd's algorithm from a k-means++ start, unbatched (APL 3.3; spec B3).
 
     A centre is a convex combination of the points, ``weights @ points``, so every distance follows from the Gram matrix
     ``G = points @ points.T``: ``|x_i - c|^2 = G_ii - 2 (w G)_i + w G w``. Frames are far fewer than feature dimensions

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-PROBABILITY_FLOOR = 1e-6  # probabilities are clamped to [floor, 1 - floor] before a logarithm (systems A3)
+PROBABILITY_FLOOR = 1e-6  # probabilities are clamped to [floor, 1 - floor] before a logarithm (spec A3)
 
 
 def _clamp(p: jax.Array) -> jax.Array:
@@ -31,7 +31,7 @@ def pointwise_kl(p: Float[Array, "*N"], y: Float[Array, "*N"]) -> Float[Array, "
 def sigmoid_focal(
     logits: Float[Array, "*N"], targets: Float[Array, "*N"], *, alpha: float, gamma: float
 ) -> Float[Array, "*N"]:
-    """Focal loss of logits against targets in [0, 1], which label smoothing may have softened (systems 1.7)."""
+    """Focal loss of logits against targets in [0, 1], which label smoothing may have softened (spec 1.7)."""
     p = jax.nn.sigmoid(logits)
     # log(sigmoid) directly: exact for large logits, where a clamped probability would flatten the gradient.
     cross_entropy = jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
@@ -39,7 +39,7 @@ def sigmoid_focal(
 
 
 def soft_focal(p: Float[Array, "*N"], y: Float[Array, "*N"], *, alpha: float, gamma: float) -> Float[Array, "*N"]:
-    """ActionFormer's focal form applied to a probability and a soft label (APL Eq. 5 read literally; systems A4).
+    """ActionFormer's focal form applied to a probability and a soft label (APL Eq. 5 read literally; spec A4).
 
     Biased: for 0 < y < 1 its minimum over p is not at y (y = .7 gives p = .878).
     """
@@ -52,7 +52,7 @@ def _focal_weight(p: jax.Array, y: jax.Array, alpha: float, gamma: float) -> jax
 
 
 def quality_focal(p: Float[Array, "*N"], y: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """Quality focal loss (y - p)^2 BCE(p, y), whose minimum over p is at y (Li et al. 2020; systems A4)."""
+    """Quality focal loss (y - p)^2 BCE(p, y), whose minimum over p is at y (Li et al. 2020; spec A4)."""
     return (y - p) ** 2 * binary_cross_entropy(p, y)
 
 
@@ -67,7 +67,7 @@ def info_nce(
     """Supervised InfoNCE over all pairs of frames (APL Eq. 11): the mean over positive pairs, 0 when there is none.
 
     Each positive pair competes against all negatives of its anchor. Anchors without a positive or without a negative
-    take no part. ``exclude_self`` leaves the pair (i, i) out, which the equation as printed counts (systems B4).
+    take no part. ``exclude_self`` leaves the pair (i, i) out, which the equation as printed counts (spec B4).
 
     Args:
         vectors: any length; normalised here.

@@ -1,4 +1,4 @@
-"""Losses on snippet x snippet foreground maps, and the contrast of snippets at their boundaries (systems 3.4, 3.7)."""
+"""Losses on snippet x snippet foreground maps, and the contrast of snippets at their boundaries (spec 3.4, 3.7)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from jaxtyping import Array, Bool, Float
 
 from apl_jax.ops import intervals
 
-LOG_SLACK = 1e-6  # added to a probability before its logarithm (systems 3.4)
+LOG_SLACK = 1e-6  # added to a probability before its logarithm (spec 3.4)
 
 
 def weighted_cross_entropy(
     p: Float[Array, "N W W"], target: Bool[Array, "N W W"], weight: Float[Array, "N W W"], smoothing: float
 ) -> Float[Array, ""]:
-    """Binary cross-entropy in which positive and negative cells of the batch have the same say (systems 3.4).
+    """Binary cross-entropy in which positive and negative cells of the batch have the same say (spec 3.4).
 
     Half of -log p summed over positives / (smoothing + their number), plus the same for negatives: the published
     c1 / n and c0 / n, written without their quotient of counts, which an all-positive map makes infinite.

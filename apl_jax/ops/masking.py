@@ -15,6 +15,25 @@ def apply_mask(x: Shaped[Array, "B T C"], mask: Bool[Array, "B T"]) -> Shaped[Ar
     return jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
 
 
+def masked_mean(value: Float[Array, "*N"], mask: Bool[Array, "*N"]) -> Float[Array, ""]:
+    """Mean of ``value`` where ``mask`` is true; 0 where nothing is. Values elsewhere have to be finite."""
+    return jnp.where(mask, value, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def reversed_rows(mask: Bool[Array, "*B T"]) -> Int[Array, "*B T"]:
+    """Rows that reverse the valid steps, a prefix of the last axis: n - 1 .. 0, then the invalid ones where they are.
+
+    Taken along time by these rows, a sequence is seen backwards and its padding stays at its end.
+    """
+    row = jnp.arange(mask.shape[-1])
+    return jnp.where(mask, mask.sum(-1, keepdims=True) - 1 - row, row)
+
+
+def reverse_time(x: Shaped[Array, "B T *C"], mask: Bool[Array, "B T"]) -> Shaped[Array, "B T *C"]:
+    """``x`` with its valid steps, a prefix, in reverse order."""
+    return jax.vmap(lambda x, rows: x[rows])(x, reversed_rows(mask))
+
+
 def upsample_linear(
     x: Float[Array, "B S C"], mask: Bool[Array, "B S"], rows: Int[Array, "B N"], steps: int
 ) -> Float[Array, "B N C"]:

@@ -37,7 +37,7 @@ def suppress(
     max_detections: int,
     class_wise: bool,
 ) -> Picks:
-    """Greedy NMS: Gaussian soft-NMS (``method="gaussian"``) or ``"hard"`` (systems 1.9).
+    """Greedy NMS: Gaussian soft-NMS (``method="gaussian"``) or ``"hard"`` (spec 1.9).
 
     Class-wise suppression needs no loop over classes: a pick decays candidates of its own class only, and since scores
     only fall, picking the best of all classes each time merges the classes' own sequences in sorted order. There is no

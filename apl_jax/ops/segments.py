@@ -42,7 +42,7 @@ def covered_rows(
 def pool_max(
     features: Float[Array, "T D"], segments_t: Float[Array, "N 2"], length: Int[Array, ""] | int
 ) -> Float[Array, "N D"]:
-    """Maximum over time of the features under each segment: the MAP(.) of APL Eq. 8 (systems A21).
+    """Maximum over time of the features under each segment: the MAP(.) of APL Eq. 8 (spec A21).
 
     A range maximum by doubling: after j rounds row t holds the maximum of rows [t, t + 2^j), and two such windows cover
     any range of 2^j to 2^(j+1) rows. Work is O((T + N) D log T), memory O((T + N) D).

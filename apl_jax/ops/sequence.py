@@ -21,7 +21,7 @@ from jax import lax
 
 from apl_jax.structs import Array
 
-_INVALID_KEY = -1e4  # systems.md 1.3: added to the logit of an invalid key inside the band
+_INVALID_KEY = -1e4  # spec 1.3: added to the logit of an invalid key inside the band
 _OUTSIDE = -1e30  # stands for -inf: its exp() is exactly 0 too, but a row full of it has finite gradients
 _QUERY_BLOCK = 32  # queries per block of local attention, at least
 
@@ -78,7 +78,7 @@ def global_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     """Softmax attention of every step to all valid steps: ``q``, ``k``, ``v`` [B, T, H, E], ``mask`` [B, T] bool.
 
     Logits are q . k: the caller scales ``q``. Invalid keys have no weight and their values count as zero; a video
-    without any valid step gives zeros (systems.md 1.3).
+    without any valid step gives zeros (spec 1.3).
     """
     accumulator = _accumulator(q)
     logits = jnp.einsum("bqhe,bkhe->bhqk", q, k, preferred_element_type=accumulator)
@@ -93,7 +93,7 @@ def local_attention(q: Array, k: Array, v: Array, mask: Array, window: int) -> A
 
     Logits are q . k: the caller scales ``q``. Steps beyond the ends have no weight; invalid keys inside the band get
     -1e4; rows of invalid queries (``mask`` [B, T] bool) are zero; values are not masked. ``window`` is odd and > 1
-    (systems.md 1.3). Blocks of queries meet their own and the neighbouring keys: cost grows with T, not with T * T.
+    (spec 1.3). Blocks of queries meet their own and the neighbouring keys: cost grows with T, not with T * T.
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"local_attention: window {window}, expected an odd number > 1 (0 or 1: use global_attention)")

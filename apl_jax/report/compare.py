@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 
 from apl_jax.data.files import load_json, refusal
 from apl_jax.declarations import fingerprint
-from apl_jax.report.tables import aligned, arm_name, total_steps
+from apl_jax.report.tables import aligned, total_steps, variant_name
+
+_NO_DIFFERENCE = "data.split_seed", "data.root", "runtime."  # settings in which the runs of one row may differ
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def gather(folders: Sequence[Path]) -> list[Group]:
     for folder in folders:
         for name in ("settings", "results"):
             if not (folder / f"{name}.json").is_file():
-                raise refusal(f"{folder / name}.json", "no such file", "the folder of a finished run", "finish it")
+                raise refusal(f"{folder / name}.json", "no such file", "the folder of a finished run", "finish the run")
         settings, results = (load_json(folder / f"{name}.json") for name in ("settings", "results"))
         protocols.setdefault((results["protocol"], results.get("external_digest", "")), folder)
         if len(protocols) > 1:
@@ -66,12 +69,27 @@ def gather(folders: Sequence[Path]) -> list[Group]:
 
 
 def _name(folder: Path, results: Mapping[str, Any]) -> str:
-    """The configuration and its overrides, as the command named them; without a command the folder, less its number."""
-    words = str(results.get("command", "")).split()
-    chosen = [re.sub(r"^--config=(configs/)?(.*?)(\.py)?(:|$)", r"\2\4", w) for w in words if w.startswith("--config=")]
-    ignored = ("--config.seed=", "--config.data.split_seed=", "--config.data.root=", "--config.runtime.")
-    changed = [w.removeprefix("--config.") for w in words if w.startswith("--config.") and not w.startswith(ignored)]
-    return " ".join(chosen + changed) or re.sub(r"_?\d+$", "", folder.name)
+    """The configuration and its changes, as the command named them; without a command the folder, less its number."""
+    named = _arguments(results.get("command", ""))
+    chosen = re.sub(r"^(configs/)?(.*?)(\.py)?(:|$)", r"\2\4", named.pop("config", ""))
+    settings = {name: value for name, value in named.items() if "." in name or name == "variants"}
+    changed = [f"{name}={value}" for name, value in settings.items() if not name.startswith(_NO_DIFFERENCE)]
+    return " ".join(filter(None, [chosen, *changed])) or re.sub(r"_?\d+$", "", folder.name)
+
+
+def _arguments(command: str) -> dict[str, str]:
+    """The arguments of a command by name, however they are written; one without a name is the configuration."""
+    found: dict[str, str] = {}
+    expected = "config"
+    for word in shlex.split(command)[2:]:  # after "apl-jax run"
+        name, equals, value = word.lstrip("-").partition("=")
+        if equals:
+            found[name.removeprefix("config.")] = value
+        elif word.startswith("-"):
+            expected = name
+        else:
+            found.setdefault(expected, word)
+    return found
 
 
 def _setting(results: Mapping[str, Any]) -> str:
@@ -81,25 +99,26 @@ def _setting(results: Mapping[str, Any]) -> str:
 
 
 def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
-    """mAP per threshold, and average mAP per seed, of every arm of every group; an arm that ended in the very numbers
-    of an earlier one is that one."""
-    thresholds = list(dict.fromkeys(t for g in groups for r in g.results.values() for t in _first(r["arms"])["map"]))
+    """mAP per threshold, and average mAP per seed, of every variant of every group; a variant that ended in the very
+    numbers of an earlier one is that one."""
+    scores = [score for g in groups for results in g.results.values() for score in results["variants"].values()]
+    thresholds = list(dict.fromkeys(t for score in scores for t in score["map"]))
     all_seeds = sorted({seeds for group in groups for seeds in group.results})
     rows = [["mAP, %", "runs", "steps", *(f"tIoU {t}" for t in thresholds), "average"]]
     by_seed = [["average mAP, %", *(_seed_name(seeds) for seeds in all_seeds), "minus the first"]]
     seen: set[tuple[Any, ...]] = set()
     first: dict[tuple[int, int], float] = {}
     for group in groups:
-        arms = dict.fromkeys(arm for results in group.results.values() for arm in results["arms"])
-        for arm in arms:
-            runs = {seeds: r["arms"][arm] for seeds, r in group.results.items() if arm in r["arms"]}
+        variants = dict.fromkeys(variant for results in group.results.values() for variant in results["variants"])
+        for variant in variants:
+            runs = {seeds: r["variants"][variant] for seeds, r in group.results.items() if variant in r["variants"]}
             averages = {seeds: run["average_map"] for seeds, run in runs.items()}
-            mark = (arm, *sorted(averages.items()))
+            mark = (variant, *sorted(averages.items()))
             if mark in seen:
                 continue
             seen.add(mark)
-            steps = total_steps(_first(group.results), arm)
-            name = f"{group.name}, {arm_name(arm)}"
+            steps = total_steps(next(iter(group.results.values())), variant)
+            name = f"{group.name}, {variant_name(variant)}"
             cells = [spread([run["map"][t] for run in runs.values() if t in run["map"]]) for t in thresholds]
             rows.append([name, str(len(runs)), f"{steps or 0:,}", *cells, spread(list(averages.values()))])
             first = first or averages
@@ -120,7 +139,3 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 def _seed_name(seeds: tuple[int, int]) -> str:
     return f"seed {seeds[0]}" if seeds[0] == seeds[1] else f"seed {seeds[0]}, split {seeds[1]}"
-
-
-def _first(mapping: Mapping[Any, Any]) -> Any:
-    return next(iter(mapping.values()))

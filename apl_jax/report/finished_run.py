@@ -5,6 +5,7 @@ Only the report and notebooks read a run this way; no stage does, since the trut
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from apl_jax.declarations import from_dict
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.external import protocol_words
 from apl_jax.evaluation.submission import read_submission
-from apl_jax.settings import Settings
+from apl_jax.learning.selection import UNKNOWN_SIMILARITY
+from apl_jax.runs.settings import Settings
+from apl_jax.settings import DataSettings, EvaluationSettings
 from apl_jax.structs import Reason
 
 
@@ -40,11 +43,26 @@ class FinishedRun:
     """A run folder, opened for reading."""
 
     workdir: Path
-    settings: Settings
+    document: dict[str, Any]  # settings.json
     results: dict[str, Any]
     split: dict[str, Any]
     truth: Annotations  # the held-back ones included, of the classes that were taught
     scored_truth: Annotations  # the same of the classes that predictions have: others where the protocol names them
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """The run's settings; whatever they name must be registered, which a page does without."""
+        return from_dict(Settings, self.document)
+
+    @property
+    def selection_chain(self) -> list[str]:
+        """The links of the selection of pseudo labels, by name."""
+        return self.document["learning"]["selection"]["chain"]
+
+    def selection_setting(self, name: str) -> Any:
+        """A setting of the first link of the selection that has one of this name; None where none has."""
+        links = (self.document["learning"]["selection"].get(link, {}) for link in self.selection_chain)
+        return next((link[name] for link in links if name in link), None)
 
     def known(self, role: str) -> Annotations:
         """By what the videos of a role (labelled, unlabelled or evaluation) are judged."""
@@ -80,17 +98,16 @@ class FinishedRun:
             column("confidence", 1.0),
         )
         reason = np.array([Reason[row.get("reason", "kept").upper()] for _, row in rows], np.int64)
-        unknown = self.settings.learning.selection.discriminator.unknown_similarity
-        others = column("score", 1.0), column("tiou", 1.0), column("tnd", 0.0), column("similarity", unknown)
+        others = column("score", 1.0), column("tiou", 1.0), column("tnd", 0.0), column("similarity", UNKNOWN_SIMILARITY)
         return PseudoLabelTable(instances, reason, *others)
 
     def label_space(self, stage: str) -> dict[str, Any]:
         """What was kept of a network's class distributions: ``classes``, ``examples`` and perhaps ``plane``."""
         return load_json(self.workdir / "stages" / f"{stage}_label_space" / "label_space.json")
 
-    def predictions(self, arm: str) -> Instances:
-        """What an arm predicts on the evaluation videos."""
-        path = self.workdir / "stages" / f"{arm}_evaluation" / "predictions.json"
+    def predictions(self, variant: str) -> Instances:
+        """What a variant predicts on the evaluation videos."""
+        path = self.workdir / "stages" / f"{variant}_evaluation" / "predictions.json"
         return read_submission(path, self.split["evaluation"], self.scored_truth.classes).instances
 
     def curves(self, stage: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -106,20 +123,20 @@ class FinishedRun:
 def open_run(workdir: Path) -> FinishedRun:
     """Opens the folder of a finished run.
 
-    Raises :class:`~apl_jax.data.annotations.DataError` naming the file when one is missing or broken, or when the data
+    Raises :class:`~apl_jax.data.files.DataError` naming the file when one is missing or broken, or when the data
     set has gone.
     """
     names = "settings", "results", "split"
     for name in names:
         if not (workdir / f"{name}.json").is_file():
-            remedy = f"finish it with apl-jax run --workdir={workdir}, or give another --workdir"
+            remedy = "finish the run, or give the folder of another one as `workdir`"
             raise refusal(f"{workdir / name}.json", "no such file", "the folder of a finished run", remedy)
     settings, results, split = (load_json(workdir / f"{name}.json") for name in names)
-    opened = from_dict(Settings, settings)
-    data = opened.data
-    asked = protocol_words(opened.evaluation, data.class_agnostic)
+    data = from_dict(DataSettings, settings["data"], "data")
+    evaluation = from_dict(EvaluationSettings, settings["evaluation"], "evaluation")
+    asked = protocol_words(evaluation, data.class_agnostic)
     if results["protocol"] != asked:  # the table would be of one protocol, the predictions beside it of another
         where, found = f"{workdir / 'results.json'}: protocol", f"{results['protocol']!r}"
         raise refusal(where, found, f"{asked!r} as in settings.json", "finish the run, which was begun again")
-    scored = open_truth(data, named=opened.evaluation.protocol == "external")
-    return FinishedRun(workdir, opened, results, split, open_truth(data), scored)
+    scored = open_truth(data, named=evaluation.protocol == "external")
+    return FinishedRun(workdir, settings, results, split, open_truth(data), scored)

@@ -1,15 +1,12 @@
-"""What :mod:`apl_jax.inspection.inspection` found, as lines for the terminal and as ``inspect.html``, a page of its own.
-
-The page needs no network and no JavaScript.
-"""
+"""What :mod:`apl_jax.inspection.inspection` found, as lines for the terminal and as a page, ``inspect.html``."""
 
 from __future__ import annotations
 
 import re
-import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +14,10 @@ from apl_jax.data.coverage import Cause
 from apl_jax.data.files import write_text
 from apl_jax.inspection.inspection import Inspection, Uncovered
 from apl_jax.inspection.survey import Finding, Survey
+from apl_jax.report.elements import Drawing, drawn, folded_classes, number_table
 from apl_jax.report.figures import FULL_WIDTH_IN, HALF_WIDTH_IN, MOST_BARS
 from apl_jax.report.figures.data_set import class_bars, length_histogram
-from apl_jax.report.elements import document, escaped, figure, fold, number_table, paragraph, row, text_table
-from apl_jax.report.page import OPEN_CLASSES
+from apl_jax.report.rendering import Section, render_page
 from apl_jax.report.tables import aligned
 
 PAGE = "inspect.html"
@@ -48,26 +45,28 @@ def terminal_text(found: Inspection) -> str:
 
 def write_inspection(found: Inspection, folder: Path, command: str) -> Path:
     """Writes ``inspect.html`` into a folder, which is made, and returns its path; ``OSError`` if it cannot."""
+    subsets = {"table": number_table(subset_rows(found)), "split": split_words(found)}
     sections = [
-        ("Errors", _findings(found.errors)),
-        ("Notes", _findings(found.notes)),
-        ("Videos and instances", number_table(subset_rows(found)) + paragraph(split_words(found))),
-        ("Lengths", _lengths(found)),
-        ("Classes", _classes(found)),
-        ("Grid", _facts([*grid_facts(found), ("command", command)])),
-        ("Instances that no grid point covers", _uncovered(found)),
+        Section("Errors", "findings", found.errors),
+        Section("Notes", "findings", found.notes),
+        Section("Videos and instances", "subsets", subsets),
+        Section("Lengths", "lengths", _lengths(found)),
+        Section("Classes", "classes", _classes(found)),
+        Section("Grid", "grid", dict([*grid_facts(found), ("command", command)])),
+        Section("Instances that no grid point covers", "uncovered", _uncovered(found)),
     ]
     verdict = f"{_count(len(found.errors), 'error')}, {_count(len(found.notes), 'note')}. {found.root.absolute()}"
     path = folder / PAGE
-    write_text(path, document(headline(found), verdict, sections))
+    write_text(path, render_page("inspection.html", headline(found), verdict, sections))
     return path
 
 
 def headline(found: Inspection) -> str:
+    """The data set and its size."""
     videos, instances = len(found.durations_s), len(found.lengths_s)
-    variant = f" (variant {found.variant})" if found.variant else ""
+    version = f" (variant {found.variant})" if found.variant else ""
     return (
-        f"{found.name}{variant}: {_count(videos, 'video')}, {_count(instances, 'instance')}, "
+        f"{found.name}{version}: {_count(videos, 'video')}, {_count(instances, 'instance')}, "
         f"{len(found.classes)} {'class' if len(found.classes) == 1 else 'classes'}"
     )
 
@@ -76,6 +75,7 @@ def headline(found: Inspection) -> str:
 
 
 def subset_rows(found: Inspection) -> list[list[str]]:
+    """Videos, instances and hours of each subset, the head first."""
     rows = [["subset", "videos", "instances", "hours"]]
     for subset, (videos, instances, seconds) in found.subsets.items():
         rows.append([subset or "(none)", f"{videos:,}", f"{instances:,}", f"{seconds / 3600:,.2f}"])
@@ -83,6 +83,7 @@ def subset_rows(found: Inspection) -> list[list[str]]:
 
 
 def split_words(found: Inspection) -> str:
+    """How a run would split the videos."""
     split = found.split
     if split is None:
         return "No split: see the errors."
@@ -108,6 +109,7 @@ def class_rows(found: Inspection, most: int = 0) -> list[list[str]]:
 
 
 def length_rows(found: Inspection) -> list[list[str]]:
+    """Quantiles of the lengths of videos and instances, in seconds and in rows, the head first."""
     lengths = {"video, s": found.durations_s, "instance, s": found.lengths_s}
     if found.survey is not None:
         lengths |= {"video, rows": found.survey.rows, "instance, rows": found.survey.lengths_t}
@@ -212,76 +214,58 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name) or "data"
 
 
-def next_step(found: Inspection, arguments: Sequence[str]) -> str:
-    """What to do now; ``arguments`` are those that ``inspect`` was called with."""
+def next_step(found: Inspection) -> str:
+    """What to do now."""
     if found.errors:
         return f"{_count(len(found.errors), 'error')}: a run would stop there. Correct them, and inspect again."
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and re.fullmatch(r"--?workdir(=.*)?", argument) is None:
-            kept.append(argument)
-        skip = not skip and argument in ("--workdir", "-workdir")
-    if not any(re.match(r"--?config(=|$)", argument) for argument in kept):
-        kept.insert(0, "--config=configs/FILE.py")
-    return f"No errors. Next: {shlex.join(['apl-jax', 'run', *kept, f'--workdir=runs/{_file_name(found.name)}'])}"
+    folder = f"runs/{_file_name(found.name)}"
+    return f"No errors. Next: a run with these settings, and with a new folder as `workdir`, such as {folder}."
 
 
 # The page
 
 
-def _findings(findings: Sequence[Finding]) -> str:
-    blocks = []
-    for finding in findings:
-        number = f"<b>{finding.count:,}</b> " if finding.count else ""
-        rest = finding.count - len(finding.examples)
-        lines = [escaped(example) for example in finding.examples]
-        lines += [f"and {rest:,} more"] if lines and rest else []
-        listed = "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>" if lines else ""
-        blocks.append(f"<p>{number}{escaped(finding.what)}</p>{listed}")
-    return "".join(blocks)
-
-
-def _lengths(found: Inspection) -> str:
-    figures, survey = [], found.survey
+def _lengths(found: Inspection) -> dict[str, Any]:
+    survey = found.survey
     span = float(np.median(survey.seconds_per_row)) if survey is not None and len(survey.seconds_per_row) else 0.0
-    figures.append(_histogram("Durations of videos", found.durations_s, "videos", (0.0, "")))
+    figures = [_histogram("Durations of videos", found.durations_s, "videos", (0.0, ""))]
     if len(found.lengths_s):
         mark = span, f"one row, {span:.3g} s"
         figures.append(_histogram("Lengths of instances", found.lengths_s, "instances", mark))
-    return row(figures) + number_table(length_rows(found))
+    return {"figures": figures, "table": number_table(length_rows(found))}
 
 
-def _histogram(title: str, values: np.ndarray, counted: str, mark: tuple[float, str]) -> str:
-    return figure(HALF_WIDTH_IN, 2.6, title, length_histogram, values, "seconds", counted, mark)
+def _histogram(title: str, values: np.ndarray, counted: str, mark: tuple[float, str]) -> Drawing:
+    return drawn(HALF_WIDTH_IN, 2.6, title, length_histogram, values, "seconds", counted, mark)
 
 
-def _classes(found: Inspection) -> str:
+def _classes(found: Inspection) -> dict[str, Any] | None:
     if not found.classes:
-        return ""
+        return None
     total = np.sum(list(found.class_counts.values()), axis=0)
     shown = min(len(found.classes), MOST_BARS)
     title = "" if shown == len(found.classes) else f"The {shown} most frequent of {len(found.classes)} classes"
     arrays = found.classes, total, found.labelled_counts
-    bars = figure(FULL_WIDTH_IN, 0.9 + 0.24 * shown, title, class_bars, *arrays)
-    table = number_table(class_rows(found))
-    return bars + (table if len(found.classes) <= OPEN_CLASSES else fold(f"{len(found.classes)} classes", table))
+    return {
+        "figure": drawn(FULL_WIDTH_IN, 0.9 + 0.24 * shown, title, class_bars, *arrays),
+        "folded": folded_classes(len(found.classes)),
+        "table": number_table(class_rows(found)),
+    }
 
 
-def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(fact)}</dd>" for name, fact in facts) + "</dl>"
+def _uncovered(found: Inspection) -> list[dict[str, Any]]:
+    """The instances that no grid point covers, by cause."""
+    hits = {cause: [hit for hit in found.uncovered if hit.cause is cause] for cause in Cause}
+    return [
+        {
+            "title": f"{len(some):,} {cause.value}",
+            "rows": _instance_rows(some[:SHOWN_INSTANCES], found.classes),
+            "more": f"and {len(some) - SHOWN_INSTANCES:,} more" if len(some) > SHOWN_INSTANCES else "",
+        }
+        for cause, some in hits.items() if some
+    ]  # fmt: skip
 
 
-def _uncovered(found: Inspection) -> str:
-    blocks = []
-    for cause in Cause:
-        hits = [hit for hit in found.uncovered if hit.cause is cause]
-        if hits:
-            blocks.append(fold(f"{len(hits):,} {cause.value}", _instances(hits, found.classes)))
-    return "".join(blocks)
-
-
-def _instances(hits: Sequence[Uncovered], classes: Sequence[str]) -> str:
+def _instance_rows(hits: Sequence[Uncovered], classes: Sequence[str]) -> list[list[str]]:
     rows = [["video", "part", "class", "start, s", "end, s"]]
-    rows += [[h.video, h.role, classes[h.label], f"{h.start_s:.3f}", f"{h.end_s:.3f}"] for h in hits[:SHOWN_INSTANCES]]
-    rest = len(hits) - SHOWN_INSTANCES
-    return text_table(rows) + (paragraph(f"and {rest:,} more") if rest > 0 else "")
+    return rows + [[h.video, h.role, classes[h.label], f"{h.start_s:.3f}", f"{h.end_s:.3f}"] for h in hits]

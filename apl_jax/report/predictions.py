@@ -11,20 +11,21 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from apl_jax.report import figures as plots
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.files import write_text
-from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
+from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.thresholds import Thresholds
+from apl_jax.report import figures as plots
+from apl_jax.report.elements import drawn
 from apl_jax.report.figures import FULL_WIDTH_IN, Lane, Panel
 from apl_jax.report.figures.drawing import short_name
-from apl_jax.report.elements import document, figure, paragraph
+from apl_jax.report.rendering import Section, render_page
 from apl_jax.report.tables import aligned, percent
+from apl_jax.report.timelines import predicted_lane, true_lane
 
 PAGE_VIDEOS = 100  # of a page; a folder of pictures has no limit
 MOST_LANES = 20  # classes of one video
 PICTURE_DPI = 150
-_NOTE = "A lane per class found in the video. The more confident, the more opaque; point at an instance to read it."
 
 
 def print_surest(instances: Instances, records: Sequence[VideoRecord], classes: Sequence[str], most: int) -> None:
@@ -72,13 +73,10 @@ def write_timelines(
 
 
 def _write_page(path: Path, panels: Sequence[Panel], colours: Sequence[str], title: str, videos: int) -> None:
-    note = _NOTE
-    if len(panels) < videos:
-        note += f" The first {len(panels)} of {videos:,} videos: a folder as --timelines has a picture of each."
-    drawings = "".join(
-        figure(FULL_WIDTH_IN, plots.timeline_height([panel]), "", plots.timelines, [panel], colours) for panel in panels
-    )
-    write_text(path, document("Predictions", title, [("Timelines", paragraph(note) + drawings)]))
+    height = lambda panel: plots.timeline_height([panel])
+    figures = [drawn(FULL_WIDTH_IN, height(panel), "", plots.timelines, [panel], colours) for panel in panels]
+    section = Section("Timelines", "timelines", {"figures": figures, "videos": videos})
+    write_text(path, render_page("predictions.html", "Predictions", title, [section]))
 
 
 def _write_pictures(folder: Path, names: Sequence[str], panels: Iterable[Panel], colours: Sequence[str]) -> None:
@@ -99,28 +97,14 @@ def _write_pictures(folder: Path, names: Sequence[str], panels: Iterable[Panel],
 
 def _panel(record: VideoRecord, found: Instances, classes: Sequence[str]) -> Panel:
     """The timeline of a video: the annotated instances, if any, and a lane per class, the surest first."""
-    lanes: list[Lane] = []
-    if len(record.labels):
-        truth = instances_from_annotations([record])
-        lanes.append(Lane("annotated", truth.segments_s, truth.label, None, _tips(truth, classes, scored=False)))
+    lanes = [true_lane("annotated", record, classes)] if len(record.labels) else []
     best = np.zeros(len(classes))
     np.maximum.at(best, found.label, found.score)
     present = np.flatnonzero(np.bincount(found.label, minlength=len(classes)))
     present = present[np.argsort(-best[present], kind="stable")]
     for c in map(int, present[:MOST_LANES]):
-        some = found.select(found.label == c)
-        lanes.append(
-            Lane(short_name(classes[c]), some.segments_s, some.label, some.score, _tips(some, classes, scored=True))
-        )
+        lanes.append(predicted_lane(short_name(classes[c]), found.select(found.label == c), classes))
     hidden = len(present) - MOST_LANES
     more = f", {hidden} more classes are not drawn" if hidden > 0 else ""
     title = f"{record.id}, {record.duration_s:,.1f} s, {len(found):,} instances{more}"
     return Panel(title, (0.0, record.duration_s), lanes or [Lane("nothing", np.zeros((0, 2)), np.zeros(0, np.int64))])
-
-
-def _tips(instances: Instances, classes: Sequence[str], scored: bool) -> list[str]:
-    rows = zip(instances.label, instances.segments_s, instances.score, strict=True)
-    return [
-        f"{classes[label]}, {start_s:.1f} to {end_s:.1f} s" + (f", confidence {score:.2f}" if scored else "")
-        for label, (start_s, end_s), score in rows
-    ]

@@ -11,45 +11,46 @@ from apl_jax.report.figures import SET_NAMES
 MEASURES = _FIGURE_3C | {"precision": "precision", "recall": "recall"}
 
 
-def arm_name(arm: str) -> str:
-    """An arm in words."""
+def variant_name(variant: str) -> str:
+    """A row of the final table in words."""
     words = {
         "supervised": "supervised only",
         "supervised_matched": "supervised, matched steps",
         "teacher": "teacher (stage 2)",
     }
-    return words.get(arm) or arm.replace("self_train_", "self-training, round ")
+    return words.get(variant) or variant.replace("self_train_", "self-training, round ")
 
 
 def stage_name(stage: str) -> str:
     """A training or labelling stage in words."""
     words = {"pretrain": "pre-training"}
-    name = words.get(stage) or arm_name(stage).replace("pseudo_label_", "pseudo labels, round ")
+    name = words.get(stage) or variant_name(stage).replace("pseudo_label_", "pseudo labels, round ")
     return name[0].upper() + name[1:]
 
 
-def total_steps(results: Mapping[str, Any], arm: str) -> int | None:
-    """Optimiser steps that lead to an arm's parameters, those of the stages it starts from included."""
+def total_steps(results: Mapping[str, Any], variant: str) -> int | None:
+    """Optimiser steps that lead to a variant's parameters, those of the stages it starts from included."""
     steps: dict[str, int] = results["steps"]
     chain = [name for name in steps if name in ("pretrain", "teacher") or name.startswith("self_train_")]
-    if arm in chain:
-        return sum(steps[name] for name in chain[: chain.index(arm) + 1])
-    return steps.get(arm)
+    if variant in chain:
+        return sum(steps[name] for name in chain[: chain.index(variant) + 1])
+    return steps.get(variant)
 
 
 # The terminal
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Prints the end of a run, ``results.json``: mAP of every arm, then the quality of every round's pseudo labels."""
-    print(f"\n{headline(results)}\n")
-    print(aligned(map_rows(results)))
-    print(f"\n{protocol(results)}")
-    if sentence := gain(results):
-        print(f"\n{sentence}")
-    for name, labels in results.get("pseudo_labels", {}).items():
-        print(f"\n{stage_name(name)}: {counts(labels)}\n")
-        print(aligned(quality_rows(labels["quality"])))
+    """Prints :func:`results_table`."""
+    print(f"\n{results_table(results)}")
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """The end of a run, ``results.json``, as text: mAP of every variant, then the quality of every round's labels."""
+    parts = [headline(results), aligned(map_rows(results)), protocol(results), gain(results), no_pseudo_labels(results)]
+    for name, labels in results["pseudo_labels"].items():
+        parts += [f"{stage_name(name)}: {counts(labels)}", aligned(quality_rows(labels["quality"]))]
+    return "\n\n".join(part for part in parts if part)
 
 
 def print_average_precision(result: dict[str, Any]) -> None:
@@ -63,6 +64,7 @@ def print_average_precision(result: dict[str, Any]) -> None:
 
 
 def headline(results: Mapping[str, Any]) -> str:
+    """The data of a run and its seeds."""
     data = results["data"]
     return (
         f"{data['name']}, {100 * data['label_ratio']:g} % of labels: {data['labelled']} videos labelled, "
@@ -83,15 +85,28 @@ def protocol(results: Mapping[str, Any]) -> str:
 
 
 def gain(results: Mapping[str, Any]) -> str:
-    arms, final = results["arms"], str(results.get("final_arm"))
-    base = next((arm for arm in ("supervised_matched", "supervised") if arm in arms), None)
-    if final not in arms or base is None or final == base or final == "supervised":
+    """What the final variant gains over the fairest baseline; empty where one of them is missing."""
+    variants, final = results["variants"], str(results["final_variant"])
+    base = next((name for name in ("supervised_matched", "supervised") if name in variants), None)
+    if final not in variants or base is None or final == base or final == "supervised":
         return ""
-    points = 100 * (arms[final]["average_map"] - arms[base]["average_map"])
-    return f"{arm_name(final)}: {points:+.1f} points of average mAP against {arm_name(base)}."
+    points = 100 * (variants[final]["average_map"] - variants[base]["average_map"])
+    return f"{variant_name(final)}: {points:+.1f} points of average mAP against {variant_name(base)}."
+
+
+def no_pseudo_labels(results: Mapping[str, Any]) -> str:
+    """Why a run that trained with unlabelled videos has no pseudo labels to show; empty for all other runs."""
+    self_trained = any(name.startswith("self_train_") for name in results["steps"])
+    if not self_trained or results["pseudo_labels"]:
+        return ""
+    return (
+        "No pseudo labels were written: this method has no labelling stage. At every training step it uses the "
+        "network's own predictions on the unlabelled videos."
+    )
 
 
 def counts(labels: Mapping[str, Any]) -> str:
+    """The threshold of a round of pseudo labels, and how many detections it concerned."""
     number, quality = labels["counts"], labels["quality"]
     return (
         f"tau_pos {labels['tau_pos']:.3f}; {number['kept']:,} kept, {number['promoted']:,} promoted, "
@@ -100,17 +115,20 @@ def counts(labels: Mapping[str, Any]) -> str:
 
 
 def map_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    arms = results["arms"]
-    thresholds = list(next(iter(arms.values()), {"map": {}})["map"])
+    """Steps and mAP of every variant, the head first."""
+    variants = results["variants"]
+    thresholds = list(next(iter(variants.values()), {"map": {}})["map"])
     rows = [["mAP, %", "steps", *(f"tIoU {t}" for t in thresholds), "average"]]
-    for arm, score in arms.items():
-        steps = total_steps(results, arm)
+    for variant, score in variants.items():
+        steps = total_steps(results, variant)
         values = [score["map"].get(t) for t in thresholds]
-        rows.append([arm_name(arm), "–" if steps is None else f"{steps:,}", *percents([*values, score["average_map"]])])
+        percent_cells = percents([*values, score["average_map"]])
+        rows.append([variant_name(variant), "–" if steps is None else f"{steps:,}", *percent_cells])
     return rows
 
 
 def quality_rows(quality: Mapping[str, Any]) -> list[list[str]]:
+    """The quality of a round's pseudo labels before and after ICD, the head first."""
     rows = [["%", "labels", *MEASURES.values()]]
     for name, words in SET_NAMES.items():
         rows.append([words, f"{quality[name]['count']:,}", *percents(quality[name][m] for m in MEASURES)])

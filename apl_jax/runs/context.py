@@ -1,72 +1,74 @@
-"""What the stages of one run share: settings, data on the devices or on its way there, and the detector."""
+"""What the stages of one run share: data on the devices or on its way there, the devices, the ledger. No settings.
+
+A stage is handed :class:`StageInputs`: the same, cut down to the data that the stage said it reads. Its fingerprint holds
+the digests of exactly these, so that nothing it depends on can be forgotten.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from apl_jax.data.annotations import Annotations
-from apl_jax.data.batching import VideoTable, build_targets, padded_length
-from apl_jax.data.dataset import Dataset, open_truth
-from apl_jax.feeds.resident import whole_table
-from apl_jax.detectors import build_detector
-from apl_jax.detectors.base import Detector
-from apl_jax.feeds.passes import BatchFn, BatchPlan, map_resident, map_streamed
-from apl_jax.learning.instances import ClassMembers, InstanceBank, build_bank, class_members, pool_instances
-from apl_jax.learning.objective import Ingredients
-from apl_jax.nn.discriminator import build_discriminator
-from apl_jax.runs.ledger import Ledger
-from apl_jax.settings import Settings, StageSettings
-from apl_jax.structs import Batch, PyTree
+from apl_jax.data.annotations import Annotations, VideoRecord
+from apl_jax.data.batching import VideoTable, build_targets, padded_length, whole_table
+from apl_jax.data.dataset import Dataset, annotation_digest
 from apl_jax.devices import first_rows, place, replicated, shard_batch, to_host
+from apl_jax.feeds.passes import BatchFn, BatchPlan, map_resident, map_streamed
+from apl_jax.inference.model import FOLDER, read_parameters, write_parameters
+from apl_jax.learning.icd import ClassMembers, InstanceBank, build_bank, class_members, pool_instances
+from apl_jax.runs.ledger import Ledger
+from apl_jax.settings import RuntimeSettings
+from apl_jax.structs import Batch, DataFacts, PyTree, nested
 
-Role = Literal["labelled", "unlabelled", "evaluation"]
 _GIB = 2**30
+
+# What a stage may read, and be asked to name.
+TRAINING = "training"  # features of all training videos, labelled and unlabelled, without annotations
+LABELLED = "labelled"  # annotations of the labelled videos
+EVALUATION = "evaluation"  # features of the evaluated videos
+UNLABELLED_TRUTH = "unlabelled_truth"  # held-back annotations of the unlabelled videos: for measuring only
+EVALUATION_TRUTH = "evaluation_truth"
+READABLE = (TRAINING, LABELLED, EVALUATION, UNLABELLED_TRUTH, EVALUATION_TRUTH)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Room:
+class RunContext:
     """One run's surroundings.
 
     Tables that fit are split over the devices when first asked for, and stay there; rows of zeros may follow their
     videos, to let the devices divide them. Otherwise they are ``streamed``.
     """
 
-    settings: Settings
     dataset: Dataset
+    facts: DataFacts
+    truth: Annotations  # all annotations, the held-back ones included
+    scored_truth: Annotations  # what predictions are scored against: under the external protocol all names of classes
     ledger: Ledger
     mesh: Mesh
+    runtime: RuntimeSettings
+    batches: BatchPlan  # of passes over whole videos
     device_bytes: int  # memory of all devices
-
-    @functools.cached_property
-    def truth(self) -> Annotations:
-        """All annotations, the held-back ones included: for evaluation only."""
-        return open_truth(self.settings.data)
-
-    @functools.cached_property
-    def scored_truth(self) -> Annotations:
-        """What predictions are scored against: :attr:`truth`, but under the external protocol all names of classes."""
-        return open_truth(self.settings.data, named=self.settings.evaluation.protocol == "external")
+    pretrains: bool  # whether some stage needs all training videos in one table
 
     @functools.cached_property
     def streamed(self) -> bool:
         """Whether batches are read while the devices compute (``runtime.feed``)."""
-        runtime = self.settings.runtime
-        if runtime.feed != "auto":
-            return runtime.feed == "stream"
-        return self._feature_bytes > runtime.device_share * self.device_bytes
+        if self.runtime.feed != "auto":
+            return self.runtime.feed == "stream"
+        return self._feature_bytes > self.runtime.device_share * self.device_bytes
 
     def describe_feed(self) -> str:
         """Where features are during the run and why, in words."""
-        runtime = self.settings.runtime
-        need, room = self._feature_bytes / _GIB, runtime.device_share * self.device_bytes / _GIB
+        need, granted = self._feature_bytes / _GIB, self.runtime.device_share * self.device_bytes / _GIB
         why = "as runtime.feed asks"
-        if runtime.feed == "auto":
-            why = f"they would take {need:.2f} GiB, runtime.device_share grants {room:.2f} GiB"
+        if self.runtime.feed == "auto":
+            why = f"they would take {need:.2f} GiB, runtime.device_share grants {granted:.2f} GiB"
         place = "memory" if self.dataset.held else "their files, which is slower: they do not fit in memory"
         return f"streamed from {place} ({why})" if self.streamed else f"all features on the devices ({why})"
 
@@ -86,14 +88,9 @@ class Room:
         return self._place(self.dataset.evaluation)
 
     @functools.cached_property
-    def all_training(self) -> Batch:
+    def training(self) -> Batch:
         """What pre-training sees, on the devices."""
         return self._place(self.dataset.all_training)
-
-    def pseudo_labelled(self, table: VideoTable, max_instances: int) -> Batch:
-        """The unlabelled videos on the devices, with the annotations that they have in ``table``."""
-        targets = shard_batch(build_targets(table.records, table.grids, max_instances), self.mesh)
-        return dataclasses.replace(self.unlabelled, targets=targets)
 
     @functools.cached_property
     def bank(self) -> InstanceBank:
@@ -106,40 +103,38 @@ class Room:
     @functools.cached_property
     def members(self) -> ClassMembers:
         """The rows of the bank by class, on every device."""
-        return place(class_members(to_host(self.bank), len(self.dataset.classes)), replicated(self.mesh))
+        return place(class_members(to_host(self.bank), self.facts.num_classes), replicated(self.mesh))
 
-    def map_videos(self, role: Role, function: BatchFn, params: PyTree) -> PyTree:
-        """``function(params, videos)`` of all V videos of a role, some at a time: ``[V, ...]``, on the devices, or as
+    def table(self, videos: str) -> VideoTable:
+        """One of the tables: labelled, unlabelled, training, evaluation."""
+        return self.dataset.all_training if videos == "training" else getattr(self.dataset, videos)
+
+    def map_videos(self, videos: str, function: BatchFn, params: PyTree) -> PyTree:
+        """``function(params, videos)`` of all V videos of a table, some at a time: ``[V, ...]``, on the devices, or as
         numpy where data is streamed."""
-        table: VideoTable = getattr(self.dataset, role)
+        table = self.table(videos)
         if self.streamed:
-            return self._stream(table, function, params, self.settings.data.length_multiple)
-        found = map_resident(function, params, getattr(self, role), self.settings.evaluation.batch, self.mesh)
+            return map_streamed(function, params, table, self.batches, self.mesh)
+        found = map_resident(function, params, getattr(self, videos), self.batches.batch, self.mesh)
         return jax.jit(lambda t: first_rows(t, len(table.ids)))(found)
 
     def map_few(self, table: VideoTable, function: BatchFn, params: PyTree) -> PyTree:
         """As :meth:`map_videos`, of the videos of a small table, as numpy; all padded to one length, so that one
         program serves them."""
-        return self._stream(table, function, params, padded_length(table.lengths, self.settings.data.length_multiple))
+        plan = self.batches._replace(multiple=padded_length(table.lengths, self.batches.multiple))
+        return map_streamed(function, params, table, plan, self.mesh)
 
-    def _stream(self, table: VideoTable, function: BatchFn, params: PyTree, multiple: int) -> PyTree:
-        settings = self.settings
-        shape = BatchPlan(settings.evaluation.batch, settings.data.max_length_t, multiple, settings.runtime.read_threads)
-        return map_streamed(function, params, table, shape, self.mesh)
+    def digest(self, read: str) -> str:
+        """The digest of one of READABLE."""
+        if read == UNLABELLED_TRUTH:
+            return annotation_digest([self.truth.videos[video] for video in self.dataset.unlabelled.ids])
+        if read == EVALUATION_TRUTH:
+            return annotation_digest([self.scored_truth.videos[video] for video in self.dataset.evaluation.ids])
+        return self.dataset.digests[read]
 
-    def detector(self, settings: Settings) -> Detector:
-        """The detector of an arm's settings."""
-        return build_detector(settings, self.feature_width, len(self.dataset.classes))
-
-    def ingredients(self, settings: Settings, stage: StageSettings) -> Ingredients:
-        """What a training stage's method is built from."""
-        edge_t = self.dataset.labelled.grids[0].offset
-        return build_ingredients(settings, stage, self.feature_width, len(self.dataset.classes), edge_t)
-
-    @property
-    def feature_width(self) -> int:
-        """D."""
-        return self.dataset.labelled.width
+    def inputs(self, reads: Iterable[str]) -> StageInputs:
+        """The part that a stage sees."""
+        return StageInputs(self, frozenset(reads))
 
     def _place(self, table: VideoTable) -> Batch:
         return shard_batch(whole_table(table), self.mesh)
@@ -150,20 +145,119 @@ class Room:
         a copy of the largest for a pass over it, and what the host holds where it is the device too."""
         dataset = self.dataset
         tables = [dataset.labelled, dataset.unlabelled, dataset.evaluation]
-        if self.settings.learning.pretrain.steps and "semi_supervised" in self.settings.arms:
-            tables.append(dataset.all_training)
+        tables += [dataset.all_training] if self.pretrains else []
         padded = [table.padded_bytes for table in tables]
         shared = dataset.held_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0
         return sum(padded) + max(padded) + shared
 
 
-def build_ingredients(
-    settings: Settings, stage: StageSettings, feature_width: int, classes: int, edge_t: float = 0.0
-) -> Ingredients:
-    """What the methods of an arm are built from, for features ``[T, feature_width]`` and so many classes; ``edge_t`` as
-    in :class:`Ingredients`."""
-    learning = settings.learning
-    return Ingredients(
-        build_detector(settings, feature_width, classes), build_discriminator(learning.selection.discriminator),
-        learning, stage, feature_width, classes, settings.data.max_length_t, edge_t,
-    )  # fmt: skip
+_NEEDED = {"labelled": (TRAINING, LABELLED), "unlabelled": (TRAINING,), "training": (TRAINING,), "evaluation": (EVALUATION,)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StageInputs:
+    """A run's surroundings as one stage sees them: data that it has not said it reads is out of reach."""
+
+    _context: RunContext
+    _reads: frozenset[str]
+
+    @property
+    def facts(self) -> DataFacts:
+        """What builders may know of the data."""
+        return self._context.facts
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by label."""
+        return self._context.dataset.classes
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self._context.mesh
+
+    @property
+    def runtime(self) -> RuntimeSettings:
+        """Machine matters, which change no result."""
+        return self._context.runtime
+
+    @property
+    def streamed(self) -> bool:
+        """Whether batches are read while the devices compute."""
+        return self._context.streamed
+
+    @property
+    def first_process(self) -> bool:
+        """Whether this process writes."""
+        return self._context.ledger.first_process
+
+    def table(self, videos: str) -> VideoTable:
+        """The videos called labelled, unlabelled, training or evaluation."""
+        self._require(*_NEEDED[videos])
+        return self._context.table(videos)
+
+    def resident(self, videos: str) -> Batch:
+        """The same, on the devices."""
+        self._require(*_NEEDED[videos])
+        return getattr(self._context, videos)
+
+    def pseudo_labelled(self, table: VideoTable, max_instances: int) -> Batch:
+        """The unlabelled videos on the devices, with the annotations that they have in ``table``."""
+        targets = shard_batch(build_targets(table.records, table.grids, max_instances), self.mesh)
+        return dataclasses.replace(self.resident("unlabelled"), targets=targets)
+
+    @property
+    def bank(self) -> InstanceBank:
+        """The memory of all labelled instances, on every device."""
+        self._require(*_NEEDED["labelled"])
+        return self._context.bank
+
+    @property
+    def members(self) -> ClassMembers:
+        """The rows of the bank by class, on every device."""
+        self._require(*_NEEDED["labelled"])
+        return self._context.members
+
+    def unlabelled_truth(self) -> list[VideoRecord]:
+        """The held-back annotations of the unlabelled videos, in the order of their table."""
+        self._require(UNLABELLED_TRUTH)
+        return [self._context.truth.videos[video] for video in self._context.dataset.unlabelled.ids]
+
+    def evaluation_truth(self) -> tuple[list[VideoRecord], tuple[str, ...]]:
+        """The annotations that predictions are scored against, in the order of their table, and the classes."""
+        self._require(EVALUATION_TRUTH)
+        known = self._context.scored_truth
+        return [known.videos[video] for video in self._context.dataset.evaluation.ids], known.classes
+
+    def map_videos(self, videos: str, function: BatchFn, params: PyTree) -> PyTree:
+        """As :meth:`RunContext.map_videos`."""
+        self._require(*_NEEDED[videos])
+        return self._context.map_videos(videos, function, params)
+
+    def map_few(self, table: VideoTable, function: BatchFn, params: PyTree) -> PyTree:
+        """As :meth:`RunContext.map_few`, of a table that :meth:`table` gave."""
+        return self._context.map_few(table, function, params)
+
+    def folder(self, stage: str) -> Path:
+        """Where an earlier stage left its files."""
+        return self._context.ledger.folder(stage)
+
+    def parameters(self, stage: str) -> dict[str, PyTree]:
+        """The averaged parameters that a training stage left, by owner, on every device."""
+        leaves = read_parameters(self.folder(stage) / FOLDER)
+        return place(nested(leaves), replicated(self.mesh))
+
+    def write_parameters(self, folder: Path, params: PyTree) -> None:
+        """Keeps averaged parameters for the stages that follow, and for prediction; called by every process."""
+        values = to_host(params)
+        if self.first_process:
+            write_parameters(folder / FOLDER, values)
+
+    def write(self, path: Path, document: dict[str, Any]) -> None:
+        """Writes a JSON file whole, from the first process only."""
+        self._context.ledger.write(path, document)
+
+    def _require(self, *needed: str) -> None:
+        missing = set(needed) - self._reads
+        if missing:
+            raise RuntimeError(f"a stage reads {', '.join(sorted(missing))} without having said so: a fault of the stage")

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from apl_jax.declarations import Choice
+from apl_jax.detectors import build_detector
+from apl_jax.detectors.base import Detector
 from apl_jax.evaluation.label_space import frame_truth
-from apl_jax.runs.context import Room
-from apl_jax.runs.training_stage import trained_parameters
+from apl_jax.runs.context import StageInputs
 from apl_jax.structs import Array, Batch, PyTree
 
 
@@ -28,15 +30,15 @@ class Frames:
     kind: np.ndarray  # [M] true class; C is background
 
 
-def sample_frames(room: Room, videos: int, frames: int, seed: int = 0) -> Frames:
+def sample_frames(inputs: StageInputs, videos: int, frames: int, seed: int = 0) -> Frames:
     """About ``frames`` frames of ``videos`` unlabelled videos, spread over the list; every class and the background
     give equally many, as far as they have them."""
-    table = room.dataset.unlabelled
+    table, truth = inputs.table("unlabelled"), inputs.unlabelled_truth()
     chosen = np.unique(np.linspace(0, len(table.ids) - 1, videos).round().astype(int))
     found = []
     for row, v in enumerate(chosen):
         steps = np.arange(int(table.lengths[v]))
-        kinds = frame_truth(table.grids[v].to_s(steps), room.truth.videos[table.ids[v]], len(room.dataset.classes))
+        kinds = frame_truth(table.grids[v].to_s(steps), truth[v], len(inputs.classes))
         found.append(np.stack([np.full_like(steps, row), steps, kinds]))
     row, step, kind = np.concatenate(found, axis=1)
     draws, kinds = np.random.default_rng(seed), np.unique(kind)
@@ -45,9 +47,9 @@ def sample_frames(room: Room, videos: int, frames: int, seed: int = 0) -> Frames
     return Frames(chosen, row[few], step[few], kind[few])
 
 
-def representation(room: Room, params: PyTree, frames: Frames) -> np.ndarray:
-    """What the run's detector with these parameters makes of the frames: ``[M, E]``."""
-    detector, table = room.detector(room.settings), room.dataset.unlabelled.take(frames.videos)
+def representation(detector: Detector, inputs: StageInputs, params: PyTree, frames: Frames) -> np.ndarray:
+    """What a detector with these parameters makes of the frames: ``[M, E]``."""
+    table = inputs.table("unlabelled").take(frames.videos)
     # Frames of each video side by side [V, most]; the places that a video does not fill repeat its first step.
     place = np.zeros(len(frames.row), int)
     steps = np.zeros((len(table.ids), np.bincount(frames.row).max()), np.int32)
@@ -59,17 +61,17 @@ def representation(room: Room, params: PyTree, frames: Frames) -> np.ndarray:
     def represent(params: PyTree, videos: Batch) -> Array:
         return detector.apply(params, videos, None).represent(jnp.asarray(steps)[videos.video])
 
-    return np.asarray(room.map_few(table, represent, params))[frames.row, place]
+    return np.asarray(inputs.map_few(table, represent, params))[frames.row, place]
 
 
-def representations(room: Room, stages: Mapping[str, str], frames: Frames) -> dict[str, np.ndarray]:
+def representations(
+    detector: Choice, inputs: StageInputs, stages: Mapping[str, str], frames: Frames, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Input features, the detector as it is initialised, and ``stages``, name -> finished training stage of the
-    semi-supervised arm: name -> ``[M, E]``."""
-    settings = room.settings
-    params = {
-        "as initialised": jax.jit(lambda key: room.detector(settings).init(key)[0])(jax.random.key(settings.seed))
-    }
-    params |= {name: trained_parameters(room, settings, stage)["detector"] for name, stage in stages.items()}
-    table = room.dataset.unlabelled.take(frames.videos)
-    inputs = np.stack([table.read(row)[step] for row, step in zip(frames.row, frames.step, strict=True)])
-    return {"input features": inputs} | {name: representation(room, p, frames) for name, p in params.items()}
+    semi-supervised variant: name -> ``[M, E]``."""
+    built = build_detector(detector, inputs.facts)
+    params = {"as initialised": jax.jit(lambda key: built.init(key)[0])(jax.random.key(seed))}
+    params |= {name: inputs.parameters(stage)["detector"] for name, stage in stages.items()}
+    table = inputs.table("unlabelled").take(frames.videos)
+    rows = np.stack([table.read(row)[step] for row, step in zip(frames.row, frames.step, strict=True)])
+    return {"input features": rows} | {name: representation(built, inputs, p, frames) for name, p in params.items()}

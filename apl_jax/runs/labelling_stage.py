@@ -1,81 +1,105 @@
-"""The pseudo-label stage: the unlabelled set predicted, selected from, asked about, and written as annotations."""
+"""The pseudo-label stage: the unlabelled set predicted, selected from, and written as annotations."""
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file, save
 
+from apl_jax.data.files import write_bytes
+from apl_jax.declarations import Chain, Choice
+from apl_jax.detectors import build_detector
+from apl_jax.devices import place, replicated, to_host
 from apl_jax.evaluation.average_precision import instances_from_annotations
-from apl_jax.evaluation.label_quality import label_quality
 from apl_jax.evaluation.detections import predict_batch, to_instances, to_rows
-from apl_jax.learning.instances import mean_similarity
-from apl_jax.learning.selection import build_selector, refine
-from apl_jax.runs.ledger import Stage
-from apl_jax.runs.context import Room
-from apl_jax.runs.training_stage import trained_parameters
-from apl_jax.settings import Settings
-from apl_jax.structs import Array, Batch, Detections, PseudoLabels, PyTree, Reason
-from apl_jax.devices import to_host
+from apl_jax.evaluation.label_quality import label_quality
+from apl_jax.learning.selection import Known, Link, chain, unselected
+from apl_jax.registry import SELECTION
+from apl_jax.runs.context import StageInputs
+from apl_jax.runs.training_stage import PSEUDO_LABELS
+from apl_jax.structs import Array, Batch, DataFacts, Detections, PseudoLabels, PyTree, Reason, leaves_by_name
+
+SELECTION_STATE = "selection_state.safetensors"
 
 
-def labelling_stage(name: str, settings: Settings, teacher: str) -> Stage:
-    """Predicts the whole unlabelled set with the teacher's averaged parameters, selects, asks ICD, and writes the
-    verdicts as annotations; then scores them against the truth that training never sees (Figure 3(c))."""
+@dataclass(frozen=True)
+class LabellingPart:
+    """What a labelling stage is handed."""
 
-    def run(room: Room, folder: Path) -> dict[str, Any]:
-        params = trained_parameters(room, settings, teacher)
-        labels, tau = _label(room, settings, params)
-        ids = [record.id for record in room.dataset.unlabelled.records]
-        room.ledger.write(folder / "pseudo_labels.json", _document(room, labels, name))
-        instances, reason = to_instances(labels.detections, room.dataset.unlabelled.grids, np.asarray(labels.reason))
-        truth = instances_from_annotations([room.truth.videos[video] for video in ids])
-        counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW_THRESHOLD}
-        return {"tau_pos": tau, "counts": counts, "quality": label_quality(instances, reason, truth)}
-
-    depends = {
-        "selection": dataclasses.asdict(settings.learning.selection),
-        "nms": dataclasses.asdict(settings.network.nms),
-    }
-    return Stage(name, (teacher,), depends, run)
+    name: str
+    detector: Choice
+    selection: Chain
+    candidates: str  # ignore | background: what unselected candidates are in training (A14)
+    teacher: str  # stage whose averaged parameters label
+    before: str = ""  # labelling stage of the round before, whose selection state this one continues
 
 
-def _label(room: Room, settings: Settings, params: PyTree) -> tuple[PseudoLabels, float]:
-    """The pass over the unlabelled set, all of it masked computation on the devices: every video predicted and its
-    detections compared with the labelled instances; then the whole set divided, and asked about."""
-    parts, selection = room.ingredients(settings, settings.learning.supervised), settings.learning.selection
-    selector = build_selector(selection)
+def build_selection(selection: Chain, facts: DataFacts) -> Link:
+    """The chain that settings describe, as one link."""
+    return chain(*(SELECTION[link.name].build(link.settings, facts) for link in selection.links))
 
-    def look(known: PyTree, videos: Batch) -> tuple[Detections, Array]:
-        detections = predict_batch(parts.detector, known["detector"], videos)
-        if not selection.discriminator.enabled:
-            return detections, jnp.full_like(detections.confidence, selection.discriminator.unknown_similarity)
-        similarity = mean_similarity(
-            known["discriminator"], known["bank"], known["members"], videos, detections.segments_t, detections.labels,
-            parts.discriminator, selection.discriminator, room.mesh.size,
-        )  # fmt: skip
-        return detections, similarity
+
+def label(part: LabellingPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
+    """Predicts the whole unlabelled set with the teacher's averaged parameters, selects, and writes the decisions as
+    annotations; then scores them against the truth that training never sees (Figure 3(c))."""
+    labels = select_pseudo_labels(part, inputs, folder)
+    inputs.write(folder / PSEUDO_LABELS, as_annotations(part, inputs, labels))
+    table, reasons = inputs.table("unlabelled"), np.asarray(labels.reason)
+    instances, reason = to_instances(labels.detections, table.grids, reasons)
+    considered = reasons != Reason.BELOW_THRESHOLD
+    tau = float(np.asarray(labels.threshold)[considered].mean()) if considered.any() else 0.0
+    counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW_THRESHOLD}
+    truth = instances_from_annotations(inputs.unlabelled_truth())
+    return {"tau_pos": tau, "counts": counts, "quality": label_quality(instances, reason, truth)}
+
+
+def select_pseudo_labels(part: LabellingPart, inputs: StageInputs, folder: Path) -> PseudoLabels:
+    """The decision on every detection, as numpy; all of it is masked computation on the devices: every video is
+    predicted and observed by the chain, then the whole set is selected from."""
+    detector, link = build_detector(part.detector, inputs.facts), build_selection(part.selection, inputs.facts)
+    known = Known(inputs.parameters(part.teacher), inputs.bank, inputs.members)
+
+    def predict_and_observe(known: Known, videos: Batch) -> tuple[Detections, PyTree]:
+        detections = predict_batch(detector, known.params["detector"], videos)
+        return detections, link.observe(known, videos, detections)
 
     @jax.jit
-    def judge(detections: Detections, similarity: Array) -> tuple[PseudoLabels, Array]:
-        _, selected = selector.select(selector.init(), detections, parts.num_classes)
-        considered = selected.positive_mask | selected.candidate_mask
-        tau = jnp.where(considered, selected.tau_pos, 0).sum() / jnp.maximum(considered.sum(), 1)
-        return refine(detections, selected, similarity, selection), tau
+    def select(state: PyTree, detections: Detections, observed: PyTree) -> tuple[PyTree, PseudoLabels]:
+        return link.select(state, unselected(detections), observed)
 
-    known = {**params, "bank": room.bank, "members": room.members}
-    labels, tau = to_host(judge(*room.map_videos("unlabelled", look, known)))
-    return labels, float(tau)
+    state = read_selection_state(link, inputs.folder(part.before)) if part.before else link.init()
+    state = place(jax.tree.map(jnp.asarray, state), replicated(inputs.mesh))
+    state, labels = to_host(select(state, *inputs.map_videos("unlabelled", predict_and_observe, known)))
+    write_selection_state(state, folder, inputs.first_process)
+    return labels
 
 
-def _document(room: Room, labels: PseudoLabels, name: str) -> dict[str, Any]:
+def write_selection_state(state: PyTree, folder: Path, first_process: bool) -> None:
+    """Keeps what the chain remembers, for the next round; nothing where it remembers nothing."""
+    leaves = leaves_by_name(state)
+    if leaves and first_process:
+        write_bytes(folder / SELECTION_STATE, save({name: np.asarray(leaf) for name, leaf in leaves.items()}))
+
+
+def read_selection_state(link: Link, folder: Path) -> PyTree:
+    """What the chain remembered in an earlier round, in the form of ``link.init()``."""
+    fresh = link.init()
+    if not jax.tree.leaves(fresh):
+        return fresh
+    stored = load_file(folder / SELECTION_STATE)
+    leaves = [jnp.asarray(stored[name]) for name in leaves_by_name(fresh)]
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+
+
+def as_annotations(part: LabellingPart, inputs: StageInputs, labels: PseudoLabels) -> dict[str, Any]:
     """Annotation JSON: selected instances as ``annotations``, the others as ``ignored``, each with its scores."""
-    table, classes = room.dataset.unlabelled, room.dataset.classes
-    columns = {name: np.asarray(getattr(labels, name)) for name in ("similarity", "reason", "weight")}
+    table, classes = inputs.table("unlabelled"), inputs.classes
+    columns: dict[str, Array] = {name: np.asarray(getattr(labels, name)) for name in ("similarity", "reason", "weight")}
     rows = to_rows(labels.detections, table.records, table.grids, classes, columns)
     database = {}
     for record in table.records:
@@ -91,7 +115,7 @@ def _document(room: Room, labels: PseudoLabels, name: str) -> dict[str, Any]:
             weight = row["weight"] if row["weight"] > 0 else 1.0
             label_id = classes.index(row["label"])
             entry[chosen].append(row | {"label_id": label_id, "reason": reason.name.lower(), "weight": weight})
-        if room.settings.learning.selection.candidates == "background":
+        if part.candidates == "background":
             entry["unselected"] = entry.pop("ignored")  # kept on record, but not read back: background
         database[record.id] = entry
-    return {"version": "pseudo labels", "provenance": name, "database": database}
+    return {"version": "pseudo labels", "provenance": part.name, "database": database}

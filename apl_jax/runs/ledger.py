@@ -1,32 +1,20 @@
-"""The calendar of a run: which stages are done, which one was broken off, and nothing ever half-written."""
+"""Which stages of a run are done, which one was broken off; nothing is ever half-written."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from apl_jax.data.files import load_json, write_json
 
-if TYPE_CHECKING:
-    from apl_jax.runs.context import Room
-
 _DONE, _STARTED = "done.json", "started.json"
-
-
-class Stage(NamedTuple):
-    """A step of the calendar: reads what its needs wrote, writes into its own folder, and returns JSON types."""
-
-    name: str
-    needs: tuple[str, ...]  # names of earlier stages
-    depends_on: Any  # JSON types: with the needs' fingerprints and the data's digest, all that the result depends on
-    run: Callable[[Room, Path], dict[str, Any]]
 
 
 class LedgerError(RuntimeError):
@@ -107,6 +95,6 @@ class Ledger:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise LedgerError(
-                    f"{self.workdir}: another run is at work in this folder. Wait for it, or choose another --workdir."
+                    f"{self.workdir}: another run is at work in this folder. Wait for it, or choose another `workdir`."
                 ) from None
             yield

@@ -1,85 +1,150 @@
-"""The calendar: which stages a run has, and in which order.
+"""Which stages a run has, and in which order. Here, and only here, the tree of settings is divided among stages.
 
-An *arm* is a row of the final table: ``supervised`` (annotated videos only, the plain detector), ``supervised_matched``
-(the same for as many steps as the semi-supervised arm takes altogether), ``semi_supervised`` (the method itself).
+A *variant* is a row of the final table: ``supervised`` (annotated videos only, the plain detector),
+``supervised_matched`` (the same for as many steps as the semi-supervised variant takes altogether),
+``semi_supervised`` (the method itself).
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from apl_jax.runs.labelling_stage import labelling_stage
-from apl_jax.runs.ledger import Stage
-from apl_jax.runs.scoring_stages import evaluation_stage, label_space_stage
-from apl_jax.runs.training_stage import training_stage
-from apl_jax.settings import Settings, StageSettings
+from apl_jax.data.splits import Split
+from apl_jax.declarations import Choice, SettingsError, Unhashed
+from apl_jax.detectors import without_decoding
+from apl_jax.evaluation.external import external_digest
+from apl_jax.learning.method import PSEUDO_LABELLED, Method, owners_of
+from apl_jax.runs import context as reads
+from apl_jax.runs.labelling_stage import LabellingPart, build_selection, label
+from apl_jax.runs.scoring_stages import EvaluationPart, LabelSpacePart, evaluate, measure_label_space
+from apl_jax.runs.settings import Settings, matched_steps, plain_detector, plain_method
+from apl_jax.runs.stages import Stage
+from apl_jax.runs.training_stage import TrainingPart, build_method, train
+from apl_jax.settings import LabelSpaceSettings, StageSettings
+from apl_jax.structs import DataFacts
 
 
-def plan_stages(settings: Settings) -> list[Stage]:
-    """All stages of a run in order: each arm's training, its pseudo labels, its evaluation."""
-    plain = plain_settings(settings)
-    learning = settings.learning
+def plan_stages(settings: Settings, facts: DataFacts) -> list[Stage]:
+    """All stages of a run in order: each variant's training, its pseudo labels, its evaluation.
+
+    Raises :class:`~apl_jax.declarations.SettingsError` for choices that do not go together.
+    """
     stages: list[Stage] = []
-    if "supervised" in settings.arms:
-        stages += _supervised_arm("supervised", plain, learning.supervised)
-    if "supervised_matched" in settings.arms:
-        longer = dataclasses.replace(learning.supervised, steps=matched_steps(settings))
-        stages += _supervised_arm("supervised_matched", plain, longer)
-    if "semi_supervised" in settings.arms:
-        stages += _semi_supervised_arm(settings)
+    baseline = plain_detector(settings.detector)
+    if "supervised" in settings.variants:
+        stages += _baseline(settings, baseline, "supervised", settings.learning.supervised)
+    if "supervised_matched" in settings.variants:
+        steps = total_steps(settings, facts)
+        longer = dataclasses.replace(settings.learning.supervised, steps=steps)
+        stages += _baseline(settings, baseline, "supervised_matched", longer)
+    if "semi_supervised" in settings.variants:
+        stages += _semi_supervised(settings, facts)
     return stages
 
 
-def plain_settings(settings: Settings) -> Settings:
-    """The baseline: the detector without quality heads, contrast or discriminator."""
-    network = settings.network
-    if hasattr(network, "quality"):
-        network = dataclasses.replace(network, quality=dataclasses.replace(network.quality, branches="none"))
-    selection = settings.learning.selection
-    learning = dataclasses.replace(
-        settings.learning,
-        contrastive=dataclasses.replace(settings.learning.contrastive, later="none"),
-        selection=dataclasses.replace(
-            selection, discriminator=dataclasses.replace(selection.discriminator, enabled=False)
-        ),
-    )
-    return dataclasses.replace(settings, learning=learning, **{settings.detector: network})
+def total_steps(settings: Settings, facts: DataFacts) -> int:
+    """Optimiser steps that the semi-supervised variant takes altogether."""
+    learning, method = settings.learning, chosen_method(settings, facts)
+    labels = PSEUDO_LABELLED in method.videos
+    rounds = learning.rounds if labels else 1
+    return matched_steps(dataclasses.replace(learning, rounds=rounds), method.teacher or labels)
 
 
-def matched_steps(settings: Settings) -> int:
-    """Optimiser steps that the semi-supervised arm takes altogether, pre-training included."""
+def chosen_method(settings: Settings, facts: DataFacts) -> Method:
+    """The method of the self-training stage."""
     learning = settings.learning
-    return learning.pretrain.steps + learning.supervised.steps + learning.rounds * learning.self_train.steps
+    return build_method(learning.method, without_decoding(settings.detector), learning.self_train, facts)[0]
 
 
-def _supervised_arm(name: str, settings: Settings, stage: StageSettings) -> list[Stage]:
-    return [
-        training_stage(name, settings, "supervised", stage, None, None),
-        evaluation_stage(f"{name}_evaluation", settings, name),
-    ]
+def check_split(settings: Settings, split: Split) -> None:
+    """Refuses a semi-supervised variant without unlabelled videos."""
+    if not split.unlabelled and "semi_supervised" in settings.variants:
+        raise SettingsError(
+            f"`data.label_ratio`: found {settings.data.label_ratio:g}, which leaves no video unlabelled; expected less than "
+            "1 for the variant 'semi_supervised'. Try: `variants=('supervised',)`."
+        )
 
 
-def _semi_supervised_arm(settings: Settings) -> list[Stage]:
-    learning = settings.learning
+def _baseline(settings: Settings, detector: Choice, name: str, stage: StageSettings) -> list[Stage]:
+    trained = _training(settings, name, plain_method(), stage, detector=detector)
+    return [trained, _evaluation(settings, detector, name)]
+
+
+def _semi_supervised(settings: Settings, facts: DataFacts) -> list[Stage]:
+    learning, method = settings.learning, chosen_method(settings, facts)
     stages: list[Stage] = []
-    start = None
+    start = ""
     if learning.pretrain.steps > 0:
-        stages.append(training_stage("pretrain", settings, learning.pretext, learning.pretrain, None, None))
+        stages.append(_training(settings, "pretrain", learning.pretext, learning.pretrain))
         start = "pretrain"
-    stages.append(training_stage("teacher", settings, "supervised", learning.supervised, start, None))
-    stages += _scores(settings, "teacher")
-    teacher = "teacher"
+    labels = PSEUDO_LABELLED in method.videos
+    if method.teacher or labels:
+        stages.append(_training(settings, "teacher", learning.teacher, learning.supervised, start))
+        stages += _scores(settings, "teacher")
+        start = "teacher"
+    if not labels:
+        stages.append(_training(settings, "self_train_1", learning.method, learning.self_train, start))
+        return stages + _scores(settings, "self_train_1")
+    _check_owners(settings, facts)
     for r in range(1, learning.rounds + 1):
-        labels, student = f"pseudo_label_{r}", f"self_train_{r}"
-        stages.append(labelling_stage(labels, settings, teacher))
-        stages.append(training_stage(student, settings, learning.method, learning.self_train, teacher, labels))
+        before = f"pseudo_label_{r - 1}" if r > 1 else ""
+        student, labelling = f"self_train_{r}", f"pseudo_label_{r}"
+        stages.append(_labelling(settings, labelling, start, before))
+        stages.append(_training(settings, student, learning.method, learning.self_train, start, labelling))
         stages += _scores(settings, student)
-        teacher = student
+        start = student
     return stages
+
+
+def _check_owners(settings: Settings, facts: DataFacts) -> None:
+    """Refuses a selection chain that asks for parameters which the teacher, or the student of a round, does not train."""
+    learning, network = settings.learning, without_decoding(settings.detector)
+    needed = build_selection(learning.selection, facts).owners
+    trainers = {"teacher": (learning.teacher, learning.supervised)}
+    trainers |= {"method": (learning.method, learning.self_train)} if learning.rounds > 1 else {}
+    for role, (choice, stage) in trainers.items():
+        owned = owners_of(build_method(choice, network, stage, facts)[0])
+        missing = [owner for owner in needed if owner not in owned]
+        if missing:
+            raise SettingsError(
+                f"`learning.selection.chain`: found {settings.learning.selection.names}, which asks for the parameters "
+                f"{', '.join(missing)}; expected `learning.{role}` ({choice.name}) to train them. Try: a chain without "
+                f"that link, or `learning.{role}.icd.enabled=True`."
+            )
+
+
+def _training(
+    settings: Settings, name: str, method: Choice, stage: StageSettings, start: str = "", labels: str = "",
+    detector: Choice | None = None,
+) -> Stage:  # fmt: skip
+    part = TrainingPart(
+        name, settings.seed, without_decoding(detector or settings.detector), method, stage,
+        settings.data.max_length_t, settings.data.stream_window, settings.runtime.steps_per_dispatch, start, labels,
+    )  # fmt: skip
+    needs = tuple(stage for stage in (start, labels) if stage)
+    return Stage(name, needs, (reads.TRAINING, reads.LABELLED), part, train)
+
+
+def _labelling(settings: Settings, name: str, teacher: str, before: str) -> Stage:
+    learning = settings.learning
+    part = LabellingPart(name, settings.detector, learning.selection, learning.candidates, teacher, before)
+    needs = tuple(stage for stage in (teacher, before) if stage)
+    return Stage(name, needs, (reads.TRAINING, reads.LABELLED, reads.UNLABELLED_TRUTH), part, label)
+
+
+def _evaluation(settings: Settings, detector: Choice, trained: str) -> Stage:
+    digest, place = external_digest(settings.evaluation), Unhashed(settings.evaluation.external_scores)
+    # A file of class scores that only moved is no change, and the label space has stages of its own.
+    fresh = LabelSpaceSettings()
+    evaluation = dataclasses.replace(settings.evaluation, label_space=fresh, external_scores="")
+    part = EvaluationPart(detector, evaluation, digest, place, trained)
+    return Stage(f"{trained}_evaluation", (trained,), (reads.EVALUATION, reads.EVALUATION_TRUTH), part, evaluate)
 
 
 def _scores(settings: Settings, trained: str) -> list[Stage]:
-    stages = [evaluation_stage(f"{trained}_evaluation", settings, trained)]
-    if settings.evaluation.label_space:
-        stages.append(label_space_stage(f"{trained}_label_space", settings, trained))
+    stages = [_evaluation(settings, settings.detector, trained)]
+    if settings.evaluation.label_space.enabled:
+        part = LabelSpacePart(without_decoding(settings.detector), settings.evaluation.label_space, trained)
+        needed = (reads.TRAINING, reads.UNLABELLED_TRUTH)
+        stages.append(Stage(f"{trained}_label_space", (trained,), needed, part, measure_label_space))
     return stages

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,152 +17,151 @@ from jax.sharding import Mesh
 
 from apl_jax.data.annotations import read_annotations
 from apl_jax.data.batching import VideoTable
+from apl_jax.declarations import Choice, SettingsError
+from apl_jax.detectors import build_detector
+from apl_jax.devices import replicated, to_host
 from apl_jax.feeds.resident import Feed, device_feed
-from apl_jax.learning.methods import METHODS, STAGE_METHODS
-from apl_jax.learning.objective import Ingredients, Method
-from apl_jax.runs.ledger import Stage
-from apl_jax.runs.context import Room, build_ingredients
-from apl_jax.settings import Settings, StageSettings
-from apl_jax.structs import Array, PyTree
+from apl_jax.feeds.streamed import stream_feed
+from apl_jax.learning.method import (
+    INSTANCES,
+    LABELLED,
+    PSEUDO_LABELLED,
+    Method,
+    MethodContext,
+    Objective,
+    build_objective,
+    random_view,
+)
+from apl_jax.registry import METHODS
+from apl_jax.runs.context import StageInputs
+from apl_jax.settings import StageSettings
+from apl_jax.structs import Array, DataFacts, PyTree, leaves_by_name
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.loop import Plan, fit
-from apl_jax.devices import replicated, to_host
 from apl_jax.training.optimizer import build_optimizer
-from apl_jax.training.state import TrainState, initial_state
-from apl_jax.training.step import build_dispatch
-from apl_jax.feeds.streamed import stream_feed
+from apl_jax.training.state import TrainState, inherits, initial_state
+from apl_jax.training.step import build_dispatch, build_step
 from apl_jax.training.writers import open_writers
 
-
-def training_stage(
-    name: str, settings: Settings, kind: str, stage: StageSettings, start: str | None, labels: str | None
-) -> Stage:
-    """Trains one method; ``start`` is the stage whose averaged parameters it begins with, ``labels`` the stage whose
-    pseudo labels it learns from. Interrupted, it goes on from its latest checkpoint, bit for bit."""
-
-    def run(room: Room, folder: Path) -> dict[str, Any]:
-        key = _stage_key(room, settings.seed, name)
-        method, optimizer = _objective(room.ingredients(settings, stage), kind)
-        like = abstract_state(method, optimizer, room.mesh)
-        store = Checkpoints(folder / "checkpoints", settings.runtime.checkpoint_every)
-        if store.latest() is not None:
-            state = store.restore(like)
-        else:
-            # Compiled as one program, for parts computed one by one take seconds.
-            make = jax.jit(
-                lambda k, inherited: initial_state(k, method, optimizer, inherited), out_shardings=replicated(room.mesh)
-            )
-            state = make(key, None if start is None else averaged_parameters(room, start, like))
-        resumed = int(to_host(state.step))
-        writer = open_writers(folder, resumed, room.ledger.first_process)
-        feed = _feed(room, key, stage, kind, labels)
-        compiled: dict[int, Any] = {}
-
-        def dispatch(count: int):
-            if count not in compiled:
-                compiled[count] = build_dispatch(method, optimizer, feed, room.mesh, count)
-            return compiled[count]
-
-        final = fit(state, dispatch, key, feed, Plan(name, stage.steps, settings.runtime), store, writer)
-        writer.close()
-        store.close()
-        return {"steps": int(to_host(final.step))}
-
-    learning = settings.learning
-    depends = {
-        "kind": kind, "stage": dataclasses.asdict(stage), "detector": settings.detector, "seed": settings.seed,
-        "network": _trained_part(settings, kind),
-        "crop": [settings.data.max_length_t, settings.data.stream_window],
-        "contrastive": dataclasses.asdict(learning.contrastive), "unlabelled_weight": learning.unlabelled_weight,
-        "nontarget": dataclasses.asdict(learning.nontarget) if "nontarget" in kind else None,
-        "foreground_share": learning.foreground_share if kind == "foreground" else None,
-        "discriminator": dataclasses.asdict(learning.selection.discriminator),
-        "portions": [settings.runtime.steps_per_dispatch],
-    }  # fmt: skip
-    return Stage(name, tuple(n for n in (start, labels) if n), depends, run)
+PSEUDO_LABELS = "pseudo_labels.json"
+log = logging.getLogger(__name__)
 
 
-def _trained_part(settings: Settings, kind: str) -> dict[str, Any]:
-    """The detector's settings but for its NMS, which may be changed without training again; not so where pseudo labels
-    are made on line, for they pass it."""
-    online = kind == "nontarget" and settings.learning.nontarget.pseudo_labels != "teacher"
-    return {k: v for k, v in dataclasses.asdict(settings.network).items() if k != "nms" or online}
+@dataclass(frozen=True)
+class TrainingPart:
+    """What a training stage is handed."""
+
+    name: str  # seeds the stage's key: different stages draw different numbers
+    seed: int
+    detector: Choice  # without its decoding, which training does not read
+    method: Choice
+    stage: StageSettings
+    crop_t: int  # grid steps of a training crop
+    stream_window: float  # of the crop: what a stream reads of longer videos
+    steps_per_dispatch: int
+    start: str = ""  # stage whose averaged parameters it begins with
+    labels: str = ""  # stage whose pseudo labels it learns from
 
 
-def _objective(parts: Ingredients, kind: str) -> tuple[Method, optax.GradientTransformation]:
-    """What a stage of this kind minimises, and its optimiser."""
-    discriminator = parts.settings.selection.discriminator
-    optimizer = build_optimizer(parts.stage.optimizer, discriminator, parts.stage.steps)
-    return (STAGE_METHODS | METHODS)[kind](parts), optimizer
+def build_method(method: Choice, detector: Choice, stage: StageSettings, facts: DataFacts) -> tuple[Method, MethodContext]:
+    """The method that a stage trains by, and what it was built from."""
+    context = MethodContext(build_detector(detector, facts), random_view(stage.perturb, facts), facts)
+    return METHODS[method.name].build(method.settings, context), context
 
 
-def abstract_state(method: Method, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
+    """Trains one method; interrupted, it goes on from its latest checkpoint, bit for bit."""
+    key = stage_key(inputs.mesh, part.seed, part.name)
+    method, context = build_method(part.method, part.detector, part.stage, inputs.facts)
+    objective = build_objective(method, context)
+    optimizer = build_optimizer(part.stage.optimizer, objective.groups, part.stage.steps)
+    store = Checkpoints(folder / "checkpoints", inputs.runtime.checkpoint_every)
+    if store.latest() is not None:
+        state = store.restore(abstract_state(objective, optimizer, inputs.mesh))
+    else:
+        state = fresh_state(part, inputs, objective, optimizer, key)
+    resumed = int(to_host(state.step))
+    writer = open_writers(folder, resumed, inputs.first_process)
+    feed = build_feed(part, inputs, method, key)
+    step = build_step(objective, optimizer, part.stage.optimizer)
+    compiled: dict[int, Any] = {}
+
+    def dispatch(count: int):
+        if count not in compiled:
+            compiled[count] = build_dispatch(step, feed, inputs.mesh, count)
+        return compiled[count]
+
+    plan = Plan(part.name, part.stage.steps, part.steps_per_dispatch, inputs.runtime)
+    final = fit(state, dispatch, key, feed, plan, store, writer)
+    writer.close()
+    store.close()
+    inputs.write_parameters(folder, final.ema_params)
+    return {"steps": int(to_host(final.step))}
+
+
+def fresh_state(
+    part: TrainingPart, inputs: StageInputs, objective: Objective, optimizer: optax.GradientTransformation, key: Array
+) -> TrainState:
+    """The state before the first step; says which parameters an earlier stage could not give."""
+    inherited = leaves_by_name(inputs.parameters(part.start)) if part.start else {}
+    if part.start and inputs.first_process:
+        fresh = leaves_by_name(jax.eval_shape(objective.init, jax.random.key(0))[0])
+        own = [name for name, leaf in fresh.items() if not inherits(leaf, inherited.get(name))]
+        if own:
+            log.info("%s: %d of %d parameters are not %s's, such as %s", part.name, len(own), len(fresh), part.start, own[0])
+    # Compiled as one program, for parts computed one by one take seconds.
+    make = jax.jit(lambda k, old: initial_state(k, objective, optimizer, old), out_shardings=replicated(inputs.mesh))
+    return make(key, inherited)
+
+
+def abstract_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, types and placement of a train state, without computing anything."""
-    shapes = jax.eval_shape(lambda: initial_state(jax.random.key(0), method, optimizer))
+    shapes = jax.eval_shape(lambda: initial_state(jax.random.key(0), objective, optimizer))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
 
 
-def abstract_arm(settings: Settings, feature_width: int, classes: int, mesh: Mesh) -> TrainState:
-    """The :func:`abstract_state` of an arm: all its training stages share it, whatever they minimise."""
-    parts = build_ingredients(settings, settings.learning.supervised, feature_width, classes)
-    return abstract_state(*_objective(parts, "supervised"), mesh)
-
-
-def averaged_parameters(room: Room, stage: str, like: TrainState) -> PyTree:
-    """The averaged parameters that a finished training stage left, as global arrays."""
-    store = Checkpoints(room.ledger.folder(stage) / "checkpoints", 1)
-    averaged = store.restore(like).averaged
-    store.close()
-    return averaged
-
-
-def _feed(room: Room, key: Array, stage: StageSettings, kind: str, labels: str | None) -> Feed:
-    """The batches of a stage: labelled videos, and the unlabelled ones with the pseudo labels of the stage ``labels``;
-    where there are none, all videos without annotations."""
-    dataset = room.dataset
-    tables: dict[str, VideoTable] = {}
-    if stage.labelled_batch:
-        tables["labelled"] = dataset.labelled
-    if stage.unlabelled_batch:
-        tables["unlabelled"] = dataset.all_training if labels is None else _pseudo_labelled(room, labels)
-    missing = {"labelled", "unlabelled"} - set(tables) if kind in METHODS else set()
-    if missing:
-        raise ValueError(f"config.learning: stage {kind!r} needs a batch of {', '.join(missing)} videos, found 0")
-    sizes = {"labelled": stage.labelled_batch, "unlabelled": stage.unlabelled_batch}
-    sizes = {role: sizes[role] for role in tables}
-    constants = {"bank": room.bank} if stage.labelled_batch else {}
+def build_feed(part: TrainingPart, inputs: StageInputs, method: Method, key: Array) -> Feed:
+    """The batches of a stage, by what its method's passes ask for."""
+    tables, sizes = {}, {}
+    for videos in sorted(method.videos):
+        size = part.stage.labelled_batch if videos == LABELLED else part.stage.unlabelled_batch
+        if size < 1:
+            kind = "labelled" if videos == LABELLED else "unlabelled"
+            found = f"`learning`: found a {kind}_batch of 0 in stage {part.name!r}"
+            raise SettingsError(f"{found}, expected at least 1: method {part.method.name!r} reads {videos} videos")
+        labelled_by_stage = videos == PSEUDO_LABELLED
+        tables[videos] = pseudo_labelled(inputs, part.labels) if labelled_by_stage else inputs.table(videos)
+        sizes[videos] = size
+    constants = {INSTANCES: inputs.bank} if method.constants else {}
     # N is rounded up to a power of two, so that another round of labels seldom means another program.
-    most = {role: max((len(record.labels) for record in table.records), default=0) for role, table in tables.items()}
-    most = {role: 1 << max(count - 1, 0).bit_length() if role == "unlabelled" else None for role, count in most.items()}
-    if room.streamed:
-        data, runtime = room.settings.data, room.settings.runtime
-        window_t = math.ceil(data.stream_window * data.max_length_t)
-        return stream_feed(tables, sizes, constants, key, stage.steps, window_t, runtime, room.mesh, most)
+    most = {name: _most_instances(table) if name == PSEUDO_LABELLED else None for name, table in tables.items()}
+    if inputs.streamed:
+        window_t = math.ceil(part.stream_window * part.crop_t)
+        steps = part.stage.steps
+        return stream_feed(tables, sizes, constants, key, steps, window_t, inputs.runtime, inputs.mesh, most)
     placed = {
-        role: room.labelled if role == "labelled"
-        else room.all_training if labels is None
-        else room.pseudo_labelled(table, most[role] or 1)
-        for role, table in tables.items()
-    }  # fmt: skip
-    return device_feed(placed, {role: len(table.ids) for role, table in tables.items()}, sizes, constants)
+        name: inputs.pseudo_labelled(table, most[name] or 1) if name == PSEUDO_LABELLED else inputs.resident(name)
+        for name, table in tables.items()
+    }
+    return device_feed(placed, {name: len(table.ids) for name, table in tables.items()}, sizes, constants)
 
 
-def _pseudo_labelled(room: Room, labels: str) -> VideoTable:
+def _most_instances(table: VideoTable) -> int:
+    most = max((len(record.labels) for record in table.records), default=0)
+    return 1 << max(most - 1, 0).bit_length()
+
+
+def pseudo_labelled(inputs: StageInputs, labels: str) -> VideoTable:
     """The unlabelled videos with the annotations that the stage ``labels`` wrote."""
-    path = room.ledger.folder(labels) / "pseudo_labels.json"
-    pseudo = read_annotations(path, room.dataset.classes).videos
-    table = room.dataset.unlabelled
+    pseudo = read_annotations(inputs.folder(labels) / PSEUDO_LABELS, inputs.classes).videos
+    table = inputs.table("unlabelled")
     return dataclasses.replace(table, records=tuple(pseudo[video] for video in table.ids))
 
 
-def _stage_key(room: Room, seed: int, name: str) -> Array:
+def stage_key(mesh: Mesh, seed: int, name: str) -> Array:
     """The key of a stage, on all devices: different stages draw different numbers."""
     number = zlib.crc32(name.encode()) & 0x7FFFFFFF  # Python's own hash changes from process to process
-    make = jax.jit(lambda s, n: jax.random.fold_in(jax.random.key(s), n), out_shardings=replicated(room.mesh))
+    make = jax.jit(lambda s, n: jax.random.fold_in(jax.random.key(s), n), out_shardings=replicated(mesh))
     return make(np.uint32(seed), np.uint32(number))
 
 
-def trained_parameters(room: Room, settings: Settings, stage: str) -> PyTree:
-    """The averaged parameters of a finished training stage of the arm with these settings."""
-    like = abstract_arm(settings, room.feature_width, len(room.dataset.classes), room.mesh)
-    return averaged_parameters(room, stage, like)

@@ -62,7 +62,7 @@ class Checkpoints:
         reason = str(error).partition(" [")[0][:200]  # what follows is the storage library's own trace
         return CheckpointError(
             f"{self.folder}: could not write the checkpoint of step {step} ({reason}). Earlier checkpoints are intact. "
-            "Free some disk space or choose another --workdir, then run the same command again: it resumes."
+            "Free some disk space or choose another `workdir`, then run the same command again: it resumes."
         )
 
     def preempted(self, step: int) -> bool:
@@ -98,7 +98,7 @@ class Checkpoints:
             more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise CheckpointError(
                 f"{self.folder}: the checkpoint of step {step} is of another model:\n" + "\n".join(wrong[:8]) + more +
-                "\nRun with the settings it was made with (settings.json beside it), or choose another --workdir."
+                "\nRun with the settings it was made with (settings.json beside it), or choose another `workdir`."
             )  # fmt: skip
 
     def close(self) -> None:

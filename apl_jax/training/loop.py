@@ -32,6 +32,7 @@ class Plan(NamedTuple):
 
     name: str
     steps: int
+    steps_per_dispatch: int
     runtime: RuntimeSettings
 
 
@@ -52,7 +53,7 @@ def fit(
         NotFiniteError: naming the steps and the terms that are not finite.
         Preempted: after a termination signal, once the state is saved.
     """
-    portion = feed.most_steps or plan.runtime.steps_per_dispatch
+    portion = feed.most_steps or plan.steps_per_dispatch
     done = int(to_host(state.step))
     progress = tqdm(total=plan.steps, initial=done, desc=plan.name, unit="step", disable=not plan.runtime.progress)
     while done < plan.steps:
@@ -60,13 +61,13 @@ def fit(
         inputs = feed.inputs(done, count)
         with jax.transfer_guard("disallow"):
             state, metrics = dispatch(count)(state, key, inputs)
-        values = {name: float(value) for name, value in to_host(metrics).items()}
+        values = {name: float(average.compute()) for name, average in to_host(metrics).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             store.finish()
             raise NotFiniteError(
                 f"{plan.name}: {', '.join(bad)} not finite in steps {done} to {done + count}. The last checkpoint is "
-                "intact. Try a lower learning_rate, or look at the features of the videos in these steps."
+                "intact. Try a lower `learning_rate`, or look at the features of the videos in these steps."
             )
         done += count
         progress.update(count)

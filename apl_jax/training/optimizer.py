@@ -1,14 +1,16 @@
-"""AdamW as the reference uses it: decay by parameter role, clipped by global norm, warm-up and cosine (systems 1.8)."""
+"""AdamW as the reference uses it: decay by parameter role, clipped by global norm, warm-up and cosine (spec 1.8)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from apl_jax.settings import DiscriminatorSettings, OptimizerSettings
+from apl_jax.learning.method import GroupSettings
+from apl_jax.settings import OptimizerSettings
 from apl_jax.structs import Array, PyTree
 
 
@@ -74,14 +76,27 @@ def adamw(
 
 
 def build_optimizer(
-    settings: OptimizerSettings, discriminator: DiscriminatorSettings, steps: int
+    settings: OptimizerSettings, groups: Mapping[str, GroupSettings | None], steps: int
 ) -> optax.GradientTransformation:
-    """One AdamW for the detector; the discriminator's own, so that neither's gradients clip the other's (A17)."""
-    constant = optax.scale_by_learning_rate(discriminator.learning_rate)
+    """One AdamW for each owner of parameters, so that no owner's gradients clip another's (A17).
+
+    ``groups``: by owner, None for those that follow ``settings`` and their schedule; the others have a constant rate.
+    """
+
+    def transformation(group: GroupSettings | None) -> optax.GradientTransformation:
+        if group is None:
+            return adamw(settings, settings.weight_decay, scale_by_warmup_cosine(settings, steps))
+        return adamw(settings, group.weight_decay, optax.scale_by_learning_rate(group.learning_rate))
+
     return optax.partition(
-        {
-            "detector": adamw(settings, settings.weight_decay, scale_by_warmup_cosine(settings, steps)),
-            "discriminator": adamw(settings, discriminator.weight_decay, constant),
-        },
+        {owner: transformation(group) for owner, group in groups.items()},
         lambda params: {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()},
     )
+
+
+def update_ema(ema_params: PyTree, params: PyTree, step: Array, settings: OptimizerSettings) -> PyTree:
+    """EMA of the parameters; the ramp min(decay, (1 + i) / (10 + i)) forgets the initialisation (spec 1.8)."""
+    decay = jnp.float32(settings.ema_decay)
+    if settings.ema_ramp:
+        decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema_params, params)

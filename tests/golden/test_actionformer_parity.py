@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import GOLDEN
 
-from apl_jax.detectors.actionformer import ActionFormer, PyramidOutputs, assign, build_actionformer, pyramid_points
+from apl_jax.detectors.actionformer import ActionFormer, PyramidOutputs, build_actionformer
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.detectors.base import DetectionLoss
+from apl_jax.detectors.quality import QualitySettings
 from apl_jax.interop.actionformer_weights import import_parameters
-from apl_jax.detectors.base import Losses
-from apl_jax.settings import ActionFormerSettings, QualitySettings
-from apl_jax.structs import Array, Batch, Detections, PyTree, Targets, TimeGrid
+from apl_jax.ops.pyramid import assign, pyramid_points
+from apl_jax.structs import Array, Batch, DataFacts, Detections, PyTree, Targets, TimeGrid
+
+GOLDEN = Path(__file__).parent
 
 VIDEOS, STEPS, LEVELS, CLASSES, WIDTH = 2, 64, 3, 5, 24
 
@@ -29,7 +33,7 @@ class Case(NamedTuple):
     backbone: tuple[np.ndarray, ...]  # per level [B, T_l, C]
     levels: Any  # per level (features [B, T_l, C], mask [B, T_l]), after the neck
     outputs: PyramidOutputs
-    losses: Losses
+    losses: DetectionLoss
     gradients: PyTree
     detections: Detections
 
@@ -64,7 +68,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     )  # fmt: skip
     weights = {name.removeprefix("param/"): v for name, v in reference.items() if name.startswith("param/")}
     params, batch = import_parameters(weights), read_batch(reference)
-    network, detector = ActionFormer(settings, CLASSES), build_actionformer(settings, WIDTH, CLASSES)
+    network, detector = ActionFormer(settings, CLASSES), build_actionformer(settings, DataFacts(WIDTH, CLASSES))
 
     def everything(params: PyTree, batch: Batch) -> tuple[Array, tuple]:
         (levels, outputs), inside = network.apply(
@@ -72,7 +76,7 @@ def case(request: pytest.FixtureRequest) -> Case:
             capture_intermediates=lambda module, _: module.name == "backbone", mutable=["intermediates"],
         )  # fmt: skip
         backbone = inside["intermediates"]["backbone"]["__call__"][0]
-        losses = detector.loss(outputs, batch.targets, jnp.float32(settings.normalizer_init))
+        losses = detector.loss(outputs, batch.targets, jnp.float32(settings.normalizer_init), None)
         return losses.total, (tuple(x for x, _ in backbone), levels, outputs, losses, detector.decode(outputs))
 
     results = jax.jit(jax.value_and_grad(everything, has_aux=True))(params, batch)
@@ -81,7 +85,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_the_imported_weights_are_the_whole_model(case: Case) -> None:
-    shapes = jax.eval_shape(build_actionformer(case.settings, WIDTH, CLASSES).init, jax.random.key(0))[0]
+    shapes = jax.eval_shape(build_actionformer(case.settings, DataFacts(WIDTH, CLASSES)).init, jax.random.key(0))[0]
     assert jax.tree.map(np.shape, case.params) == jax.tree.map(np.shape, shapes)
 
 
@@ -109,7 +113,7 @@ def test_heads(case: Case) -> None:
 
 
 def test_points_and_targets_are_exact(case: Case) -> None:
-    points = pyramid_points(case.settings, STEPS)
+    points = pyramid_points(STEPS, case.settings.regression_ranges)
     assert (points == joined(case, "points")).all()
     goal = jax.vmap(lambda t: assign(jnp.asarray(points), t, num_classes=CLASSES, center_radius=1.5))(
         case.batch.targets
@@ -121,10 +125,10 @@ def test_points_and_targets_are_exact(case: Case) -> None:
 
 
 def test_losses_and_normalizer(case: Case) -> None:
-    terms = case.losses.terms
+    parts = case.losses.parts
     for ours, theirs in (
-        (terms["class"], "cls_loss"),
-        (terms["regression"], "reg_loss"),
+        (parts["class"], "cls_loss"),
+        (parts["regression"], "reg_loss"),
         (case.losses.total, "final_loss"),
     ):
         np.testing.assert_allclose(ours, case.reference[f"loss/{theirs}"], rtol=1e-5)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apl_jax.detectors.actionformer import Assignment, assign, pyramid_points
-from apl_jax.settings import ActionFormerSettings
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.ops.pyramid import Assignment, assign, pyramid_points
 from apl_jax.structs import Targets
 
 THUMOS = ActionFormerSettings()
@@ -50,14 +50,14 @@ POSITIVES = {
 
 
 def test_points() -> None:
-    points = pyramid_points(THUMOS, STEPS)
+    points = pyramid_points(STEPS, THUMOS.regression_ranges)
     assert len(points) == 4536
     assert points[STEPS + 3].tolist() == [6, 4, 8, 2]
     assert points[-1].tolist() == [2272, 64, 10000, 32]
 
 
 def test_worked_example() -> None:
-    points = pyramid_points(THUMOS, STEPS)
+    points = pyramid_points(STEPS, THUMOS.regression_ranges)
     goal = assigned(points, targets_of(INSTANCES), CLASSES)
     found = {
         (int(np.log2(points[p, 3])), int(points[p, 0])): (set(np.flatnonzero(goal.classes[p])), goal.offsets[p])
@@ -70,7 +70,7 @@ def test_worked_example() -> None:
 
 
 def twin(points: np.ndarray, targets: Targets, classes: int) -> Assignment:
-    """Systems 1.5 for one video, point by point and instance by instance, in float32 as the reference computes."""
+    """Spec 1.5 for one video, point by point and instance by instance, in float32 as the reference computes."""
     segments, labels = np.asarray(targets.segments_t), np.asarray(targets.labels)
     exists, ignored = np.asarray(targets.mask), np.asarray(targets.ignore_mask)
     positive, one_hot = np.zeros(len(points), bool), np.zeros((len(points), classes), np.float32)
@@ -111,10 +111,7 @@ def test_twin_in_loops(seed: int) -> None:
         jnp.asarray(segments_t), jnp.asarray(draws.integers(0, classes, rows), jnp.int32), jnp.asarray(exists),
         jnp.asarray(draws.random(rows), jnp.float32), jnp.asarray(ignored),
     )  # fmt: skip
-    settings = ActionFormerSettings(
-        branch_blocks=3, windows=(3,) * 4, regression_ranges=((0, 4), (4, 8), (8, 16), (16, 10000))
-    )
-    points = pyramid_points(settings, steps)
+    points = pyramid_points(steps, ((0, 4), (4, 8), (8, 16), (16, 10000)))
     goal, expected = assigned(points, targets, classes), twin(points, targets, classes)
     assert expected.positive.sum() > 10 and (expected.weight == 0).any()
     assert (goal.positive == expected.positive).all() and (goal.classes == expected.classes).all()
@@ -125,5 +122,5 @@ def test_twin_in_loops(seed: int) -> None:
 
 
 def test_no_instances() -> None:
-    goal = assigned(pyramid_points(THUMOS, 64), targets_of([], padding=2), CLASSES)
+    goal = assigned(pyramid_points(64, THUMOS.regression_ranges), targets_of([], padding=2), CLASSES)
     assert not goal.positive.any() and not goal.classes.any() and (goal.weight == 1).all()

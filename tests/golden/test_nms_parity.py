@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import GOLDEN
 
 from apl_jax.ops import nms
 
+GOLDEN = Path(__file__).parent
 CASES = 12
 
 

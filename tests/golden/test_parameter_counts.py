@@ -1,4 +1,4 @@
-"""Parameter counts of the released ActionFormer models (systems 1.1) and of the paper's Table S6 (systems A16)."""
+"""Parameter counts of the released ActionFormer models (spec 1.1) and of the paper's Table S6 (spec A16)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from apl_jax.detectors.actionformer import build_actionformer
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.detectors.quality import QualitySettings
 from apl_jax.nn.discriminator import build_discriminator
-from apl_jax.settings import ActionFormerSettings, DiscriminatorSettings, QualitySettings
+from apl_jax.structs import DataFacts
 
 PLAIN = ActionFormerSettings(quality=QualitySettings(branches="none"))
 ANET = dataclasses.replace(PLAIN, width=256, windows=(7, 7, 7, 7, 7, 0), absolute_position=True, position_length_t=192)
@@ -23,7 +25,7 @@ EPIC = dataclasses.replace(
 
 def sizes(settings: ActionFormerSettings, feature_width: int, classes: int) -> dict[str, int]:
     """Entries of each parameter by its slash-separated path; nothing is computed."""
-    shapes = jax.eval_shape(build_actionformer(settings, feature_width, classes).init, jax.random.key(0))[0]
+    shapes = jax.eval_shape(build_actionformer(settings, DataFacts(feature_width, classes)).init, jax.random.key(0))[0]
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     return {"/".join(str(key.key) for key in path): int(np.prod(leaf.shape)) for path, leaf in leaves}
 
@@ -63,7 +65,7 @@ def test_table_s6() -> None:
     assert without_norms_and_scales(plain, heads=True) == 3_179_542
     assert without_norms_and_scales(alqa, heads=True) == 3_182_616
     assert without_norms_and_scales(alqa, heads=False) == 26_016_768
-    icd = jax.eval_shape(lambda: build_discriminator(DiscriminatorSettings()).init(jax.random.key(0), 2048))
+    icd = jax.eval_shape(lambda: build_discriminator(hidden=128, symmetric=True).init(jax.random.key(0), 2048))
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(icd)) == 524_545
 
 

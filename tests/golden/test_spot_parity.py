@@ -1,19 +1,21 @@
-"""SPOT against its public code: the network, in float64 and float32, and the mask losses (systems 3.2, 3.4)."""
+"""SPOT against its public code: the network, in float64 and float32, and the mask losses (spec 3.2, 3.4)."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import GOLDEN
 
 from apl_jax.detectors.spot import SnippetTargets, SpotOutputs, build_spot, mask_loss
+from apl_jax.detectors.spot_settings import SpotSettings
 from apl_jax.ops.mask_losses import dice, weighted_cross_entropy
-from apl_jax.settings import SpotSettings
-from apl_jax.structs import Batch, PyTree, Targets
+from apl_jax.structs import Batch, DataFacts, PyTree, Targets
+
+GOLDEN = Path(__file__).parent
 
 # Reference name -> ours, and how its array is turned: torch keeps [out, in] and [out, in, width].
 WEIGHTS = {
@@ -52,10 +54,10 @@ def import_parameters(record: dict[str, np.ndarray], dtype: type) -> PyTree:
     return tree
 
 
-def settings_of(record: dict[str, np.ndarray]) -> tuple[SpotSettings, int, int]:
+def settings_of(record: dict[str, np.ndarray]) -> tuple[SpotSettings, DataFacts]:
     config = json.loads(str(record["config"]))
     s = SpotSettings(steps=config["temporal_scale"], heads=config["heads"], mask_hidden=config["mask_hidden"])
-    return s, config["feat_dim"], config["num_classes"]
+    return s, DataFacts(config["feat_dim"], config["num_classes"])
 
 
 def batch_of(features: np.ndarray, dtype: type) -> Batch:
@@ -68,9 +70,8 @@ def batch_of(features: np.ndarray, dtype: type) -> Batch:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 1e-5)])
 def test_network(dtype: type, tolerance: float) -> None:
     record = reference()
-    settings, width, classes = settings_of(record)
     with jax.enable_x64(dtype is np.float64):
-        detector = build_spot(settings, width, classes)
+        detector = build_spot(*settings_of(record))
         params, shapes = import_parameters(record, dtype), jax.eval_shape(detector.init, jax.random.key(0))[0]
         assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
         outputs = jax.jit(detector.apply, static_argnums=2)(

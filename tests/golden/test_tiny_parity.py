@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fixtures import GOLDEN
 
 from apl_jax.detectors.actionformer import ActionFormer, PyramidOutputs, build_actionformer
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.detectors.quality import QualitySettings
 from apl_jax.interop.actionformer_weights import import_parameters
-from apl_jax.settings import ActionFormerSettings, DiscriminatorSettings, OptimizerSettings, QualitySettings
-from apl_jax.structs import Array, Batch, PyTree, Targets
+from apl_jax.settings import OptimizerSettings
+from apl_jax.structs import Array, Batch, DataFacts, PyTree, Targets
 from apl_jax.training.optimizer import build_optimizer
 
-ORACLE: dict[str, Any] = json.loads((GOLDEN / "actionformer_tiny.json").read_text())
+ORACLE: dict[str, Any] = json.loads((Path(__file__).parent / "actionformer_tiny.json").read_text())
 SETTINGS = ActionFormerSettings(
     width=8, heads=2, stem_blocks=1, branch_blocks=2, windows=(5, 5, 5), absolute_position=True, position_length_t=32,
     regression_ranges=((0, 4), (4, 8), (8, 10000)), drop_path=0.0, label_smoothing=0.1, regression_weight=2.0,
@@ -138,16 +140,15 @@ def train_batch() -> Batch:
 
 def test_losses_before_and_after_one_adamw_step() -> None:
     expected, batch = ORACLE["train"], train_batch()
-    detector = build_actionformer(SETTINGS, WIDTH, CLASSES)
+    detector = build_actionformer(SETTINGS, DataFacts(WIDTH, CLASSES))
     # A schedule so long that its first step has the whole learning rate: the recorded one is constant.
-    optimizer = build_optimizer(OPTIMIZER, DiscriminatorSettings(), steps=10**9)
+    optimizer = build_optimizer(OPTIMIZER, {"detector": None}, steps=10**9)
 
     @jax.jit
     def step(params: PyTree, state: PyTree, normalizer: Array) -> tuple:
         def loss(params: PyTree) -> tuple[Array, Any]:
-            found = detector.loss(
-                detector.apply(params["detector"], batch, jax.random.key(0)), batch.targets, normalizer
-            )
+            outputs = detector.apply(params["detector"], batch, jax.random.key(0))
+            found = detector.loss(outputs, batch.targets, normalizer, None)
             return found.total, found
 
         (_, found), gradients = jax.value_and_grad(loss, has_aux=True)(params)
@@ -159,8 +160,8 @@ def test_losses_before_and_after_one_adamw_step() -> None:
     updated, state, before, norm = step(params, optimizer.init(params), jnp.float32(100))
     _, _, after, _ = step(updated, state, before.state)
     for found, values, tolerance in ((before, expected, 1e-5), (after, expected["after_one_step"], 1e-4)):
-        np.testing.assert_allclose(found.terms["class"], values["cls_loss"], rtol=tolerance)
-        np.testing.assert_allclose(found.terms["regression"], values["reg_loss"], rtol=tolerance)
+        np.testing.assert_allclose(found.parts["class"], values["cls_loss"], rtol=tolerance)
+        np.testing.assert_allclose(found.parts["regression"], values["reg_loss"], rtol=tolerance)
         np.testing.assert_allclose(found.total, values["final_loss"], rtol=tolerance)
     np.testing.assert_allclose(norm, expected["grad_norm"], rtol=1e-4)  # as any gradient
     np.testing.assert_allclose(before.state, expected["loss_normalizer_after"], rtol=1e-6)

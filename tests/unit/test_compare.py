@@ -18,10 +18,10 @@ def put(folder: Path, seed: int, average: float, command: str, weight: float, pr
     """One of the made runs with another seed, score and setting."""
     results, settings = (load_json(folder / f"{name}.json") for name in ("results", "settings"))
     settings["seed"] = settings["data"]["split_seed"] = results["seed"] = results["data"]["split_seed"] = seed
-    settings["learning"]["unlabelled_weight"] = weight
-    arm = results["arms"]["self_train_1"]
-    arm["average_map"], arm["map"] = average, dict.fromkeys(arm["map"], average)
-    results |= {"arms": {"self_train_1": arm}, "command": command, "protocol": protocol}
+    settings["learning"]["method"]["unlabelled_weight"] = weight
+    score = results["variants"]["self_train_1"]
+    score["average_map"], score["map"] = average, dict.fromkeys(score["map"], average)
+    results |= {"variants": {"self_train_1": score}, "command": command, "protocol": protocol}
     out = folder.parent / f"{weight:g}_{seed}_{protocol}"
     write_json(out / "results.json", results)
     write_json(out / "settings.json", settings)
@@ -68,6 +68,22 @@ def test_missing_seeds_are_dashes(runs: list[Path]) -> None:
 def test_equal_rows_are_shown_once(made: Path, runs: list[Path]) -> None:
     twin = put(made, 0, AVERAGES["plain"][0], "", 7.0)
     assert comparison([runs[0], twin]).count("self-training, round 1") == 2  # one row in each of the two tables
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("apl-jax run --config=configs/hapt.py:apl --config.seed=3 --workdir=runs/x", "hapt:apl"),
+        ("apl-jax run spsw:apl --workdir 'a b' learning.rounds=2 seed=1 runtime.feed=x", "spsw:apl learning.rounds=2"),
+        ("apl-jax run --config spsw --set data.label_ratio=0.2 --set data.root=x", "spsw data.label_ratio=0.2"),
+        ("", "given"),
+    ],
+)  # fmt: skip
+def test_rows_are_named_by_the_command(made: Path, tmp_path: Path, command: str, name: str) -> None:
+    folder = tmp_path / "given_7"
+    write_json(folder / "settings.json", load_json(made / "settings.json"))
+    write_json(folder / "results.json", load_json(made / "results.json") | {"command": command})
+    assert f"\n{name}, supervised only " in comparison([folder])
 
 
 def test_refusals(made: Path, runs: list[Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""ActionFormer's losses with ALQA, beside a twin that visits points one by one (systems 1.7, A3 to A7)."""
+"""ActionFormer's losses with ALQA, beside a twin that visits points one by one (spec 1.7, A3 to A7)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import CLASSES, random_batch, variants
+from fixtures import CLASSES, random_batch
 
-from apl_jax.detectors.actionformer import Assignment, PyramidOutputs, assign, detection_losses, pyramid_points
+from apl_jax.detectors.actionformer import PyramidOutputs, detection_losses
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.detectors.quality import QualitySettings
 from apl_jax.nn.quality import QUALITY_BRANCHES
 from apl_jax.ops import losses
+from apl_jax.ops.pyramid import Assignment, assign, pyramid_points
 from apl_jax.ops.segments import offset_quality
-from apl_jax.settings import ActionFormerSettings, QualitySettings
 from apl_jax.structs import Batch
 
-TINY = variants("actionformer")["identity"].actionformer
+TINY = ActionFormerSettings(branch_blocks=1, windows=(3, 0), regression_ranges=((0, 4), (4, 10000)))
 STEPS = 16
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {"quality": QualitySettings(branches="none"), "label_smoothing": 0.1},
@@ -44,7 +46,7 @@ def sigmoid(x: jax.Array) -> np.ndarray:
 
 
 def assigned(settings: ActionFormerSettings, batch: Batch) -> Assignment:
-    points = jnp.asarray(pyramid_points(settings, STEPS))
+    points = jnp.asarray(pyramid_points(STEPS, settings.regression_ranges))
     radius = settings.center_radius
     one = lambda targets: assign(points, targets, num_classes=CLASSES, center_radius=radius)
     return jax.device_get(jax.vmap(one)(batch.targets))
@@ -90,7 +92,7 @@ def test_twin(form: str) -> None:
     normalizer = 0.9 * 20 + 0.1 * sums["positives"]
     np.testing.assert_allclose(found.state, normalizer, rtol=1e-6)
     for name in ("class", "regression", "quality"):
-        np.testing.assert_allclose(found.terms[name], sums[name] / normalizer, rtol=1e-4, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(found.parts[name], sums[name] / normalizer, rtol=1e-4, atol=1e-7, err_msg=name)
     balance = settings.regression_weight
     if balance <= 0:
         balance = sums["class"] / normalizer / max(sums["regression"] / normalizer, 0.01)

@@ -1,23 +1,19 @@
-"""ICD's MLP: the pair by pair form, broadcasting, and symmetry (APL Eq. 9; systems A16, A18)."""
+"""ICD's MLP: the pair by pair form, broadcasting, and symmetry (APL Eq. 9; spec A16, A18)."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from apl_jax.nn.discriminator import build_discriminator
-from apl_jax.settings import DiscriminatorSettings
 
-SETTINGS = DiscriminatorSettings(hidden=5)
 WIDTH = 7
 
 
 def test_it_is_an_mlp_on_the_concatenated_pair() -> None:
     draws = np.random.default_rng(0)
-    discriminator = build_discriminator(SETTINGS)
+    discriminator = build_discriminator(hidden=5, symmetric=True)
     params = jax.tree.map(lambda x: jnp.asarray(draws.normal(size=x.shape), jnp.float32),
                           jax.eval_shape(lambda: discriminator.init(jax.random.key(0), WIDTH)))  # fmt: skip
     assert params["kernel"].shape == (2 * WIDTH, 5)
@@ -36,5 +32,6 @@ def test_it_is_an_mlp_on_the_concatenated_pair() -> None:
     both = discriminator.compare(params, ours, theirs)
     np.testing.assert_allclose(both, (jax.nn.sigmoid(forward) + jax.nn.sigmoid(backward)) / 2, rtol=1e-5)
     np.testing.assert_allclose(both, discriminator.compare(params, theirs, ours), rtol=1e-6)
-    literal = build_discriminator(dataclasses.replace(SETTINGS, symmetric=False))
+    # Only fresh parameters go by `hidden`; what is given is compared as it is.
+    literal = build_discriminator(hidden=1, symmetric=False)
     np.testing.assert_allclose(literal.compare(params, ours, theirs), jax.nn.sigmoid(forward), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Losses: golden values of the specification (systems 1.7, 7.A) and properties that tell the forms apart."""
+"""Losses: golden values of the specification (spec 1.7, 7.A) and properties that tell the forms apart."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_binary_cross_entropy_golden() -> None:
     ("y", "minimiser"), [(0.1, 0.0138), (0.4, 0.276), (0.5, 0.5), (0.56, 0.640), (0.7, 0.878), (0.8, 0.953)]
 )
 def test_minimiser_of_the_soft_focal_loss_is_not_its_label(y: float, minimiser: float) -> None:
-    """The literal form is biased, quality focal is not (systems A4)."""
+    """The literal form is biased, quality focal is not (spec A4)."""
     p = jnp.linspace(0.0005, 0.9995, 20001)
     np.testing.assert_allclose(p[jnp.argmin(soft_focal(p, jnp.full_like(p, y), **AF))], minimiser, atol=1e-3)
     np.testing.assert_allclose(p[jnp.argmin(quality_focal(p, jnp.full_like(p, y)))], y, atol=1e-3)
 
 
 def test_pointwise_kl_punishes_underestimation_only() -> None:
-    """y (log y - log p): zero at p = y, less than zero above it (systems, Table S1)."""
+    """y (log y - log p): zero at p = y, less than zero above it (spec, Table S1)."""
     y = jnp.array([0.3, 0.3, 0.3, 0.0])
     found = pointwise_kl(jnp.array([0.1, 0.3, 0.9, 0.5]), y)
     np.testing.assert_allclose(found, [0.3 * math.log(3), 0, 0.3 * math.log(1 / 3), 0], atol=1e-6)

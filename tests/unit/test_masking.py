@@ -19,7 +19,7 @@ def test_silence_stops_nan_and_its_gradient() -> None:
     assert apply_mask(x.astype(jnp.bfloat16), mask).dtype == jnp.bfloat16
 
 
-# Ramp 0 .. n - 1 resized (systems 1.2).
+# Ramp 0 .. n - 1 resized (spec 1.2).
 GOLDEN = [
     (5, [0, 0.4375, 1.0625, 1.6875, 2.3125, 2.9375, 3.5625, 4]),
     (8, [0.3, 1.9, 3.5, 5.1, 6.7]),

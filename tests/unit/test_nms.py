@@ -1,4 +1,4 @@
-"""Suppression and voting beside a twin that loops over classes and candidates (systems 1.9); recorded cases of the
+"""Suppression and voting beside a twin that loops over classes and candidates (spec 1.9); recorded cases of the
 reference are in ``golden/test_nms_parity.py``."""
 
 from __future__ import annotations

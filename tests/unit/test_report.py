@@ -12,13 +12,13 @@ import pytest
 from fake_runs import TIOU, make_run
 from matplotlib.figure import Figure
 
-from apl_jax.report import figures as plots
 from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations, instances_from_videos
 from apl_jax.evaluation.label_quality import label_quality
+from apl_jax.report import figures as plots
 from apl_jax.report import print_average_precision, print_table, write_report
 from apl_jax.report.finished_run import open_run
-from apl_jax.report.page import TIMELINE_LENGTHS, TIMELINE_VIDEOS
+from apl_jax.report.timelines import TIMELINE_LENGTHS, TIMELINE_VIDEOS
 from apl_jax.structs import Reason
 
 NASTY = '<script>alert("1")</script> & $x_2$'
@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with every arm, two rounds, and a class name that must be escaped; its page is written."""
+    """A run with every variant, two rounds, and a class name that must be escaped; its page is written."""
     run = make_run(tmp_path_factory.mktemp("whole"), CLASSES, 40.0, 2.0, rounds=2, videos=12, space=True)
     write_report(run)
     return run
@@ -88,9 +88,9 @@ def test_page_holds_every_section_and_nothing_from_elsewhere(whole: Path) -> Non
 def test_page_says_what_the_results_say(whole: Path) -> None:
     page, results = Page(whole / "report.html"), load_json(whole / "results.json")
     cells = page.of("td") + page.of("b")
-    for score in results["arms"].values():
+    for score in results["variants"].values():
         assert f"{100 * score['average_map']:.1f}" in cells
-    assert max(f"{100 * s['average_map']:.1f}" for s in results["arms"].values()) in page.of("b")
+    assert max(f"{100 * s['average_map']:.1f}" for s in results["variants"].values()) in page.of("b")
     text = " ".join(text for _, text in page.texts)
     for labels in results["pseudo_labels"].values():
         assert f"{labels['counts']['kept']} kept, {labels['counts']['promoted']} promoted" in text
@@ -112,8 +112,8 @@ def test_page_is_the_same_twice(whole: Path) -> None:
     assert write_report(whole).read_bytes() == before
 
 
-def test_missing_arms_leave_their_sections_out(tmp_path: Path) -> None:
-    page = Page(write_report(make_run(tmp_path, CLASSES, 40.0, 2.0, arms=("supervised",))))
+def test_missing_variants_leave_their_sections_out(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path, CLASSES, 40.0, 2.0, variants=("supervised",))))
     left = ("Pseudo labels", "Non-target classes", "Timelines of unlabelled videos")
     assert page.of("h2") == [name for name in SECTIONS if name not in left]
     assert not any("points of average mAP" in text for _, text in page.texts)
@@ -134,6 +134,16 @@ def test_no_pseudo_label_at_all(tmp_path: Path) -> None:
     document["database"] = {v: e | {"annotations": [], "ignored": []} for v, e in document["database"].items()}
     write_json(path, document)
     assert Page(write_report(run)).of("h2") == [name for name in SECTIONS if name != "Non-target classes"]
+
+
+def test_a_method_without_labelling_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, CLASSES, 40.0, 2.0, method="nontarget")
+    page = Page(write_report(run))
+    left = ("Non-target classes", "Timelines of unlabelled videos")
+    assert page.of("h2") == [name for name in SECTIONS if name not in left]
+    assert any("this method has no labelling stage" in text for text in page.of("p"))
+    print_table(load_json(run / "results.json"))
+    assert "this method has no labelling stage" in capsys.readouterr().out
 
 
 def test_label_space_says_what_was_counted(whole: Path) -> None:
@@ -166,8 +176,8 @@ def test_files_are_read_as_they_were_meant(whole: Path) -> None:
         assert label_quality(table.instances, table.reason, truth) == labels["quality"]
         assert {Reason(r).name.lower(): n for r, n in Counter(table.reason.tolist()).items()} == labels["counts"]
     truth = instances_from_annotations(run.records("evaluation"))
-    for arm, score in results["arms"].items():
-        again = average_precision(truth, run.predictions(arm), TIOU, len(CLASSES), (1, 5)).as_dict(CLASSES)
+    for variant, score in results["variants"].items():
+        again = average_precision(truth, run.predictions(variant), TIOU, len(CLASSES), (1, 5)).as_dict(CLASSES)
         assert again == score
     steps, values = run.curves("teacher")["labelled/class"]
     np.testing.assert_array_equal(steps, np.arange(25, 201, 25))  # the half-written last line is no point
@@ -176,15 +186,15 @@ def test_files_are_read_as_they_were_meant(whole: Path) -> None:
 
 @pytest.mark.parametrize("name", ["settings", "results", "split"])
 def test_an_unfinished_run_is_refused(tmp_path: Path, name: str) -> None:
-    run = make_run(tmp_path, CLASSES, 40.0, 2.0, arms=("supervised",))
+    run = make_run(tmp_path, CLASSES, 40.0, 2.0, variants=("supervised",))
     (run / f"{name}.json").unlink()
-    with pytest.raises(DataError, match=rf"{name}\.json: found no such file.*apl-jax run"):
+    with pytest.raises(DataError, match=rf"{name}\.json: found no such file.*`workdir`"):
         write_report(run)
     assert not (run / "report.html").exists()
 
 
 def test_other_data_than_the_runs_are_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path, CLASSES, 40.0, 2.0, arms=("supervised",))
+    run = make_run(tmp_path, CLASSES, 40.0, 2.0, variants=("supervised",))
     document = load_json(tmp_path / "data" / "annotations.json")
     del document["database"]["video_8"]
     write_json(tmp_path / "data" / "annotations.json", document)
@@ -205,7 +215,7 @@ def _table(text: str, first: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def test_table_of_arms_and_of_pseudo_labels(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_of_variants_and_of_pseudo_labels(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = load_json(whole / "results.json")
     print_table(results)
     text = capsys.readouterr().out
@@ -215,11 +225,11 @@ def test_table_of_arms_and_of_pseudo_labels(whole: Path, capsys: pytest.CaptureF
         "supervised only": "500", "supervised, matched steps": "700", "teacher (stage 2)": "500",
         "self-training, round 1": "600", "self-training, round 2": "700",
     }  # fmt: skip
-    final = results["arms"]["self_train_2"]
+    final = results["variants"]["self_train_2"]
     assert table["self-training, round 2"][1:] == [
         f"{100 * x:.1f}" for x in (*final["map"].values(), final["average_map"])
     ]
-    points = 100 * (final["average_map"] - results["arms"]["supervised_matched"]["average_map"])
+    points = 100 * (final["average_map"] - results["variants"]["supervised_matched"]["average_map"])
     assert f"self-training, round 2: {points:+.1f} points" in text
     second = text[text.index("Pseudo labels, round 2") :]
     quality = results["pseudo_labels"]["pseudo_label_2"]["quality"]["after_eap"]

@@ -24,7 +24,7 @@ def test_tiou_of_all_pairs() -> None:
     assert tiou(jnp.array([3.0, 3.0]), jnp.array([3.0, 3.0])) == 0
 
 
-# Predicted offsets; target offsets; DIoU loss (systems 1.7).
+# Predicted offsets; target offsets; DIoU loss (spec 1.7).
 DIOU = [
     ((2, 3), (2.5, 2), 0.291322), ((1, 1), (1, 1), 0.0), ((0, 0), (1, 2), 1.027778), ((4, 0.5), (1, 3), 0.940051),
 ]  # fmt: skip
@@ -44,7 +44,7 @@ def test_offset_quality_is_the_geometry_of_the_segments() -> None:
     np.testing.assert_allclose(overlap, tiou(first, second), atol=1e-6)
     cover = np.maximum(first[:, 1], second[:, 1]) - np.minimum(first[:, 0], second[:, 0])
     np.testing.assert_allclose(distance, ((first.mean(-1) - second.mean(-1)) / cover) ** 2, atol=1e-6)
-    # In this geometry tND never exceeds a quarter, and a sixteenth only where tIoU <= .5 (systems 1.7).
+    # In this geometry tND never exceeds a quarter, and a sixteenth only where tIoU <= .5 (spec 1.7).
     assert distance.max() <= 0.25 and distance[overlap > 0.5].max() <= 0.0625
 
 

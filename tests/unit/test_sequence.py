@@ -128,7 +128,7 @@ def test_gelu() -> None:
 
 
 def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, window: int) -> jax.Array:
-    """The dense formulation of systems.md 1.3, word for word; window 0 is global attention."""
+    """The dense formulation of spec 1.3, word for word; window 0 is global attention."""
     logits = jnp.einsum("bqhe,bkhe->bhqk", q, k, precision="highest")
     if window == 0:
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, -jnp.inf), axis=-1)

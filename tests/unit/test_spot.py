@@ -1,24 +1,23 @@
-"""SPOT's way from grid to snippets, its targets, its network (systems 3.2, 3.3)."""
+"""SPOT's way from grid to snippets, its targets, its network (spec 3.2, 3.3)."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from snippet_outputs import outputs_of, ramp, targets_of
-from fixtures import CLASSES, FEATURE_WIDTH, in_bfloat16, random_batch, random_weights, tiny_settings, variants
+from fixtures import CLASSES, FEATURE_WIDTH, random_batch, random_weights
+from snippet_outputs import TINY, WINDOWS, cut, outputs_of, ramp, targets_of
 
+from apl_jax.declarations import SettingsError
 from apl_jax.detectors.spot import SnippetTargets, assign_snippets, build_spot, own_targets, snippet_losses
-from apl_jax.nn.snippets import to_snippets
-from apl_jax.settings import SpotSettings
-from apl_jax.structs import Batch, Targets
+from apl_jax.detectors.spot_settings import SpotDecoding, SpotSettings
+from apl_jax.structs import Batch, DataFacts, Targets
 
-TINY = tiny_settings("spot").spot
-WINDOWS = variants("spot")["windows"].spot
 BACKGROUND = CLASSES
 
 
@@ -32,9 +31,9 @@ BACKGROUND = CLASSES
     ],
 )
 def test_resizing(length: int, steps: int, expected: list[float]) -> None:
-    """The recorded values of systems 1.2, from a padded video."""
+    """The recorded values of spec 1.2, from a padded video."""
     settings = dataclasses.replace(TINY, steps=steps)
-    found = to_snippets(*ramp((length, 0), 12), settings)
+    found = cut(*ramp((length, 0), 12), settings)
     np.testing.assert_allclose(found.inputs[0, 0, :, 0], expected, atol=1e-6)
     assert found.mask.sum(-1).tolist() == [[steps], [0]] and not found.inputs[1].any()
 
@@ -44,7 +43,7 @@ def test_resizing(length: int, steps: int, expected: list[float]) -> None:
 def test_windows_cover_every_row_once_and_none_beyond(steps: int, overlap: float) -> None:
     settings = dataclasses.replace(WINDOWS, overlap=overlap)
     lengths = tuple(n for n in (0, 1, 7, 8, 9, 13, 20, 32) if n <= steps)
-    found = jax.device_get(to_snippets(*ramp(lengths, steps), settings))
+    found = jax.device_get(cut(*ramp(lengths, steps), settings))
     step = max(round(8 * (1 - overlap)), 1)
     for v, length in enumerate(lengths):
         rows = found.inputs[v, ..., 0][found.mask[v]]
@@ -59,16 +58,16 @@ def test_windows_cover_every_row_once_and_none_beyond(steps: int, overlap: float
 def test_time_of_snippets_and_representation(settings: SpotSettings) -> None:
     """What the snippets hold is the time that they claim to stand for, there and back."""
     lengths, steps = (24, 17, 1), 24
-    cut = to_snippets(*ramp(lengths, steps), settings)
+    snippets = cut(*ramp(lengths, steps), settings)
     blank = outputs_of(settings, lengths, steps)
-    outputs = dataclasses.replace(blank, features=cut.inputs)
+    outputs = dataclasses.replace(blank, features=snippets.inputs)
     beliefs = outputs.distribution()
     for v, length in enumerate(lengths):
         inside = np.asarray(beliefs.mask[v]) & (beliefs.time_t[v] >= 0) & (beliefs.time_t[v] <= length - 1)
-        np.testing.assert_allclose(cut.inputs[v].reshape(-1)[inside], beliefs.time_t[v][inside], atol=1e-5)
+        np.testing.assert_allclose(snippets.inputs[v].reshape(-1)[inside], beliefs.time_t[v][inside], atol=1e-5)
     rows = jnp.broadcast_to(jnp.arange(steps), (len(lengths), steps))
     found = outputs.represent(rows)[..., 0]
-    half = 0.5 * float(cut.scale_t.max())  # beyond the centres of the outermost snippets the value stays
+    half = 0.5 * float(snippets.scale_t.max())  # beyond the centres of the outermost snippets the value stays
     for v, length in enumerate(lengths):
         np.testing.assert_allclose(found[v, :length], np.arange(length), atol=1e-5 if settings is WINDOWS else half)
         inner = np.arange(2, max(length - 2, 2))
@@ -157,21 +156,22 @@ def test_own_targets() -> None:
 
     @jax.jit
     def examine(outputs, goal):
-        through = jax.grad(lambda o: snippet_losses(o, own_targets(o, TINY), 0, TINY).total, allow_int=True)(outputs)
-        constant = jax.grad(lambda o: snippet_losses(o, goal, 0, TINY).total, allow_int=True)(outputs)
-        return snippet_losses(outputs, goal, jnp.float32(0), TINY).roles, through, constant
+        loss = lambda o, targets: snippet_losses(o, targets, jnp.float32(0), None, TINY)
+        through = jax.grad(lambda o: loss(o, own_targets(o, TINY)).total, allow_int=True)(outputs)
+        constant = jax.grad(lambda o: loss(o, goal).total, allow_int=True)(outputs)
+        return loss(outputs, goal).points, through, constant
 
-    roles, through, constant = examine(outputs, goal)
+    points, through, constant = examine(outputs, goal)
     action = (outputs.class_logits.argmax(-1) != BACKGROUND).reshape(2, -1)
-    assert (roles.foreground_mask == action).all() and not roles.silent_mask.any()
-    assert (roles.classes.argmax(-1) == goal.classes.reshape(2, -1)).all()
+    assert (points.foreground_mask == action).all() and not points.silent_mask.any()
+    assert (points.classes.argmax(-1) == goal.classes.reshape(2, -1)).all()
     # The labels are not a path for gradients: it is as if they had been given.
     assert (through.class_logits == constant.class_logits).all() and through.class_logits.any()
     assert (through.mask_logits == constant.mask_logits).all() and through.mask_logits.any()
 
 
 def build(settings: SpotSettings) -> tuple[Any, Any]:
-    detector = build_spot(settings, FEATURE_WIDTH, CLASSES)
+    detector = build_spot(settings, DataFacts(FEATURE_WIDTH, CLASSES))
     return detector, jax.eval_shape(detector.init, jax.random.key(0))[0]
 
 
@@ -191,7 +191,7 @@ def test_dropout_needs_a_key_and_bfloat16_stays_near() -> None:
     still, again = (detector.apply(params, batch, None).features for _ in range(2))
     moved = detector.apply(params, batch, jax.random.key(0)).features
     assert (still == again).all() and jnp.abs(still - moved).max() > 0.1
-    rounded = build_spot(in_bfloat16(tiny_settings("spot")).spot, FEATURE_WIDTH, CLASSES).apply(params, batch, None)
+    rounded = build(dataclasses.replace(TINY, dtype="bfloat16"))[0].apply(params, batch, None)
     assert rounded.features.dtype == rounded.mask_logits.dtype == jnp.float32
     np.testing.assert_allclose(rounded.features, still, atol=0.1)
     assert jnp.abs(rounded.features - still).max() > 1e-5
@@ -200,13 +200,16 @@ def test_dropout_needs_a_key_and_bfloat16_stays_near() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "config.spot.steps: found 0"),
-        ({"overlap": 1.0}, "config.spot.overlap: found 1.0"),
-        ({"band_outer": 2}, "config.spot.band_outer: found 2, expected more than band_inner"),
-        ({"class_thresholds": ()}, "config.spot.class_thresholds: found none"),
-        ({"mask_thresholds": (0.4, 0.2)}, "config.spot.mask_thresholds: expected a rising sequence"),
+        ({"steps": 0}, "`steps`: found 0, expected at least 1"),
+        ({"overlap": 1.0}, "`overlap`: found 1.0"),
+        ({"band_outer": 2}, "`detector.band_outer`: found 2, expected more than `detector.band_inner` = 2"),
+        ({"decoding": SpotDecoding(class_thresholds=())}, "`detector.decoding.class_thresholds`: found ()"),
+        (
+            {"decoding": SpotDecoding(mask_thresholds=(0.4, 0.2))},
+            "`detector.decoding.mask_thresholds`: found (0.4, 0.2)",
+        ),
     ],
 )
 def test_refusals(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
-        build_spot(dataclasses.replace(TINY, **changes), FEATURE_WIDTH, CLASSES)
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        build(dataclasses.replace(TINY, **changes))

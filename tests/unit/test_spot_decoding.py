@@ -1,4 +1,4 @@
-"""SPOT's decoding beside a twin that looks for proposals one by one (systems 3.5)."""
+"""SPOT's decoding beside a twin that looks for proposals one by one (spec 3.5)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from snippet_outputs import outputs_of, targets_of
-from fixtures import CLASSES, tiny_settings, variants
+from fixtures import CLASSES
+from snippet_outputs import TINY, WINDOWS, outputs_of, targets_of
 
 from apl_jax.detectors.spot import SpotOutputs, assign_snippets, decode_detections
-from apl_jax.settings import NmsSettings, SpotSettings
-
-TINY = tiny_settings("spot").spot
-WINDOWS = variants("spot")["windows"].spot
+from apl_jax.detectors.spot_settings import SpotSettings
 
 
 def twin_proposals(o: SpotOutputs, v: int, s: SpotSettings) -> dict[tuple, float]:
     """All proposals of video v, as (window, first, last, class) with their confidence."""
+    d = s.decoding
     p = np.exp(np.asarray(o.class_logits[v], np.float64))
     p /= p.sum(-1, keepdims=True)
     valid, action = np.asarray(o.snippet_mask[v]), p[..., :-1] * np.asarray(o.snippet_mask[v])[..., None]
     m = 1 / (1 + np.exp(-np.asarray(o.mask_logits[v], np.float64)))
-    strongest = np.argsort(-action.max((0, 1)), kind="stable")[: s.class_candidates].tolist()
+    strongest = np.argsort(-action.max((0, 1)), kind="stable")[: d.class_candidates].tolist()
     video = int(np.asarray(o.class_logits[v])[valid].sum(0)[:-1].argmax())
     found: dict[tuple, float] = {}
 
@@ -34,24 +32,24 @@ def twin_proposals(o: SpotOutputs, v: int, s: SpotSettings) -> dict[tuple, float
         return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
     for w in range(len(valid)):
-        for query in np.argsort(-action[w].max(-1), kind="stable")[: s.top_snippets]:
-            label = video if s.label == "video" else int(action[w, query].argmax())
-            for threshold in s.mask_thresholds:
+        for query in np.argsort(-action[w].max(-1), kind="stable")[: d.top_snippets]:
+            label = video if d.label == "video" else int(action[w, query].argmax())
+            for threshold in d.mask_thresholds:
                 pieces = extents((m[w, query] > threshold) & valid[w])
                 if pieces and valid[w, query]:
                     first, last = min(pieces, key=lambda e: max(e[0] - query, query - e[1] + 1, 0))
-                    if s.extent == "span":
+                    if d.extent == "span":
                         first, last = pieces[0][0], pieces[-1][1]
                     where = slice(first, last)
-                    if last - first > s.shortest_share * s.steps:
+                    if last - first > d.shortest_share * s.steps:
                         value = m[w, query, where].mean() * action[w, where, label].max()
                         key = w, first, last, label
                         found[key] = max(found.get(key, 0), value)
-        for label in [video] if s.label == "video" else strongest:
-            for threshold in s.class_thresholds:
+        for label in [video] if d.label == "video" else strongest:
+            for threshold in d.class_thresholds:
                 for first, last in extents((action[w, :, label] > threshold) & valid[w]):
                     best = first + int(action[w, first:last, label].argmax())
-                    if last - first > s.shortest_share * s.steps:
+                    if last - first > d.shortest_share * s.steps:
                         value = m[w, best, first:last].max() * action[w, best, label]
                         key = w, first, last, label
                         found[key] = max(found.get(key, 0), value)
@@ -62,15 +60,17 @@ DECODINGS: dict[str, dict[str, Any]] = {
     "component": {},
     "span": {"extent": "span", "class_candidates": 2},
     "video": {"label": "video", "shortest_share": 0.2},
-    "windows": {"fit": "windows", "steps": 8},
+    "windows": {},
 }
 
 
 @pytest.mark.parametrize("name", DECODINGS)
 def test_decoding_beside_a_twin(name: str) -> None:
     """Every proposal is found, whatever its place; suppression is made to remove exact duplicates only."""
-    keep = NmsSettings(method="hard", iou_threshold=0.9999, max_detections=400, top_k_per_level=400)
-    settings = dataclasses.replace(TINY, nms=keep, **DECODINGS[name])
+    every = {"method": "hard", "iou_threshold": 0.9999, "max_detections": 400, "top_k_per_level": 400}
+    windows = {"window_mode": "windows", "steps": 8} if name == "windows" else {}
+    decoding = dataclasses.replace(TINY.decoding, **every, **DECODINGS[name])
+    settings = dataclasses.replace(TINY, decoding=decoding, **windows)
     lengths = (20, 13, 1)
     outputs = outputs_of(settings, lengths, 20, seed=5)
     detections = jax.device_get(jax.jit(decode_detections, static_argnums=1)(outputs, settings))
@@ -88,7 +88,7 @@ def test_decoding_beside_a_twin(name: str) -> None:
         expected = {key: value for key, value in expected.items() if value > 0.001}
         rows = np.flatnonzero(detections.mask[v])
         found = {
-            (*np.round(detections.segments_t[v, k].astype(float), 3).tolist(), int(detections.labels[v, k])): float(
+            (*np.round(detections.segments_t[v, k].astype(float), 3).tolist(), int(detectiond.labels[v, k])): float(
                 detections.confidence[v, k]
             )
             for k in rows
@@ -103,7 +103,7 @@ def test_decoding_beside_a_twin(name: str) -> None:
 
 def test_fragments_at_a_windows_end_are_left_to_the_neighbour() -> None:
     """Of windows 0-7, 4-11, 8-15 and 12-19 two see all of rows 9 or 10 to 11, and others a part of rows 10 to 12."""
-    settings = dataclasses.replace(WINDOWS, nms=dataclasses.replace(WINDOWS.nms, sigma=0.1))
+    settings = dataclasses.replace(WINDOWS, decoding=dataclasses.replace(WINDOWS.decoding, sigma=0.1))
     blank = outputs_of(settings, (20,), 20)
     run = jax.jit(decode_detections, static_argnums=1)
     for segment in ((8.5, 11.5), (9.5, 12.5), (3.5, 7.5), (-0.5, 1.5), (17.5, 19.5)):

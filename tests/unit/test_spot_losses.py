@@ -1,4 +1,4 @@
-"""SPOT's losses beside twins that visit snippets and cells one by one (systems 3.4, 3.7)."""
+"""SPOT's losses beside twins that visit snippets and cells one by one (spec 3.4, 3.7)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from snippet_outputs import outputs_of, targets_of
-from fixtures import CLASSES, random_batch, tiny_settings, variants
+from fixtures import CLASSES, random_batch
+from snippet_outputs import TINY, WINDOWS, outputs_of, targets_of
 
+from apl_jax.detectors.base import DetectionLoss
 from apl_jax.detectors.spot import SpotOutputs, assign_snippets, decode_detections, own_targets, snippet_losses
+from apl_jax.detectors.spot_settings import SpotSettings
 from apl_jax.ops import mask_losses
-from apl_jax.settings import SpotSettings
 from apl_jax.structs import Targets
 
-TINY = tiny_settings("spot").spot
-WINDOWS = variants("spot")["windows"].spot
 BACKGROUND = CLASSES
+
+
+def losses_of(outputs: SpotOutputs, targets, settings: SpotSettings, key: jax.Array | None = None) -> DetectionLoss:
+    return snippet_losses(outputs, targets, jnp.float32(0), key, settings)
 
 
 @pytest.mark.parametrize("settings", [TINY, WINDOWS], ids=["resize", "windows"])
 def test_losses_beside_a_twin(settings: SpotSettings) -> None:
     batch = random_batch([20, 11], 20, seed=3, instances=6)
     outputs = outputs_of(settings, (20, 11), 20)
-    run = jax.jit(lambda o, t: (snippet_losses(o, t, jnp.float32(0), settings), assign_snippets(o, t, settings)))
+    run = jax.jit(lambda o, t: (losses_of(o, t, settings), assign_snippets(o, t, settings)))
     o, (result, goal) = jax.device_get((outputs, run(outputs, batch.targets)))
     weights, entropies, errors, positives = [], [], [], 0.0
     part = {True: [0.0, 10.0], False: [0.0, 10.0]}  # sum of -log p, and count
@@ -59,19 +62,19 @@ def test_losses_beside_a_twin(settings: SpotSettings) -> None:
         "positives": positives,
     }
     for name, value in expected.items():
-        np.testing.assert_allclose(result.terms[name], value, rtol=2e-5, err_msg=name)
-    assert positives > 3 and goal.silent_mask.any() and result.terms["refinement"] > 0
-    whole = expected["class"] + expected["mask"] + expected["reconstruction"] + 0.5 * result.terms["refinement"]
+        np.testing.assert_allclose(result.parts[name], value, rtol=2e-5, err_msg=name)
+    assert positives > 3 and goal.silent_mask.any() and result.parts["refinement"] > 0
+    whole = expected["class"] + expected["mask"] + expected["reconstruction"] + 0.5 * result.parts["refinement"]
     np.testing.assert_allclose(result.total, whole, rtol=2e-5)
-    parts = result.class_loss + result.localisation_loss + 0.5 * result.terms["refinement"]
+    parts = result.class_loss + result.localisation_loss + 0.5 * result.parts["refinement"]
     np.testing.assert_allclose(parts, whole, rtol=2e-5)
-    assert (result.roles.silent_mask == goal.silent_mask.reshape(2, -1)).all()
+    assert (result.points.silent_mask == goal.silent_mask.reshape(2, -1)).all()
 
 
 def test_silent_snippets_teach_neither_head() -> None:
     outputs, targets = outputs_of(TINY, (16,), 16), targets_of((1.5, 7.5, 2), (9.5, 12.5, 0), ignored=(0,))
     settings = dataclasses.replace(TINY, refinement_weight=0.0)
-    loss = lambda o: snippet_losses(o, targets, jnp.float32(0), settings).total
+    loss = lambda o: losses_of(o, targets, settings).total
     gradient = jax.jit(jax.grad(loss, allow_int=True))(outputs)
     silent = np.arange(16) // 6 == 0  # rows 0 to 5 but for the first two
     silent[:2] = False
@@ -129,7 +132,7 @@ def test_refinement_teaches_the_embedding_only() -> None:
     outputs = outputs_of(TINY, (16, 16), 16)
     alone = dataclasses.replace(TINY, reconstruction_weight=0.0)
     settings = dataclasses.replace(alone, refinement_weight=1.0)
-    loss = lambda o: snippet_losses(o, targets_of((2.0, 6.0, 0)), jnp.float32(0), settings).terms["refinement"]
+    loss = lambda o: losses_of(o, targets_of((2.0, 6.0, 0)), settings).parts["refinement"]
     outputs = jax.tree.map(lambda x: x[:1], outputs)
     run = jax.jit(jax.value_and_grad(loss, allow_int=True))
     _, gradient = run(outputs)
@@ -140,10 +143,10 @@ def test_refinement_teaches_the_embedding_only() -> None:
     assert value == 0 and not gradient.features.any()
 
 
-@pytest.mark.parametrize("fit", ["resize", "windows"])
-def test_no_prediction_breaks_losses(fit: str) -> None:
+@pytest.mark.parametrize("window_mode", ["resize", "windows"])
+def test_no_prediction_breaks_losses(window_mode: str) -> None:
     """Flat and one-hot softmax, saturated masks; nothing annotated, everything, one step, none (issue 3, point 5)."""
-    settings = dataclasses.replace(TINY, steps=8, fit=fit)
+    settings = dataclasses.replace(TINY, steps=8, window_mode=window_mode)
     scenes = {
         "none": targets_of((9.0, 5.0, 0), ignored=(0,)),
         "everything": targets_of((-5.0, 40.0, 1)),
@@ -153,10 +156,8 @@ def test_no_prediction_breaks_losses(fit: str) -> None:
 
     @jax.jit
     def examine(outputs: SpotOutputs, targets: Targets) -> tuple:
-        found = jax.value_and_grad(
-            lambda o: snippet_losses(o, targets, jnp.float32(0), settings).total, allow_int=True
-        )(outputs)
-        own = snippet_losses(outputs, own_targets(outputs, settings), jnp.float32(0), settings).total
+        found = jax.value_and_grad(lambda o: losses_of(o, targets, settings).total, allow_int=True)(outputs)
+        own = losses_of(outputs, own_targets(outputs, settings), settings).total
         believed = jax.grad(lambda o: sum(x.sum() for x in o.distribution()[:3]), allow_int=True)(outputs)
         return *found, own, believed, decode_detections(outputs, settings)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import pickle
-import struct
 import subprocess
 import sys
 import tracemalloc
@@ -16,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from torch_archive import write_archive, write_checkpoint
 
 from apl_jax.data.files import DataError
@@ -78,15 +78,9 @@ def test_real_torch_agrees(file: Path) -> None:
 def test_other_formats(tmp_path: Path) -> None:
     plain = {name: value for name, value in TENSORS.items() if value.dtype != ml_dtypes.bfloat16}
     np.savez(tmp_path / "weights.npz", **plain)
-    header, body = {"__metadata__": {"format": "pt"}}, b""
-    for name, dtype in (("whole", "F32"), ("half", "F16"), ("bfloat", "BF16"), ("flags", "BOOL"), ("scalar", "F64")):
-        content = np.ascontiguousarray(TENSORS[name]).tobytes()
-        offsets = [len(body), len(body) + len(content)]
-        header[name] = {"dtype": dtype, "shape": list(TENSORS[name].shape), "data_offsets": offsets}
-        body += content
-    text = json.dumps(header).encode()
-    (tmp_path / "weights.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
-    for file, count in (("weights.npz", len(plain)), ("weights.safetensors", 5)):
+    contiguous = {name: np.array(value, order="C") for name, value in TENSORS.items()}
+    save_file(contiguous, tmp_path / "weights.safetensors", {"format": "pt"})
+    for file, count in (("weights.npz", len(plain)), ("weights.safetensors", len(TENSORS))):
         found = read_state_dict(tmp_path / file)
         assert len(found) == count
         for name, value in found.items():
@@ -131,6 +125,10 @@ def program(*parts: bytes) -> dict[str, bytes]:
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
 
 
+ATTRIBUTES = b"N}X\x0c\x00\x00\x00__defaults__)s\x86"  # what BUILD would set on a function: __defaults__ = ()
+DEEP = 300_000  # levels; Python's own hash of a tuple so deep ends the process
+
+
 def tensor(offset: bytes, shape: bytes, strides: bytes, storage: bytes = STORAGE) -> bytes:
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + shape + strides + b"\x89Nt" + b"R"
 
@@ -140,13 +138,19 @@ def tensor(offset: bytes, shape: bytes, strides: bytes, storage: bytes = STORAGE
     [
         ([b"cos\nsystem\n"], "'os.system'"),
         ([b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93"], "'os.system'"),
-        ([b"(cos\nsystem\no"], "'os.system'"),
         ([b"(X\x02\x00\x00\x00idios\nsystem\n"], "pickle operation INST"),
+        ([b"(ccollections\nOrderedDict\no"], "pickle operation OBJ"),
+        ([b"ccollections\nOrderedDict\n)\x81"], "pickle operation NEWOBJ"),
         ([b"\x82\x01"], "pickle operation EXT1"),
-        ([b"Pid\n"], "pickle operation PERSID"),
+        ([b"\xff"], "pickle operation 0xff"),
         ([b"ctorch\nload\n"], "'torch.load'"),
-        ([b"ctorch\nFloatStorage\n)R"], "a call of 'torch FloatStorage'"),
-        ([b"K\x01)R"], "a call of 'int'"),
+        ([b"ctorch\nFloatStorage\n)R"], "not callable"),
+        ([b"K\x01)R"], "not callable"),
+        ([b"ccollections\nOrderedDict\n]\x85R"], "an unreadable file"),
+        ([b"ccollections\nOrderedDict\n" + ATTRIBUTES + b"b"], "attributes of a function"),
+        ([b"ctorch\nFloatStorage\n" + ATTRIBUTES + b"b"], "attributes of a"),
+        ([STORAGE + ATTRIBUTES + b"b"], "attributes of a _Storage"),
+        ([tensor(b"K\x00", b"K\x04\x85", b"K\x01\x85") + ATTRIBUTES + b"b"], "attributes of a ndarray"),
         ([tensor(b"K\x00", b"K\x05\x85", b"K\x01\x85")], "a tensor [5] from 0"),
         ([tensor(b"K\x01", b"K\x04\x85", b"K\x01\x85")], "a tensor [4] from 1"),
         ([tensor(b"K\x00", b"K\x03\x85", b"K\x02\x85")], "strides [2]"),
@@ -162,15 +166,53 @@ def tensor(offset: bytes, shape: bytes, strides: bytes, storage: bytes = STORAGE
         ([b"}q\x00K\x01h\x00s"], "containers without end"),
         ([b"]q\x00"] + [b"](" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60)],
          "containers without end"),
-        ([b"0"], "pickle operation POP"),
-        ([b"\x86"], "takes more than it has made"),
-        ([b"e"], "an unreadable file"),
+        ([b"})" + b"\x85" * DEEP + b"Ns"], "a dict key of type tuple"),
+        ([b"]" * DEEP + b"a" * (DEEP - 1)], "containers without end"),
+        ([b"}K\x00" * DEEP + b"N" + b"s" * DEEP], "containers without end"),
+        ([b")" + b"\x85" * DEEP + b"Q"], "a reference to something unknown"),
+        ([b"(" * DEEP], "an unreadable file"),
+        ([b"\x86"], "an unreadable file"),
         ([b"h\x07"], "an unreadable file"),
     ],
 )  # fmt: skip
 def test_programs_that_are_no_state_dict(parts: list[bytes], words: str, file: Path) -> None:
     write_archive(file, program(*parts))
     assert words in refusal_of(file)
+
+
+def test_sizes_that_a_pickle_promises_take_no_memory(file: Path) -> None:
+    tracemalloc.start()
+    for part in (b"Nr\xff\xff\xff\xff", b"\x8d" + bytes(7) + b"\x10", b"\x95" + bytes(7) + b"\x10N"):
+        write_archive(file, program(part))
+        with contextlib.suppress(DataError):
+            assert read_state_dict(file) == {}
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_damaged_safetensors_give_words_or_arrays(tmp_path: Path) -> None:
+    """Every fifth cut, 300 mutations of one to three bytes of the header, and a dtype that PyTorch's format lacks."""
+    file = tmp_path / "weights.safetensors"
+    save_file({"a": BASE, "b": BASE.astype(ml_dtypes.bfloat16)}, file)
+    whole = file.read_bytes()
+    draws = np.random.default_rng(2)
+    cases = [whole[:cut] for cut in range(0, len(whole), 5)]
+    for _ in range(300):
+        spoiled = bytearray(whole)
+        for place in draws.integers(0, len(whole) - BASE.nbytes * 3 // 2, draws.integers(1, 4)):
+            spoiled[place] = draws.choice(list(b'0189BFI[]{}",:'))
+        cases.append(bytes(spoiled))
+    outcomes = set()
+    for case in cases:
+        file.write_bytes(case)
+        try:
+            assert all(isinstance(value, np.ndarray) for value in read_state_dict(file).values())
+            outcomes.add("read")
+        except DataError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+    save_file({"c": BASE.astype(np.uint16)}, file)
+    assert "'c' of dtype U16" in refusal_of(file)
 
 
 def test_archives_that_are_no_checkpoint(file: Path, tmp_path: Path) -> None:

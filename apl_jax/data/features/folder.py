@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from apl_jax.data.features import layouts
 from apl_jax.data.files import DataError, refusal
 from apl_jax.data.features.manifest import Manifest, check_settings, read_manifest
-from apl_jax.data.synthetic import open_rehearsal
+from apl_jax.data.synthetic import open_synthetic
 from apl_jax.data.features.sources import (
-    REHEARSAL,
+    SYNTHETIC,
     FeatureFile,
     FeatureFolder,
     FeatureSource,
@@ -25,34 +25,38 @@ from apl_jax.data.features.sources import (
     StreamFolders,
     data_root,
 )
-from apl_jax.settings import DataSettings
+from apl_jax.settings import DataSettings, GridSettings
 
 
-def open_features(root: Path | None, settings: DataSettings) -> FeatureSource:
-    """The features of a data folder; ``root`` None means ``settings.root``, else the embedded data set.
+def open_features(settings: DataSettings) -> FeatureSource:
+    """The features of the data set that the settings mean: made from its annotations where they ask for synthetic
+    ones, else read from its folder. Raises :class:`DataError` as :func:`open_folder`."""
+    root = data_root(settings)
+    if settings.synthetic.enabled and root.is_dir():
+        return open_synthetic(root, settings)
+    return open_folder(root, settings)
 
-    Those that ``settings`` mean are made up where they say so; those in a folder that is named here are read.
+
+def open_folder(root: Path, grid: GridSettings) -> FeatureSource:
+    """The features in a data folder.
 
     Raises :class:`DataError` when the folder is missing, holds no features, several layouts, pickles or streams that
     are not declared, and when its ``features.json`` contradicts the settings.
     """
-    named = root is not None
-    root = Path(root).expanduser() if root is not None else data_root(settings)
+    root = root.expanduser()
     if not root.is_dir():
-        raise refusal(f"--config.data.root={root}", "no such folder", "a data folder", "check the path")
-    if settings.rehearsal.enabled and not named:
-        return open_rehearsal(root, settings)
+        raise refusal(f"`data.root={root}`", "no such folder", "a data folder", "check the path")
     manifest = read_manifest(root)
-    source = _open_streams(root, settings.streams) if settings.streams else _open_layout(root, manifest)
+    source = _open_streams(root, grid.streams) if grid.streams else _open_layout(root, manifest)
     if manifest is not None:
         if not source.windowed:
             found = "a manifest of feature rows beside raw signals"
             raise refusal(
                 str(manifest.path), found, "either", "move it away; window and stride of signals are settings"
             )
-        check_settings(manifest, settings)
+        check_settings(manifest, grid)
         source.manifest = manifest
-        source.made_up = manifest.source.startswith(REHEARSAL)
+        source.synthetic = manifest.source.startswith(SYNTHETIC)
     return source
 
 
@@ -65,7 +69,7 @@ def _open_layout(root: Path, manifest: Manifest | None) -> FeatureSource:
         order = manifest.order if manifest and manifest.order else streams
         found = " and ".join(f"{name}/" for name in streams) + ", which are not declared"
         expected = "their order on the channels"
-        raise refusal(str(root), found, expected, f'--config.data.streams="{order}", or move them away')
+        raise refusal(str(root), found, expected, f'`data.streams="{order}"`, or move them away')
     present = [path.name for path in archives[:1]] + ["features/"] * folder.is_dir() + [path.name for path in files]
     if len(present) > 1:
         raise refusal(str(root), " and ".join(present), "one of them", "move the other away")
@@ -78,13 +82,13 @@ def _open_layout(root: Path, manifest: Manifest | None) -> FeatureSource:
     layouts.refuse_pickles(sorted(path for path in root.iterdir() if path.stem.startswith("features")))
     raise DataError(
         f"{root}: found no features; expected signals_*.npz (raw signals), or feature rows in features/<video>.npy "
-        "(.npz, .csv, .h5) or features.h5. Try: --config.data.root=<folder that holds them>."
+        "(.npz, .csv, .h5) or features.h5. Try: `data.root=<folder that holds them>`."
     )
 
 
 def _open_streams(root: Path, names: Sequence[str]) -> FeatureSource:
     """The declared folders of streams."""
-    where = "--config.data.streams"
+    where = "`data.streams`"
     for name in names:
         inside = (
             isinstance(name, str) and name and not PurePosixPath(name).is_absolute() and ".." not in name.split("/")

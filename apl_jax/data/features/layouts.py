@@ -271,7 +271,7 @@ def list_folder(folder: Path) -> dict[str, Path]:
 def _nested(folder: Path, folders: Sequence[str]) -> str:
     """The advice for streams that lie inside the folder."""
     streams = tuple(f"{folder.name}/{name}" for name in ("rgb", "flow") if name in folders)
-    return f', or declare its streams, --config.data.streams="{streams}"' if streams else ""
+    return f', or declare its streams, `data.streams="{streams}"`' if streams else ""
 
 
 def refuse_pickles(paths: Sequence[Path]) -> None:

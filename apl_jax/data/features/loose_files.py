@@ -7,7 +7,6 @@ videos count. Here there may be nothing but ``walk.npy``.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data.features import layouts
-from apl_jax.data.features.folder import open_features
+from apl_jax.data.features.folder import open_folder
 from apl_jax.data.files import refusal
 from apl_jax.data.features.layouts import AGAIN, READERS, words_of
 from apl_jax.data.features.manifest import check_settings, read_manifest
 from apl_jax.data.features.sources import FeatureFile, FeatureSource
-from apl_jax.settings import DataSettings
+from apl_jax.settings import GridSettings
 
 _H5 = (".h5", ".hdf5")
 _NAMED = ("feats", "features")  # the array of a video, beside others that are not
@@ -39,10 +38,6 @@ class LooseFiles(FeatureSource):
         name = self.find(video_id)
         return next(iter(self._arrays.values()))[0] if name is None else self._arrays[name][0]
 
-    def digest(self) -> str:
-        """Hash of names and sizes."""
-        parts = [f"{name}\0{path.stat().st_size}\0{member}\0" for name, (path, member) in sorted(self._arrays.items())]
-        return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def _load(self, name: str) -> np.ndarray:
         path, member = self._arrays[name]
@@ -52,24 +47,24 @@ class LooseFiles(FeatureSource):
             return layouts.read_npz_member(archive, f"{member}.npy")
 
 
-def open_loose(path: str | Path, settings: DataSettings, windowed: bool) -> FeatureSource:
+def open_loose(path: str | Path, settings: GridSettings, windowed: bool) -> FeatureSource:
     """What can be predicted at ``path``; ``windowed``: the files hold feature rows, not samples of a raw signal.
 
-    A folder in the tree of :func:`~apl_jax.data.features.folder.open_features` is read as that. Otherwise each .npy, .csv or
+    A folder in the tree of :func:`~apl_jax.data.features.folder.open_folder` is read as that. Otherwise each .npy, .csv or
     .h5 file is a video of its name, and so is a .npz with one array (or one named feats or features); of a .npz with
     several, and of raw signals also with one, each array is a recording of the array's own name. ``features.json``
     beside the files is held against the settings. Raises :class:`~apl_jax.data.files.DataError`.
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise refusal(f"--features={path}", "no such file or folder", "features to predict on", "check the path")
+        raise refusal(f"`features={path}`", "no such file or folder", "features to predict on", "check the path")
     if path.is_dir():
         streams = tuple(name for name in settings.streams if (path / name).is_dir())
         tree = any(path.glob("signals_*.npz")) or (path / "features").is_dir()
         tree |= any((path / f"features{suffix}").is_file() for suffix in _H5)
         if streams or tree:
             declared = settings.streams if streams else ()
-            return _same_kind(open_features(path, dataclasses.replace(settings, streams=declared)), path, windowed)
+            return _same_kind(open_folder(path, dataclasses.replace(settings, streams=declared)), path, windowed)
         files = sorted(layouts.list_folder(path).values())
     else:
         layouts.refuse_pickles([path])

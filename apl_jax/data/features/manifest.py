@@ -2,7 +2,7 @@
 
 ``{"stride": frames, "window": frames, "width": D, "fps": number or null for "per video", "order": [streams],
 "source": text}``; the last three may be absent. Features that were extracted in another way than the settings assume
-shift every instance in time without any error (systems.md section 8, row 11).
+shift every instance in time without any error (spec 8, row 11).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.files import load_json, refusal, write_json
-from apl_jax.settings import DataSettings
+from apl_jax.settings import GridSettings
 
 MANIFEST = "features.json"
 _KEYS = ("stride", "window", "width", "fps", "order", "source")
@@ -77,7 +77,7 @@ def write_manifest(root: str | Path, manifest: Manifest) -> Path:
     return path
 
 
-def check_settings(manifest: Manifest, settings: DataSettings) -> None:
+def check_settings(manifest: Manifest, settings: GridSettings) -> None:
     """Raises :class:`~apl_jax.data.files.DataError` when stride, window or the order of streams are not the settings'.
 
     ``order`` of features that already are one array per video only says what their channels are.
@@ -86,13 +86,13 @@ def check_settings(manifest: Manifest, settings: DataSettings) -> None:
         raise refusal(
             f"{manifest.path}: stride, window",
             f"stride {manifest.stride}, window {manifest.window} frames",
-            f"stride {settings.stride}, window {settings.window} as in --config.data.stride, --config.data.window",
-            f"--config.data.stride={manifest.stride} --config.data.window={manifest.window}",
+            f"stride {settings.stride}, window {settings.window} as in `data.stride`, `data.window`",
+            f"`data.stride={manifest.stride}` `data.window={manifest.window}`",
         )
     if manifest.order and settings.streams and manifest.order != settings.streams:
         where = f"{manifest.path}: order"
-        expected = f"{list(settings.streams)} as in --config.data.streams"
-        raise refusal(where, f"{list(manifest.order)}", expected, f'--config.data.streams="{manifest.order}"')
+        expected = f"{list(settings.streams)} as in `data.streams`"
+        raise refusal(where, f"{list(manifest.order)}", expected, f'`data.streams="{manifest.order}"`')
 
 
 def check_clock(manifest: Manifest, record: VideoRecord) -> None:

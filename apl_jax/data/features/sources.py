@@ -23,9 +23,8 @@ from apl_jax.data.features.layouts import AGAIN, READERS, Unusable, words_of
 from apl_jax.data.features.manifest import Manifest
 from apl_jax.settings import DataSettings
 
-REHEARSAL = "rehearsal"  # first word of a manifest's source where features are made up (data/rehearsal.py)
-MADE_UP = "rehearsal: features are made up from the annotations, so no score is a result"
-_EDGE_BYTES = 65536  # of each video's rows that enter a digest, from either end
+SYNTHETIC = "synthetic"  # first word of a manifest's source where features are synthetic (data/synthetic.py)
+SYNTHETIC_NOTE = "synthetic features, made from the annotations: no score on them is a result"
 
 
 def embedded_root() -> Path:
@@ -42,7 +41,7 @@ class FeatureSource(ABC):
     """Arrays by video id. ``windowed``: rows already are feature rows, not samples of a raw signal.
 
     ``ids`` are the names as stored (``v_`` included); ``manifest`` is what features.json says, if there is one;
-    ``made_up``: features of a rehearsal (:mod:`apl_jax.data.synthetic`), on which no score is a result.
+    ``synthetic``: synthetic features (:mod:`apl_jax.data.synthetic`), on which no score is a result.
     """
 
     windowed: bool
@@ -50,7 +49,7 @@ class FeatureSource(ABC):
     def __init__(self, ids: Sequence[str]) -> None:
         self.ids = tuple(sorted(ids))
         self.manifest: Manifest | None = None
-        self.made_up = False
+        self.synthetic = False
         self._known = frozenset(self.ids)
         self._composed: dict[str, str | None] = {}  # names that some systems store decomposed; None: two of them
         for name in self.ids:
@@ -119,9 +118,6 @@ class FeatureSource(ABC):
     def place(self, video_id: str) -> Path:
         """The file that holds, or should hold, the video."""
 
-    @abstractmethod
-    def digest(self) -> str:
-        """A hash that changes when the files do. Raises :class:`DataError` for a file that cannot be read."""
 
     @abstractmethod
     def _load(self, name: str) -> np.ndarray:
@@ -153,16 +149,6 @@ class SignalArchive(FeatureSource):
         name = self.find(video_id)
         return self._archive[name][0] if name is not None else self._paths[0]
 
-    def digest(self) -> str:
-        """Hash of all bytes."""
-        total = hashlib.sha256()
-        for path in self._paths:
-            try:
-                with path.open("rb") as file:
-                    total.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise refusal(str(path), f"{error.strerror}", "a readable file", AGAIN) from None
-        return total.hexdigest()[:16]
 
     def _load(self, name: str) -> np.ndarray:
         return layouts.read_npz_member(self._archive[name][1], name + ".npy")
@@ -183,22 +169,6 @@ class FeatureFolder(FeatureSource):
         name = self.find(video_id)
         return self._folder / f"{video_id}{self._suffix}" if name is None else self._paths[name]
 
-    def digest(self) -> str:
-        """Hash of names, sizes and the first and last 64 KiB of each file: benchmarks hold tens of gigabytes."""
-        total = hashlib.sha256()
-        for video in self.ids:
-            path = self._paths[video]
-            try:
-                size = path.stat().st_size
-                total.update(f"{video}\0{size}\0".encode(errors="surrogateescape"))
-                with path.open("rb") as file:
-                    total.update(file.read(_EDGE_BYTES))
-                    file.seek(max(0, size - _EDGE_BYTES))
-                    total.update(file.read(_EDGE_BYTES))
-            except OSError as error:
-                where = f"{path}: video {video!r}"
-                raise refusal(where, f"{error.strerror}", "a readable file", AGAIN) from None
-        return total.hexdigest()[:16]
 
     def _load(self, name: str) -> np.ndarray:
         path = self._paths[name]
@@ -224,20 +194,6 @@ class FeatureFile(FeatureSource):
     def place(self, video_id: str) -> Path:
         return self._path
 
-    def digest(self) -> str:
-        """Hash of names, shapes, types, and about 64 KiB of rows from either end of each dataset."""
-        total = hashlib.sha256()
-        for video in self.ids:
-            total.update(f"{video}\0".encode(errors="surrogateescape"))
-            try:
-                dataset = layouts.find_h5_dataset(self._file, video)
-                rows = max(1, _EDGE_BYTES // (dataset.dtype.itemsize * dataset.shape[1]))
-                total.update(f"{dataset.shape}\0{dataset.dtype}\0".encode())
-                total.update(np.ascontiguousarray(dataset[:rows]).tobytes())
-                total.update(np.ascontiguousarray(dataset[max(0, len(dataset) - rows) :]).tobytes())
-            except Exception:  # whoever asks for this video is told; others need not be stopped by it
-                total.update(b"unreadable")
-        return total.hexdigest()[:16]
 
     def _load(self, name: str) -> np.ndarray:
         return layouts.read_h5_dataset(layouts.find_h5_dataset(self._file, name))
@@ -274,10 +230,6 @@ class StreamFolders(FeatureSource):
         streams = tuple(self._streams.values())
         return next((s for s in streams if s.find(video_id) is None), streams[0]).place(video_id)
 
-    def digest(self) -> str:
-        """Hash of the streams' digests, in order."""
-        parts = "".join(f"{name}\0{stream.digest()}\0" for name, stream in self._streams.items())
-        return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()[:16]
 
     def _load(self, name: str) -> np.ndarray:
         return self.read(name)

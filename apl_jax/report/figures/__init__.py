@@ -6,12 +6,9 @@ from apl_jax.report.figures.drawing import (
     HALF_WIDTH_IN,
     MEASURES,
     MOST_BARS,
-    NUMBERED_FROM,
     OTHER_CLASS,
     REASON_COLOURS,
     SET_NAMES,
-    Lane,
-    Panel,
     calibration,
     class_colours,
     class_counts,
@@ -20,12 +17,11 @@ from apl_jax.report.figures.drawing import (
     quality_bars,
     reason_histograms,
     term_colours,
-    timeline_height,
-    timelines,
     training_curves,
 )
-from apl_jax.report.figures.label_space import MOST_CLASSES, PART_COLOURS, class_distributions, true_class_shares
+from apl_jax.report.figures.label_space import MOST_CLASSES, RELATION_COLOURS, class_distributions, true_class_shares
 from apl_jax.report.figures.svg import to_svg
+from apl_jax.report.figures.timelines import NUMBERED_FROM, Lane, Panel, timeline_height, timelines
 
 __all__ = [
     "CLASS_LABEL",
@@ -36,8 +32,8 @@ __all__ = [
     "MOST_CLASSES",
     "NUMBERED_FROM",
     "OTHER_CLASS",
-    "PART_COLOURS",
     "REASON_COLOURS",
+    "RELATION_COLOURS",
     "SET_NAMES",
     "Lane",
     "Panel",

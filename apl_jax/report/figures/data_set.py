@@ -44,8 +44,7 @@ def length_histogram(figure: Figure, values: np.ndarray, unit: str, counted: str
 
 @styled
 def class_bars(figure: Figure, classes: Sequence[str], total: np.ndarray, labelled: np.ndarray) -> None:
-    """Instances of the :data:`~apl_jax.report.figures.MOST_BARS` most frequent classes ``[C]``, and those of the labelled part
-    within them."""
+    """Instances of the ``MOST_BARS`` most frequent classes ``[C]``, and those of the labelled part within them."""
     axes = figure.subplots()
     shown = np.argsort(-total, kind="stable")[:MOST_BARS]
     y = np.arange(len(shown))

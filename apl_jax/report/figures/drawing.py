@@ -8,14 +8,12 @@ colour-blind readers: classes have Paul Tol's "muted" scheme, reasons ColorBrewe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from apl_jax.structs import Reason
@@ -24,9 +22,6 @@ HALF_WIDTH_IN, FULL_WIDTH_IN = 5.25, 10.5  # two figures side by side, or one, o
 HISTOGRAM_BINS = 40  # of 0.025: the usual thresholds are edges
 MOST_BARS = 20  # classes in one bar chart
 CLASS_LABEL = 18  # characters of a class name on an axis
-LANE_IN, PANEL_IN = 0.2, 0.72  # height of one lane of a timeline, and of a panel's title and axis together
-FAINTEST = 0.1  # opacity of a prediction without confidence
-NUMBERED_FROM = 10  # with this many classes, timelines print class numbers too: colours alone no longer tell
 
 _MUTED = ["#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499"]
 _TONES = ((1.0, 0.45), (0.0, 0.42))  # (grey level mixed in, its share): paler and darker versions of the nine
@@ -42,38 +37,17 @@ _TERMS = {
     "contrast_fine": "#CC79A7", "accuracy": "#D55E00", "gradient_norm": "#999999",
 }  # fmt: skip
 _MORE_TERMS = ["#8C510A", "#35978F", "#762A83", "#5AAE61", "#4D4D4D"]
-_INK, _RULE = "#333D47", "#D5DAE0"
+INK, RULE = "#333D47", "#D5DAE0"
 
 styled = matplotlib.rc_context(
     {
         "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
         "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.edgecolor": "#9AA5B1", "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK,
-        "ytick.color": _INK, "axes.titlelocation": "left", "axes.axisbelow": True, "grid.color": "#E8EBEF",
+        "axes.edgecolor": "#9AA5B1", "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
+        "ytick.color": INK, "axes.titlelocation": "left", "axes.axisbelow": True, "grid.color": "#E8EBEF",
         "grid.linewidth": 0.7, "text.parse_math": False, "figure.facecolor": "none", "axes.facecolor": "none",
     }
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One row of a timeline: M instances of one origin."""
-
-    name: str
-    segments_s: np.ndarray  # [M, 2]
-    labels: np.ndarray  # [M] index of the class
-    opacity: np.ndarray | None = None  # [M] in [0, 1], 1 where None
-    tips: Sequence[str] = ()  # [M] what a reader sees when pointing at an instance; may be empty
-    colour: str = ""  # of the name and of a line under every instance; "" = none
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The timeline of one video, cut to ``span_s``."""
-
-    title: str
-    span_s: tuple[float, float]
-    lanes: Sequence[Lane]
 
 
 def class_colours(frequency: np.ndarray) -> list[str]:
@@ -81,14 +55,15 @@ def class_colours(frequency: np.ndarray) -> list[str]:
 
     Up to 27 classes are told apart; where there are more, the rarest share :data:`OTHER_CLASS`.
     """
-    palette = [*_MUTED, *(_mixed(colour, grey, part) for grey, part in _TONES for colour in _MUTED)]
+    palette = [*_MUTED, *(mixed(colour, grey, part) for grey, part in _TONES for colour in _MUTED)]
     colours = [OTHER_CLASS] * len(frequency)
     for colour, c in zip(palette, sorted(np.argsort(-frequency, kind="stable")[: len(palette)]), strict=False):
         colours[c] = colour
     return colours
 
 
-def _mixed(colour: str, grey: float, part: float) -> str:
+def mixed(colour: str, grey: float, part: float) -> str:
+    """A colour with a part of grey in it; grey 1 is white."""
     red, green, blue = ((1 - part) * x + part * grey for x in to_rgb(colour))
     return to_hex((red, green, blue))
 
@@ -115,7 +90,7 @@ def reason_histograms(
         axes.set_xlabel(name)
         for value, words in marks.get(name, ()):
             right = value > 0.8
-            axes.axvline(value, color=_INK, lw=1, ls=(0, (4, 2)))
+            axes.axvline(value, color=INK, lw=1, ls=(0, (4, 2)))
             axes.annotate(
                 f"{words} {value:.2f}", (value, 0.98), (-4 if right else 4, 0), ha="right" if right else "left",
                 va="top", xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
@@ -192,7 +167,7 @@ def class_counts(
     axes.grid(axis="x")
     legend = figure.legend(loc="outside upper left", ncols=3, handlelength=0.9, columnspacing=1.2)
     for handle, alpha in zip(legend.get_patches()[1:], (0.35, 0.8), strict=True):
-        handle.set(facecolor=_INK, alpha=alpha)
+        handle.set(facecolor=INK, alpha=alpha)
     return len(truth) - len(shown)
 
 
@@ -205,7 +180,7 @@ def training_curves(figure: Figure, curves: Mapping[str, tuple[np.ndarray, np.nd
     """Scalars of one stage by step, name -> (steps [S], values [S]); a panel per group, the part before "/".
 
     Losses have a logarithmic axis, a group with an accuracy a linear one. Terms that are zero throughout (a loss the
-    arm does not use) are left out.
+    variant does not use) are left out.
     """
     groups = curve_groups(list(curves))
     colours = term_colours(list(curves))
@@ -240,63 +215,6 @@ def curve_groups(names: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def timeline_height(panels: Sequence[Panel]) -> float:
-    """Inches that :func:`timelines` needs."""
-    return sum(PANEL_IN + LANE_IN * len(panel.lanes) for panel in panels)
-
-
-@styled
-def timelines(figure: Figure, panels: Sequence[Panel], colours: Sequence[str]) -> None:
-    """One panel per video, one lane per origin, every instance in the colour of its class (Figures S3 and S4).
-
-    Where there are many classes, an instance also carries the number of its class if there is room.
-    """
-    figure.set_layout_engine("constrained", h_pad=0.09)
-    ratios = [PANEL_IN / 2 + LANE_IN * len(panel.lanes) for panel in panels]
-    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
-    for axes, panel in zip(grid, panels, strict=True):
-        for row, lane in enumerate(panel.lanes):
-            _draw_lane(axes, row, lane, panel.span_s, colours)
-        axes.set(
-            xlim=panel.span_s,
-            ylim=(len(panel.lanes) - 0.45, -0.55),
-        )
-        axes.set_title(panel.title, fontweight="bold")
-        axes.set_yticks(range(len(panel.lanes)), [lane.name for lane in panel.lanes])
-        for text, lane in zip(axes.get_yticklabels(), panel.lanes, strict=True):
-            text.set_color(lane.colour or _INK)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_formatter("{x:g} s")
-        axes.tick_params(axis="x", length=2, pad=1)
-        axes.xaxis.set_major_locator(MaxNLocator(12, steps=[1, 2, 5, 10]))
-        axes.grid(axis="x")
-
-
-def _draw_lane(axes: Axes, row: int, lane: Lane, span_s: tuple[float, float], colours: Sequence[str]) -> None:
-    low, high = span_s
-    axes.axhline(row, color=_RULE, lw=0.7, zorder=0)
-    opacity = np.ones(len(lane.labels)) if lane.opacity is None else np.clip(lane.opacity, FAINTEST, 1)
-    for i in np.argsort(opacity, kind="stable"):  # the surest on top
-        start, end = (float(np.clip(x, low, high)) for x in lane.segments_s[i])
-        if end <= start:
-            continue
-        colour = colours[int(lane.labels[i])]
-        fill = _mixed(colour, 1.0, 1 - float(opacity[i]))  # as if transparent, but blends with nothing
-        box = Rectangle((start, row - 0.36), end - start, 0.72, fc=fill, ec=colour, lw=0.6, zorder=2)
-        if len(lane.tips):
-            box.set_gid(f"tip:{lane.tips[i]}")
-        axes.add_patch(box)
-        if lane.colour:
-            axes.plot([start, end], [row + 0.36] * 2, color=lane.colour, lw=2, solid_capstyle="butt", zorder=2)
-        if len(colours) >= NUMBERED_FROM and end - start > 0.016 * (high - low):
-            dark = np.dot(to_rgb(fill), (0.3, 0.59, 0.11)) < 0.55
-            axes.text(
-                (start + end) / 2, row, str(lane.labels[i]), ha="center", va="center_baseline", fontsize=7,
-                color="white" if dark else _INK, clip_on=True, zorder=2,
-            )  # fmt: skip
-
-
 @styled
 def embeddings(figure: Figure, points: Mapping[str, np.ndarray], groups: Sequence[tuple[str, np.ndarray, str]]) -> None:
     """Planar embeddings ``[M, 2]`` side by side, title -> points, coloured by group: (name, ``[M]`` bool, colour)."""
@@ -320,7 +238,7 @@ def calibration(figure: Figure, estimates: Mapping[str, np.ndarray], tiou: np.nd
     for axes, (name, values) in zip(grid, estimates.items(), strict=True):
         axes.scatter(values, tiou, s=6, color="#88A9C3", lw=0, alpha=0.45, rasterized=True)
         bins = [rows for rows in np.array_split(np.argsort(values, kind="stable"), 10) if len(rows)]
-        axes.plot([values[b].mean() for b in bins], [tiou[b].mean() for b in bins], "o-", color=_INK, ms=3.5, lw=1.3)
+        axes.plot([values[b].mean() for b in bins], [tiou[b].mean() for b in bins], "o-", color=INK, ms=3.5, lw=1.3)
         varied = len(values) > 1 and np.ptp(values) > 0 and np.ptp(tiou) > 0
         axes.set_title(f"{name}, r = {np.corrcoef(values, tiou)[0, 1]:.2f}" if varied else name)
         axes.set(ylim=(-0.02, 1.02), xlabel=name)

@@ -1,4 +1,4 @@
-"""What non-target learning makes of the label space: shares of the four parts, and whole distributions (Figure 6)."""
+"""What non-target learning makes of the label space: shares of the class relations, whole distributions (Figure 6)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from apl_jax.learning.nontarget import ClassRelation
+from apl_jax.learning.class_division import ClassRelation
 from apl_jax.report.figures.drawing import short_name, styled
 
-PART_COLOURS = {
-    ClassRelation.TARGET: "#1B9E77", ClassRelation.POSITIVE: "#7570B3", ClassRelation.AMBIGUOUS: "#BBBBBB", ClassRelation.NEGATIVE: "#4C88C4",
+RELATION_COLOURS = {
+    ClassRelation.TARGET: "#1B9E77", ClassRelation.POSITIVE: "#7570B3", ClassRelation.AMBIGUOUS: "#BBBBBB",
+    ClassRelation.NEGATIVE: "#4C88C4",
 }  # fmt: skip
 MOST_CLASSES = 12  # bars of one distribution: the likeliest, the true one always among them
 
@@ -25,13 +26,13 @@ def true_class_shares(figure: Figure, shares: Mapping[str, Mapping[str, Any]]) -
     grid = figure.subplots(1, 2, squeeze=False, sharey=True)[0]
     for axes, wrong in zip(grid, (False, True), strict=True):
         left = [0.0] * len(names)
-        for part, colour in PART_COLOURS.items():
+        for relation, colour in RELATION_COLOURS.items():
             rows = [shares[name]["when_wrong"] if wrong else shares[name] for name in names]
-            width = [100 * (row.get(part.name.lower()) or 0) for row in rows]
+            width = [100 * (row.get(relation.name.lower()) or 0) for row in rows]
             axes.barh(range(len(names)), width, 0.62, left, color=colour, lw=0)
             for y, (w, start) in enumerate(zip(width, left, strict=True)):
                 if w > 6:
-                    light = part in (ClassRelation.AMBIGUOUS,)
+                    light = relation is ClassRelation.AMBIGUOUS
                     axes.text(
                         start + w / 2, y, f"{w:.0f}", ha="center", va="center", fontsize=7.5,
                         color="#333D47" if light else "white",
@@ -49,9 +50,9 @@ def true_class_shares(figure: Figure, shares: Mapping[str, Mapping[str, Any]]) -
 
 @styled
 def class_distributions(figure: Figure, rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
-    """Class distributions of example snippets, as ``label_space.json`` holds them, each bar in the colour of its part.
+    """Class distributions of example snippets, as ``label_space.json`` holds them.
 
-    The true class is marked with a star.
+    Each bar has the colour of its class relation; the true class is marked with a star.
     """
     columns = 3
     grid = figure.subplots(-(-len(rows) // columns), columns, squeeze=False).ravel()
@@ -60,7 +61,7 @@ def class_distributions(figure: Figure, rows: Sequence[Mapping[str, Any]], class
         if row["truth"] not in order:
             order[-1] = row["truth"]
         for y, c in enumerate(order):
-            axes.barh(y, row["probability"][c], 0.72, color=PART_COLOURS[ClassRelation(row["part"][c])], lw=0)
+            axes.barh(y, row["probability"][c], 0.72, color=RELATION_COLOURS[ClassRelation(row["part"][c])], lw=0)
         names = [f"{short_name(classes[c])}{' ★' if c == row['truth'] else ''}" for c in order]
         axes.set_yticks(range(len(order)), names)
         axes.tick_params(axis="y", length=0)
@@ -72,5 +73,5 @@ def class_distributions(figure: Figure, rows: Sequence[Mapping[str, Any]], class
 
 
 def _legend(figure: Figure) -> None:
-    handles = [Patch(color=colour, label=part.name.lower()) for part, colour in PART_COLOURS.items()]
+    handles = [Patch(color=colour, label=relation.name.lower()) for relation, colour in RELATION_COLOURS.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=4, handlelength=0.9, columnspacing=1.2)

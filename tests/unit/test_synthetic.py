@@ -17,8 +17,8 @@ from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.dataset import open_dataset, open_truth
 from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError
-from apl_jax.data.synthetic import RehearsalFeatures, coverage, extraction_grid, write_rehearsal
-from apl_jax.settings import DataSettings, RehearsalSettings
+from apl_jax.data.synthetic import SyntheticFeatures, coverage, extraction_grid, write_synthetic
+from apl_jax.settings import DataSettings, SyntheticSettings
 from apl_jax.structs import TimeGrid
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "annotations"
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings_of(root: Path, **changes) -> DataSettings:
-    made = RehearsalSettings(enabled=True, width=256, group=3)
+    made = SyntheticSettings(enabled=True, width=256, group=3)
     return DataSettings(
         **{"name": "own", "root": str(root), "window": 16, "stride": 4, "label_ratio": 0.5, "rehearsal": made} | changes
     )
@@ -62,7 +62,7 @@ def test_a_video_is_the_same_in_every_process_and_order(folder: Path) -> None:
     assert {video: backwards.read(video).tobytes() for video in reversed(backwards.ids)} == forwards
     code = (
         "import sys, zlib; from apl_jax.data.features.folder import open_features\n"
-        "from apl_jax.settings import DataSettings, RehearsalSettings\n"
+        "from apl_jax.settings import DataSettings, SyntheticSettings\n"
         f"source = open_features(None, {settings!r})\n"
         f"print(zlib.crc32(source.read({source.ids[5]!r})), source.digest())"
     )
@@ -78,7 +78,7 @@ def test_other_settings_and_annotations_make_another_digest(folder: Path) -> Non
         for changed in (
             settings,
             dataclasses.replace(settings, stride=8),
-            dataclasses.replace(settings, rehearsal=dataclasses.replace(settings.rehearsal, seed=1)),
+            dataclasses.replace(settings, synthetic=dataclasses.replace(settings.synthetic, seed=1)),
         )
     }
     document = json.loads((folder / "annotations.json").read_text())
@@ -132,13 +132,13 @@ def test_classes_can_be_learnt_but_not_without_error(folder: Path) -> None:
 
 def test_noise_alone_teaches_nothing(folder: Path) -> None:
     """The probe above is not fooled: with noise in place of features it is no better than chance."""
-    accuracy, chance = probe(settings_of(folder, rehearsal=RehearsalSettings(enabled=True, width=256, noise=1e4)))
+    accuracy, chance = probe(settings_of(folder, synthetic=SyntheticSettings(enabled=True, width=256, noise=1e4)))
     assert accuracy < chance + 0.05
 
 
 def test_prototypes_of_a_group_are_confusable(folder: Path) -> None:
-    source = open_features(None, settings_of(folder, rehearsal=RehearsalSettings(enabled=True, width=4096, group=3)))
-    assert isinstance(source, RehearsalFeatures)
+    source = open_features(None, settings_of(folder, synthetic=SyntheticSettings(enabled=True, width=4096, group=3)))
+    assert isinstance(source, SyntheticFeatures)
     unit = source._classes / np.linalg.norm(source._classes, axis=1, keepdims=True)
     cosine = unit @ unit.T
     same = np.arange(CLASSES)[:, None] // 3 == np.arange(CLASSES) // 3
@@ -149,7 +149,7 @@ def test_prototypes_of_a_group_are_confusable(folder: Path) -> None:
 def test_a_data_set_says_that_it_is_a_rehearsal_and_shows_labels_of_labelled_videos_only(folder: Path) -> None:
     """What happens in unlabelled videos is in their features, as in any recording; their labels are out of reach."""
     dataset = open_dataset(settings_of(folder))
-    assert dataset.made_up and dataset.name == "own (rehearsal)" and any("made up" in note for note in dataset.notes)
+    assert dataset.synthetic and dataset.name == "own (synthetic features)" and any("made up" in note for note in dataset.notes)
     assert all(len(record.labels) for record in dataset.labelled.records)
     others = dataset.unlabelled.records + dataset.evaluation.records
     assert others and all(len(record.labels) == 0 and len(record.segments_s) == 0 for record in others)
@@ -157,10 +157,10 @@ def test_a_data_set_says_that_it_is_a_rehearsal_and_shows_labels_of_labelled_vid
 
 def test_a_written_rehearsal_is_the_same_data_set_and_is_marked_too(folder: Path, tmp_path: Path) -> None:
     settings, out = settings_of(folder), tmp_path / "out"
-    assert write_rehearsal(settings, out) == 24
-    read = dataclasses.replace(settings, root=str(out), rehearsal=RehearsalSettings())
+    assert write_synthetic(settings, out) == 24
+    read = dataclasses.replace(settings, root=str(out), synthetic=SyntheticSettings())
     made, written = open_dataset(settings), open_dataset(read)
-    assert written.made_up and written.name == made.name and written.split == made.split
+    assert written.synthetic and written.name == made.name and written.split == made.split
     np.testing.assert_array_equal(made.labelled.features, written.labelled.features)
     assert json.loads((out / "features.json").read_text())["source"].startswith("rehearsal ")
     assert sorted(path.name for path in out.iterdir()) == ["annotations.json", "features", "features.json"]
@@ -178,32 +178,32 @@ def test_writing_goes_on_where_it_was_interrupted(folder: Path, tmp_path: Path) 
             yield video
 
     with pytest.raises(KeyboardInterrupt):
-        write_rehearsal(settings, out, follow=stop)
+        write_synthetic(settings, out, follow=stop)
     there = {path.name: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
     assert len(there) == 5
-    assert write_rehearsal(settings, out) == 24
+    assert write_synthetic(settings, out) == 24
     after = {path.name: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
     assert len(after) == 24 and {name: after[name] for name in there} == there
 
 
 def test_other_features_are_never_mixed_in(folder: Path, tmp_path: Path) -> None:
     settings, out = settings_of(folder), tmp_path / "out"
-    assert write_rehearsal(settings, out, limit=2) == 2
-    other = dataclasses.replace(settings, rehearsal=dataclasses.replace(settings.rehearsal, seed=1))
+    assert write_synthetic(settings, out, limit=2) == 2
+    other = dataclasses.replace(settings, synthetic=dataclasses.replace(settings.synthetic, seed=1))
     with pytest.raises(DataError, match=r"out: found features of rehearsal .*; expected a new folder"):
-        write_rehearsal(other, out)
+        write_synthetic(other, out)
     (out / "features.json").unlink()
     with pytest.raises(DataError, match="found features without a manifest"):
-        write_rehearsal(settings, out)
+        write_synthetic(settings, out)
 
 
 @pytest.mark.parametrize(
     "change", [{"width": 0}, {"group": 0}, {"backgrounds": 0}, {"wander_s": 0.0}, {"confusion": 2.0}]
 )
 def test_impossible_settings_are_refused(folder: Path, change: dict[str, float]) -> None:
-    made = dataclasses.replace(RehearsalSettings(enabled=True), **change)
-    with pytest.raises(DataError, match=r"--config.data.rehearsal: found .*positive numbers"):
-        open_features(None, settings_of(folder, rehearsal=made))
+    made = dataclasses.replace(SyntheticSettings(enabled=True), **change)
+    with pytest.raises(DataError, match=r"--config.data.synthetic: found .*positive numbers"):
+        open_features(None, settings_of(folder, synthetic=made))
 
 
 def test_a_video_without_a_clock_is_refused_by_name(folder: Path) -> None:
@@ -218,8 +218,8 @@ def test_a_video_without_a_clock_is_refused_by_name(folder: Path) -> None:
 def real_settings(name: str, **changes) -> DataSettings:
     if not REAL.is_dir():
         pytest.skip(f"needs the published annotation files in {REAL}")
-    made = RehearsalSettings(enabled=True, width=64)
-    return DataSettings(name=name, root=str(REAL), strict_annotations=False, rehearsal=made, **changes)
+    made = SyntheticSettings(enabled=True, width=64)
+    return DataSettings(name=name, root=str(REAL), strict_annotations=False, synthetic=made, **changes)
 
 
 def test_thumos14_has_its_real_lengths() -> None:
