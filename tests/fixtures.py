@@ -1,4 +1,4 @@
-"""Small living things to experiment on: detectors, batches, weights and training methods of a few numbers each.
+"""Detectors, batches, weights and training methods of a few numbers each, for tests.
 
 Everything is a function of its arguments and is drawn by numpy, so that two processes draw the same.
 """
@@ -6,7 +6,6 @@ Everything is a function of its arguments and is drawn by numpy, so that two pro
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,31 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apl_jax.cli import to_settings
+from apl_jax.declarations import Choice, override
 from apl_jax.detectors import build_detector
-from apl_jax.learning.instances import InstanceBank
-from apl_jax.learning.methods import METHODS, STAGE_METHODS
-from apl_jax.learning.objective import Ingredients, Method
-from apl_jax.nn.discriminator import build_discriminator
-from apl_jax.settings import (
-    ActionFormerSettings,
-    ContrastiveSettings,
-    DiscriminatorSettings,
-    LearningSettings,
-    NmsSettings,
-    OptimizerSettings,
-    PerturbSettings,
-    QualitySettings,
-    SelectionSettings,
-    Settings,
-    SpotSettings,
-    StageSettings,
-)
-from apl_jax.structs import Batch, Targets
+from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings, QualitySettings
+from apl_jax.detectors.spot_settings import SpotDecoding, SpotSettings
+from apl_jax.learning.icd import InstanceBank
+from apl_jax.learning.method import Method, MethodContext, Objective, build_objective, random_view
+from apl_jax.registry import DETECTORS, METHODS
+from apl_jax.runs.plugins import load_plugin
+from apl_jax.runs.settings import Settings, read_config
+from apl_jax.settings import OptimizerSettings, PerturbSettings
+from apl_jax.structs import Batch, DataFacts, Targets
 
+REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 FEATURE_WIDTH = 6
 CLASSES = 3
+
+# The laws hold for whatever is registered, a stranger's detector, methods and selection rules included.
+load_plugin(str(REPOSITORY / "examples" / "plugin.py"))
 
 _ACTIONFORMER = ActionFormerSettings(
     width=8,
@@ -53,7 +46,8 @@ _ACTIONFORMER = ActionFormerSettings(
     regression_ranges=((0, 4), (4, 10000)),
     normalizer_init=10.0,
     layer_scale_init=0.5,
-    nms=NmsSettings(top_k_per_level=64, max_detections=24),
+    decoding=ActionFormerDecoding(top_k_per_level=64, max_detections=24),
+    online=ActionFormerDecoding(top_k_per_level=64, max_detections=24),
 )
 
 _SPOT = SpotSettings(
@@ -64,15 +58,14 @@ _SPOT = SpotSettings(
     hard_snippets=4,
     band_inner=2,
     band_outer=4,
-    top_snippets=6,
-    nms=NmsSettings(top_k_per_level=64, max_detections=24),
+    decoding=SpotDecoding(top_snippets=6, top_k_per_level=64, max_detections=24),
 )
 
-# Per detector, variants that together reach all its branches; the first is the one that further tests train.
-# A new detector is tested by being registered and by having its line here.
-_DETECTORS: dict[str, dict[str, Settings]] = {
+# Of detectors with branches, variants that together reach all of them; the first is the one that further tests train.
+# Any other registered detector is tested with its default settings.
+_VARIANTS: dict[str, dict[str, Any]] = {
     "actionformer": {
-        name: Settings(detector="actionformer", actionformer=dataclasses.replace(_ACTIONFORMER, **changes))
+        name: dataclasses.replace(_ACTIONFORMER, **changes)
         for name, changes in {
             "identity": {},
             "fpn": {
@@ -83,41 +76,52 @@ _DETECTORS: dict[str, dict[str, Settings]] = {
             "plain": {
                 "windows": (0, 7), "absolute_position": True, "regression_weight": -1.0,
                 "label_smoothing": 0.1, "quality": QualitySettings(branches="none"),
-                "nms": dataclasses.replace(_ACTIONFORMER.nms, class_wise=False),
+                "decoding": dataclasses.replace(_ACTIONFORMER.decoding, class_wise=False),
             },
         }.items()
     },
     "spot": {
-        name: Settings(detector="spot", spot=dataclasses.replace(_SPOT, **changes))
+        name: dataclasses.replace(_SPOT, **changes)
         for name, changes in {
             "resize": {},
             "windows": {
-                "steps": 8, "fit": "windows", "width": 8, "head_width": 3, "mask_head": "bilinear",
+                "steps": 8, "window_mode": "windows", "width": 8, "head_width": 3, "mask_head": "bilinear",
                 "target_edges": "nearest", "class_loss": "reference", "embedding_convs": 2,
             },
         }.items()
     },
 }  # fmt: skip
 
-TINY_LEARNING = LearningSettings(
-    contrastive=ContrastiveSettings(partitions=8, fine_clusters=3, kmeans_iterations=3),
-    selection=SelectionSettings(discriminator=DiscriminatorSettings(hidden=4, pairs=4)),
-)
+# Of settings that any method may have, smaller values: a method is tested with these where it has such a field.
+_TINY_METHOD = {
+    "partitions": 8, "fine_clusters": 3, "kmeans_iterations": 3, "hidden": 4, "pairs": 4,
+    "contrast.partitions": 8, "icd.hidden": 4, "icd.pairs": 4,
+}  # fmt: skip
 
 # Every objective that a training stage can have.
-KINDS = STAGE_METHODS | METHODS
+KINDS = tuple(METHODS)
 
 
-def variants(detector: str) -> dict[str, Settings]:
+def variants(detector: str) -> dict[str, Choice]:
     """Tiny settings of a detector, by name of the variant."""
-    if detector not in _DETECTORS:
-        raise LookupError(f"detector {detector!r} is registered but has no tiny settings in {__file__}: add them")
-    return _DETECTORS[detector]
+    found = _VARIANTS.get(detector, {"default": DETECTORS[detector].settings()})
+    return {name: Choice(detector, settings) for name, settings in found.items()}
 
 
-def tiny_settings(detector: str) -> Settings:
+def tiny_choice(detector: str) -> Choice:
     """The first variant."""
     return next(iter(variants(detector).values()))
+
+
+def method_settings(kind: str, **changes: Any) -> Any:
+    """Tiny settings of a method; changes are by dotted name, with two underscores for the dot."""
+    settings = METHODS[kind].settings()
+    for path, value in _TINY_METHOD.items():
+        owner, _, field = path.rpartition(".")
+        holder = getattr(settings, owner, None) if owner else settings
+        if hasattr(holder, field):
+            settings = override(settings, {path: value})
+    return override(settings, {path.replace("__", "."): value for path, value in changes.items()})
 
 
 def random_weights(shapes: Any, seed: int = 0) -> Any:
@@ -179,33 +183,33 @@ def random_bank(instances: int = 8, seed: int = 0) -> InstanceBank:
     )
 
 
-def build_kind(
-    kind: str, settings: Settings, steps: int, perturb: PerturbSettings, learning: LearningSettings = TINY_LEARNING
-) -> Method:
-    """The objective ``kind`` of :data:`KINDS` on the detector of ``settings``, for crops of ``steps`` grid steps."""
-    stage = StageSettings(steps=10, perturb=perturb, optimizer=OptimizerSettings(learning_rate=1e-2))
-    discriminator = build_discriminator(learning.selection.discriminator)
-    detector = build_detector(settings, FEATURE_WIDTH, CLASSES)
-    return KINDS[kind](Ingredients(detector, discriminator, learning, stage, FEATURE_WIDTH, CLASSES, steps))
+def method_context(detector: Choice, steps: int, perturb: PerturbSettings) -> MethodContext:
+    """What methods on this detector are built from, for crops of ``steps`` grid steps."""
+    facts = DataFacts(FEATURE_WIDTH, CLASSES, steps)
+    return MethodContext(build_detector(detector, facts), random_view(perturb, facts), facts)
 
 
-def in_bfloat16(settings: Settings) -> Settings:
-    """The same settings with bfloat16 products in every detector."""
-    changed = {}
-    for field in dataclasses.fields(settings):
-        value: Any = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value) and hasattr(value, "dtype"):
-            changed[field.name] = dataclasses.replace(value, dtype="bfloat16")  # pyright: ignore[reportArgumentType]
-    return dataclasses.replace(settings, **changed)
+def build_method(kind: str, detector: Choice, steps: int, perturb: PerturbSettings, **changes: Any) -> Method:
+    """The method ``kind`` of :data:`KINDS`, with tiny settings and ``changes`` as in :func:`method_settings`."""
+    return METHODS[kind].build(method_settings(kind, **changes), method_context(detector, steps, perturb))
 
 
-def smoke_settings(**overrides: Any) -> Settings:
-    """The settings of ``configs/spsw.py:smoke``; overrides are dotted names, e.g. ``{"learning.rounds": 2}``."""
-    path = Path(__file__).parents[1] / "configs" / "spsw.py"
-    spec = importlib.util.spec_from_file_location("spsw_config", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke")
-    config.update_from_flattened_dict(overrides)
-    return to_settings(config)
+def build_kind(kind: str, detector: Choice, steps: int, perturb: PerturbSettings, **changes: Any) -> Objective:
+    """The objective of that method."""
+    context = method_context(detector, steps, perturb)
+    return build_objective(METHODS[kind].build(method_settings(kind, **changes), context), context)
+
+
+def in_bfloat16(detector: Choice) -> Choice:
+    """The same detector with bfloat16 products, where it has a setting for them."""
+    if not hasattr(detector.settings, "dtype"):
+        return detector
+    return dataclasses.replace(detector, settings=dataclasses.replace(detector.settings, dtype="bfloat16"))
+
+
+OPTIMIZER = OptimizerSettings(learning_rate=1e-2)
+
+
+def smoke_settings(overrides: dict[str, Any] | None = None, **changes: Any) -> Settings:
+    """The settings of ``spsw:smoke``; overrides are by dotted path, e.g. ``{"learning.rounds": 2}``."""
+    return override(read_config("spsw:smoke"), {**(overrides or {}), **changes})

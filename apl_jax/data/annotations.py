@@ -129,7 +129,14 @@ def read_annotations(path: str | Path, classes: tuple[str, ...] | None = None, *
     Raises :class:`DataError`, which names file, video and key.
     """
     path = Path(path).expanduser()
-    document = load_json(path)
+    return parse_annotations(load_json(path), path, classes, strict=strict)
+
+
+def parse_annotations(
+    document: dict[str, Any], path: Path, classes: tuple[str, ...] | None = None, *, strict: bool = True
+) -> Annotations:
+    """An annotation document that is in memory already; ``path`` names it in messages. All else as
+    :func:`read_annotations`."""
     database = _database(path, document)
     reading = Reading(path, strict)
     drafts = {video: _read_video(reading, video, entry) for video, entry in database.items()}

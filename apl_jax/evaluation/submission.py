@@ -30,7 +30,15 @@ def read_submission(path: str | Path, videos: Sequence[str], classes: Sequence[s
     ``ValueError``) with file, video and field when the file is not such a JSON, or when nothing in it is known.
     """
     path = Path(path).expanduser()
-    results = load_json(path).get("results")
+    return parse_submission(load_json(path), path, videos, classes)
+
+
+def parse_submission(
+    document: dict[str, Any], path: Path, videos: Sequence[str], classes: Sequence[str] | None
+) -> Submission:
+    """A submission document that is in memory already; ``path`` names it in messages. All else as
+    :func:`read_submission`."""
+    results = document.get("results")
     if not isinstance(results, dict) or not all(isinstance(entries, list) for entries in results.values()):
         expected = 'an object that maps each video to a list of {"label", "score", "segment"}'
         raise refusal(f"{path}: results", str(results)[:80], expected, "check that this is the prediction file")

@@ -1,4 +1,4 @@
-"""What a data folder holds and what is wrong with it, all at once: the findings behind ``apl-jax inspect``.
+"""What a data folder holds and what is wrong with it, all at once.
 
 A run stops at the first thing that it cannot use. Here every video is read, every refusal is kept, and what is legal
 but seldom meant (instances that teach nothing, classes without labels, files that belong to no video) is noted.
@@ -10,24 +10,26 @@ import dataclasses
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.coverage import Cause, uncovered_causes
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.features.folder import open_features
-from apl_jax.data.files import DataError, refusal
 from apl_jax.data.features.sources import SYNTHETIC_NOTE, FeatureSource, data_root
+from apl_jax.data.files import DataError, refusal
 from apl_jax.data.splits import Split, build_split
+from apl_jax.declarations import Choice, SettingsError
+from apl_jax.detectors import build_detector
 from apl_jax.inspection.survey import SHOWN, Finding, Follow, Reading, Survey, read_all, survey
-from apl_jax.settings import DataSettings, Settings
-from apl_jax.structs import TimeGrid
+from apl_jax.settings import DataSettings
+from apl_jax.structs import DataFacts, TimeGrid
 
-ROUND_TRIP_S = 1e-6  # seconds -> grid -> seconds is the identity to this (architecture.md, law 9)
+ROUND_TRIP_S = 1e-6  # seconds -> grid -> seconds is the identity to this
+_Coverage = Callable[[np.ndarray, int], list[str | None]]  # DetectorFacts.uncovered
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Uncovered:
     label: int
     start_s: float
     end_s: float
-    cause: Cause
+    cause: str  # in words that follow "instances that no grid point covers:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +69,18 @@ class Inspection:
     notes: tuple[Finding, ...]
 
 
-def inspect_dataset(settings: Settings, follow: Follow = lambda records: records) -> Inspection:
+def inspect_dataset(
+    data: DataSettings, detector: Choice, semi_supervised: bool, follow: Follow = lambda records: records
+) -> Inspection:
     """Reads all annotations and the features of every video that a run would use, and keeps every complaint.
 
-    ``follow`` as in :func:`~apl_jax.inspection.survey.read_all`. Raises :class:`~apl_jax.data.files.DataError` only when the
-    annotations as a whole cannot be read.
+    ``detector`` says which instances its points are taught; ``semi_supervised`` whether a run needs unlabelled videos;
+    ``follow`` as in :func:`~apl_jax.inspection.survey.read_all`. Raises :class:`~apl_jax.data.files.DataError` only
+    when the annotations as a whole cannot be read.
     """
-    data, errors = settings.data, []
+    errors: list[Finding] = []
     annotations = open_truth(data, named=True)
-    videos = annotations.videos.values()
-    split = _divide(annotations, settings, errors)
+    split = _divide(annotations, data, semi_supervised, errors)
     roles = _roles(annotations, split, data)
     records = [annotations.videos[video] for video in roles]
     source, reading, surveyed = _open(data, errors), Reading(), None
@@ -85,7 +89,20 @@ def inspect_dataset(settings: Settings, follow: Follow = lambda records: records
         evaluated = frozenset(video for video, role in roles.items() if role == "evaluation")
         surveyed = survey(reading, records, evaluated, source, data)
         errors += [*reading.findings(), *_clock_errors(surveyed)]
-    found = Inspection(
+    classes = 1 if data.class_agnostic else max(len(annotations.classes), 1)
+    coverage = _coverage(detector, DataFacts(reading.width or 1, classes, data.max_length_t), errors)
+    uncovered = [u for r in records for u in _uncovered(r, reading.grids.get(r.id), roles[r.id], coverage)]
+    found = _summarise(annotations, data, split, surveyed, uncovered, errors)
+    return dataclasses.replace(found, notes=tuple(_notes(found, annotations, roles, source, data)))
+
+
+def _summarise(
+    annotations: Annotations, data: DataSettings, split: Split | None, surveyed: Survey | None,
+    uncovered: Sequence[Uncovered], errors: Sequence[Finding],
+) -> Inspection:  # fmt: skip
+    """What was found, still without notes."""
+    videos = annotations.videos.values()
+    return Inspection(
         name=data.name,
         root=data_root(data),
         variant=annotations.variant,
@@ -101,18 +118,17 @@ def inspect_dataset(settings: Settings, follow: Follow = lambda records: records
         stride=data.stride,
         grid=data.grid,
         survey=surveyed,
-        uncovered=tuple(u for r in records for u in _uncovered(r, reading.grids.get(r.id), roles[r.id], settings)),
+        uncovered=tuple(uncovered),
         overlapping=sum(int(overlapping_mask(record.segments_s).sum()) for record in videos),
         errors=tuple(errors),
         notes=(),
     )
-    return dataclasses.replace(found, notes=tuple(_notes(found, annotations, roles, source, data)))
 
 
 def _open(data: DataSettings, errors: list[Finding]) -> FeatureSource | None:
     """The features; None when there are none, and why is among the errors."""
     try:
-        return open_features(None, data)
+        return open_features(data)
     except DataError as error:
         errors.append(Finding(str(error)))
         return None
@@ -127,20 +143,20 @@ def _clock_errors(found: Survey) -> Iterable[Finding]:
 # The split
 
 
-def _divide(annotations: Annotations, settings: Settings, errors: list[Finding]) -> Split | None:
+def _divide(annotations: Annotations, data: DataSettings, semi_supervised: bool, errors: list[Finding]) -> Split | None:
     """The split of the settings, or the one that leaves classes uncovered; what is wrong with it goes to ``errors``."""
     split = None
     try:
-        split = build_split(annotations, settings.data)
+        split = build_split(annotations, data)
     except DataError as error:
         errors.append(Finding(str(error)))
         try:
-            split = build_split(annotations, dataclasses.replace(settings.data, allow_uncovered=True))
+            split = build_split(annotations, dataclasses.replace(data, allow_uncovered=True))
         except DataError:
             return None
-    if not split.unlabelled and "semi_supervised" in settings.arms:
-        found, expected = "no video left unlabelled", "some, for the arm 'semi_supervised'"
-        remedy = "`data.label_ratio=0.1`, or `arms=\"('supervised',)\"`"
+    if not split.unlabelled and semi_supervised:
+        found, expected = "no video left unlabelled", "some, for the variant 'semi_supervised'"
+        remedy = "`data.label_ratio=0.1`, or `variants=('supervised',)`"
         errors.append(Finding(str(refusal("split", found, expected, remedy))))
     return split
 
@@ -158,12 +174,23 @@ def _roles(annotations: Annotations, split: Split | None, data: DataSettings) ->
 # Instances
 
 
-def _uncovered(record: VideoRecord, grid: TimeGrid | None, role: str, settings: Settings) -> Iterable[Uncovered]:
+def _coverage(detector: Choice, facts: DataFacts, errors: list[Finding]) -> _Coverage | None:
+    """What the detector says of instances; None when it cannot be built, and why is among the errors."""
+    try:
+        return build_detector(detector, facts).facts.uncovered
+    except SettingsError as error:
+        errors.append(Finding(str(error)))
+        return None
+
+
+def _uncovered(
+    record: VideoRecord, grid: TimeGrid | None, role: str, coverage: _Coverage | None
+) -> Iterable[Uncovered]:
     """The instances of a video, ignored ones left out, that teach nothing."""
-    if grid is None:
+    if grid is None or coverage is None:
         return
     rows = np.flatnonzero(~record.ignore)
-    causes = uncovered_causes(grid.to_t(record.segments_s[rows]), grid.length, settings)
+    causes = coverage(grid.to_t(record.segments_s[rows]), grid.length)
     for i, cause in zip(rows, causes, strict=True):
         if cause is not None:
             start_s, end_s = record.segments_s[i].tolist()
@@ -229,12 +256,11 @@ def _notes(
         strangers = _strangers(source.ids, annotations)
         if strangers:
             yield _listed("features that belong to no annotated video, and are not used", strangers)
-    for cause in Cause:
-        hits = [u for u in found.uncovered if u.cause is cause]
-        if hits:
-            labelled = sum(u.role == "labelled" for u in hits)
-            what = f"instances that no grid point covers: {cause.value} ({labelled} in the labelled part)"
-            yield Finding(what, len(hits), tuple(described(u, found.classes) for u in hits[:SHOWN]))
+    for cause in dict.fromkeys(u.cause for u in found.uncovered):
+        hits = [u for u in found.uncovered if u.cause == cause]
+        labelled = sum(u.role == "labelled" for u in hits)
+        what = f"instances that no grid point covers: {cause} ({labelled} in the labelled part)"
+        yield Finding(what, len(hits), tuple(described(u, found.classes) for u in hits[:SHOWN]))
     if found.overlapping:
         share = found.overlapping / len(found.lengths_s)
         yield Finding(f"instances that overlap others of their video ({share:.1%} of all)", found.overlapping)

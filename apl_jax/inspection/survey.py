@@ -9,9 +9,9 @@ import numpy as np
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import padded_length, read_rows
+from apl_jax.data.features.sources import FeatureSource
 from apl_jax.data.files import DataError
 from apl_jax.data.grids import count_samples, extracted_rows, place_rows
-from apl_jax.data.features.sources import FeatureSource
 from apl_jax.settings import DataSettings
 from apl_jax.structs import TimeGrid
 

@@ -16,7 +16,7 @@ def apply_mask(x: Shaped[Array, "B T C"], mask: Bool[Array, "B T"]) -> Shaped[Ar
 
 
 def masked_mean(value: Float[Array, "*N"], mask: Bool[Array, "*N"]) -> Float[Array, ""]:
-    """Mean of ``value`` where ``mask`` is true; 0 where nothing is. Values elsewhere have to be finite."""
+    """Mean of ``value`` where ``mask`` is true; 0 where nothing is."""
     return jnp.where(mask, value, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 

@@ -7,7 +7,7 @@ All convolutions are matrix products and shifted sums. On XLA's CPU backend (jax
 ``lax.conv`` takes a hundred times longer inside a ``lax.scan``, where training lives, than outside, and a depthwise
 ``lax.conv`` fifteen to a hundred times longer than the three multiply-adds that it is. What autodiff makes of products
 is about a fifth slower than need be, hence the hand-written backward passes. Accelerators were not measured; there the
-same products go to the vendor's library. ``tests/bench/sequence_primitives.py`` prints the figures.
+same products go to the vendor's library. ``benchmarks/sequence_primitives.py`` prints the figures.
 """
 
 from __future__ import annotations

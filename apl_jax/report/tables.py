@@ -53,14 +53,19 @@ def results_table(results: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def print_average_precision(result: dict[str, Any]) -> None:
-    """Prints the score of one prediction file, as ``AveragePrecision.as_dict`` gives it, in percent."""
+def print_average_precision(result: Mapping[str, Any]) -> None:
+    """Prints :func:`average_precision_table`."""
+    print(average_precision_table(result))
+
+
+def average_precision_table(result: Mapping[str, Any]) -> str:
+    """The score of one set of predictions, as ``AveragePrecision.as_dict`` gives it, in percent."""
     rows = [["%", *(f"tIoU {t}" for t in result["map"]), "average"]]
     rows += [[name, *percents(values.values()), percent(mean(values))] for name, values in result["ap"].items()]
     rows.append(["mAP", *percents(result["map"].values()), percent(result["average_map"])])
     for name, values in result["recall"].items():
         rows.append([f"Recall@{name}", *percents(values.values()), percent(mean(values))])
-    print(aligned(rows, rules=(1, 1 + len(result["ap"]))))
+    return aligned(rows, rules=(1, 1 + len(result["ap"])))
 
 
 def headline(results: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apl_jax.ops.masking import map_rows, apply_mask, upsample_linear
+from apl_jax.ops.masking import apply_mask, map_rows, masked_mean, reverse_time, reversed_rows, upsample_linear
 
 
 def test_silence_stops_nan_and_its_gradient() -> None:
@@ -17,6 +17,21 @@ def test_silence_stops_nan_and_its_gradient() -> None:
     gradient = jax.grad(lambda x: (apply_mask(x, mask) ** 2).sum())(x)
     assert gradient.tolist() == [[[2, 4], [0, 0]]]
     assert apply_mask(x.astype(jnp.bfloat16), mask).dtype == jnp.bfloat16
+
+
+def test_reversal_leaves_padding_where_it_is() -> None:
+    mask = jnp.arange(4) < jnp.array([4, 3, 0])[:, None]
+    assert reversed_rows(mask).tolist() == [[3, 2, 1, 0], [2, 1, 0, 3], [0, 1, 2, 3]]
+    x = jnp.arange(24.0).reshape(3, 4, 2)
+    assert reverse_time(x, mask)[1, :, 0].tolist() == [12, 10, 8, 14]
+    assert (reverse_time(reverse_time(x, mask), mask) == x).all()
+    assert (reverse_time(x[..., 0], mask) == reverse_time(x, mask)[..., 0]).all()
+
+
+def test_mean_of_nothing_is_zero() -> None:
+    value = jnp.array([1.0, 3.0, jnp.nan])
+    assert masked_mean(value, jnp.array([True, True, False])) == 2
+    assert masked_mean(value, jnp.zeros(3, bool)) == 0
 
 
 # Ramp 0 .. n - 1 resized (spec 1.2).

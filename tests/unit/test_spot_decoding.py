@@ -88,7 +88,7 @@ def test_decoding_beside_a_twin(name: str) -> None:
         expected = {key: value for key, value in expected.items() if value > 0.001}
         rows = np.flatnonzero(detections.mask[v])
         found = {
-            (*np.round(detections.segments_t[v, k].astype(float), 3).tolist(), int(detectiond.labels[v, k])): float(
+            (*np.round(detections.segments_t[v, k].astype(float), 3).tolist(), int(detections.labels[v, k])): float(
                 detections.confidence[v, k]
             )
             for k in rows

@@ -143,6 +143,21 @@ def test_refinement_teaches_the_embedding_only() -> None:
     assert value == 0 and not gradient.features.any()
 
 
+def test_the_time_mask_of_easy_snippets() -> None:
+    """It is drawn from the key of the loss, changes nothing but the refinement, and only where it is asked for."""
+    outputs, targets = outputs_of(TINY, (16, 16), 16), targets_of((2.0, 6.0, 0))
+    outputs = jax.tree.map(lambda x: x[:1], outputs)
+    masked = dataclasses.replace(TINY, easy_time_mask=0.6)
+    run = jax.jit(losses_of, static_argnums=2)
+    plain = run(outputs, targets, TINY, jax.random.key(0)).parts
+    assert run(outputs, targets, TINY, None).parts == plain == run(outputs, targets, masked, None).parts
+    drawn = [run(outputs, targets, masked, jax.random.key(seed)).parts for seed in range(8)]
+    refinements = {float(parts["refinement"]) for parts in drawn}
+    assert len(refinements) > 3 and np.isfinite(list(refinements)).all()
+    for parts in drawn:
+        assert {**parts, "refinement": 0} == {**plain, "refinement": 0}
+
+
 @pytest.mark.parametrize("window_mode", ["resize", "windows"])
 def test_no_prediction_breaks_losses(window_mode: str) -> None:
     """Flat and one-hot softmax, saturated masks; nothing annotated, everything, one step, none (issue 3, point 5)."""

@@ -1,0 +1,109 @@
+"""``apl-jax evaluate``: a prediction file scored against an annotation file, without a model."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from apl_jax.cli.parser import PROGRAM, Command, Parser, UsageError, numbers, path, whole_number
+
+if TYPE_CHECKING:
+    from apl_jax.data.annotations import Annotations, VideoRecord
+    from apl_jax.evaluation.average_precision import Instances
+
+TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
+RECALL_AT = (1, 5)
+_EXTERNAL = ("external_scores", "external_top_k", "external_combination")  # as in the evaluation settings
+
+
+def _declare(parser: Parser) -> None:
+    parser.flag("annotations", "FILE", "annotation JSON", path, required=True)
+    parser.flag(
+        "predictions", "FILE", "prediction JSON, in the layout of ActivityNet's submissions", path, required=True
+    )
+    parser.flag("subset", "NAME", "score the videos of this subset only", default="", shown="all videos")
+    shown = ",".join(map(str, TIOU))
+    parser.flag("tiou", "NUMBERS", "tIoU thresholds", numbers, default=TIOU, shown=shown)
+    words = "JSON or CSV with a probability per video and class: scores under the external protocol"
+    parser.flag("external_scores", "FILE", words)
+    parser.flag("external_top_k", "K", "classes of a video that each of its segments is given", whole_number, shown="2")
+    words = "how class and segment score are combined"
+    parser.flag("external_combination", "sqrt|product", words, shown="sqrt")
+    parser.flag("out", "FILE", "JSON to write the predictions to that the external protocol makes", path)
+
+
+def _carry_out(arguments: Namespace) -> None:
+    from apl_jax.data.annotations import read_annotations
+    from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations
+    from apl_jax.evaluation.submission import read_submission
+    from apl_jax.report import print_average_precision
+
+    external = {name: value for name in _EXTERNAL if (value := getattr(arguments, name)) is not None}
+    if (external or arguments.out) and not arguments.external_scores:
+        given = [f"--{name}" for name in (*external, "out") if getattr(arguments, name) is not None]
+        raise UsageError(f"{PROGRAM} evaluate: found {', '.join(given)}, expected --external_scores=<file> with it")
+    # Published annotation files have instances that overshoot their videos; scoring keeps them as they stand.
+    annotations = read_annotations(arguments.annotations, strict=False)
+    records = _choose_videos(annotations, arguments.subset)
+    # The external protocol does not look at labels, which may be those of a class-agnostic detector.
+    names = None if external else annotations.classes
+    submission = read_submission(arguments.predictions, [r.id for r in records], names)
+    for note in (
+        *annotations.notes,
+        *(f"predictions name an unknown class {label!r}: left out" for label in submission.unknown_labels),
+        *(f"predictions name a video outside the truth, {video!r}: left out" for video in submission.unknown_videos),
+    ):
+        print(f"note: {note}", file=sys.stderr)
+    predictions = submission.instances
+    if external:
+        predictions = _with_external_classes(predictions, records, annotations.classes, external, arguments)
+    truth = instances_from_annotations(records)
+    result = average_precision(truth, predictions, arguments.tiou, len(annotations.classes), RECALL_AT)
+    print_average_precision(result.as_dict(annotations.classes))
+
+
+def _choose_videos(annotations: Annotations, subset: str) -> list[VideoRecord]:
+    """The videos of a subset, or all."""
+    from apl_jax.data.files import refusal
+
+    records = [r for r in annotations.videos.values() if not subset or r.subset == subset.lower()]
+    if not records:
+        subsets = sorted({r.subset for r in annotations.videos.values()})
+        raise refusal("`subset`", repr(subset), f"one of {', '.join(subsets)}", "one of these, or none")
+    return records
+
+
+def _with_external_classes(
+    predictions: Instances, records: Sequence[VideoRecord], classes: Sequence[str], external: dict[str, Any],
+    arguments: Namespace,
+) -> Instances:  # fmt: skip
+    """Predictions under the external protocol; they go to ``--out`` too."""
+    from apl_jax.declarations import from_dict
+    from apl_jax.evaluation.external import protocol_words, with_external_classes
+    from apl_jax.evaluation.submission import write_submission
+    from apl_jax.settings import EvaluationSettings
+
+    evaluation: EvaluationSettings = from_dict(EvaluationSettings, {"protocol": "external", **external})
+    videos = [record.id for record in records]
+    fused, notes = with_external_classes(predictions, videos, classes, evaluation)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if arguments.out:
+        write_submission(arguments.out, fused, videos, classes)
+    print(f"protocol  {protocol_words(evaluation)}")
+    return fused
+
+
+COMMAND = Command(
+    "evaluate",
+    "score a prediction file against an annotation file",
+    "Scores any prediction JSON against any annotation JSON, without a model: average precision and recall.",
+    (
+        "--annotations=A.json --predictions=P.json --subset=test --tiou=0.3,0.5",
+        "--annotations=A.json --predictions=P.json --external_scores=classes.json --out=named.json",
+    ),
+    _declare,
+    _carry_out,
+)
