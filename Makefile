@@ -1,14 +1,16 @@
 # make demo    the environment, then the whole method on the embedded data (about 5 minutes on 2 cores)
 # make test    the environment, then the tests
 # make lint    ruff, pyright, import-linter
+# make docs    the documentation, warnings being errors: docs/_build/html
 # make bench   speed, as ratios taken in one process
 # make floor / latest   the tests on the oldest and the newest supported stack
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/demo
+SOURCES = apl_jax configs examples benchmarks tests setup.py
 
-.PHONY: demo test lint format bench floor latest clean
+.PHONY: demo test lint docs format bench floor latest clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.made:
@@ -24,25 +26,32 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.made pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
 $(VENV)/.lint: $(VENV)/.made pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[lint]'
 	touch $@
 
 demo: $(VENV)/.run
-	$(BIN)/apl-jax run --config=configs/spsw.py:demo --workdir=$(WORKDIR)
+	$(BIN)/apl-jax run --config=spsw:demo --workdir=$(WORKDIR)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.lint
-	$(BIN)/ruff format --check apl_jax configs tests
-	$(BIN)/ruff check apl_jax configs tests
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 format: $(VENV)/.lint
-	$(BIN)/ruff format apl_jax configs tests
-	$(BIN)/ruff check --fix apl_jax configs tests
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/speed.py

@@ -9,9 +9,11 @@ as in production, ``JAX_COMPILATION_CACHE_DIR=`` with a folder of your own, or e
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
@@ -34,6 +36,17 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
+# Shapes and types in the signatures of these modules are checked at every call of every test.
+SHAPES_CHECKED = "apl_jax.ops"
+if SHAPES_CHECKED in sys.modules:
+    raise RuntimeError(f"{SHAPES_CHECKED} was imported before its shapes could be checked")
+if os.environ.get("APL_CHECK_SHAPES"):  # TEMPORARY, until the signatures of apl_jax/ops are right
+    jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes long; leave it out with -m 'not slow'")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -49,7 +62,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run: ``configs/spsw.py:smoke``, all arms, pre-training and one round. Read only.
+    """The folder of a finished run: ``spsw:smoke``, all variants, pre-training and one round. Read only.
 
     Test workers share one: whoever comes first runs it, the others wait for its lock and find every stage done.
     """
@@ -57,8 +70,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from fixtures import smoke_settings
 
-    from apl_jax.runs.run import run
     from apl_jax.report import write_report
+    from apl_jax.runs.run import run
 
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small_run"

@@ -11,12 +11,13 @@ from fixtures import random_bank
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import VideoTable
-from apl_jax.feeds.resident import Feed
+from apl_jax.devices import build_mesh, place, replicated, to_host
 from apl_jax.feeds.passes import BatchPlan, map_streamed
+from apl_jax.feeds.resident import Feed
+from apl_jax.feeds.streamed import stream_feed
+from apl_jax.learning.method import INSTANCES
 from apl_jax.settings import RuntimeSettings
 from apl_jax.structs import PyTree, TimeGrid
-from apl_jax.devices import build_mesh, place, replicated, to_host
-from apl_jax.feeds.streamed import stream_feed
 
 RUNTIME = RuntimeSettings(steps_per_dispatch=4, portion_mib=1e-2)
 STEPS, WIDTH = 10, 5
@@ -46,7 +47,7 @@ def key() -> jax.Array:
 
 def stream(tables: dict[str, VideoTable], window_t: int = 20, **changes: float) -> Feed:
     runtime = dataclasses.replace(RUNTIME, **changes)
-    constants = place({"bank": random_bank()}, replicated(build_mesh()))
+    constants = place({INSTANCES: random_bank()}, replicated(build_mesh()))
     return stream_feed(tables, SIZES, constants, key(), STEPS, window_t, runtime, build_mesh(), {})
 
 

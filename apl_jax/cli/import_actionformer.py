@@ -17,19 +17,20 @@ def _declare(parser: Parser) -> None:
 
 
 def _carry_out(arguments: Namespace) -> None:
+    from apl_jax.inference.model import describe, read_card
     from apl_jax.interop.import_actionformer import import_actionformer
 
     settings, workdir = read_settings(arguments), arguments.workdir
-    card = import_actionformer(arguments.checkpoint, settings, workdir, arguments.classes)
-    print(f"{len(card['classes'])} classes, {card['feature_width']} features per row")
-    print(f"model     {workdir}\nnext      {PROGRAM} predict --workdir={workdir} --features=<file or folder>")
+    import_actionformer(arguments.checkpoint, settings, workdir, arguments.classes)
+    print(f"model     {workdir}  ({describe(read_card(workdir))})")
+    print(f"next      {PROGRAM} predict --workdir={workdir} --features=<file or folder>")
 
 
 COMMAND = Command(
     "import-actionformer",
     "make a model of published ActionFormer weights",
     "Writes a checkpoint of ActionFormer's reference implementation as a model, for predict and export.",
-    ("--checkpoint=epoch_035.pth.tar --config=thumos14 --workdir=runs/published --config.data.root=data/thumos14",),
+    ("--checkpoint=F.pth.tar --config=thumos14 --config.data.root=thumos14 --workdir=runs/af",),
     _declare,
     _carry_out,
     configured=True,

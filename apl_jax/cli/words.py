@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 SETTINGS = ("seed", "variants", "detector", "data", "learning", "evaluation", "runtime")  # the fields of Settings
 _UNITS = ("_s", "_t")  # that arguments carry in Python, and flags do not
-_NAMED = re.compile(r"`([A-Za-z_][\w.\[\]]*)(?:=([^`\n]+))?`")
+_NAMED = re.compile(r"`([A-Za-z_][\w.\[\] ]*)(?:=([^`\n]+))?`")
 _SPECIAL = re.compile(r"[^\w@%+=:,./-]")  # what a shell might not take as it stands
 _EXPANDED = re.compile(r"[\"$\\!]")  # what it changes within double quotes
 

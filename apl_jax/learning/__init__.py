@@ -4,6 +4,7 @@ Importing this room registers what it holds.
 """
 
 from apl_jax.learning import contrast, foreground, icd, methods, selection
+from apl_jax.learning.detection import detection as detection_term
 from apl_jax.learning.method import Method, MethodContext, Pass, Term, TermInputs, TermValue, register_method
 from apl_jax.learning.selection import Link, register_selection
 
@@ -16,6 +17,7 @@ __all__ = [
     "TermInputs",
     "TermValue",
     "contrast",
+    "detection_term",
     "foreground",
     "icd",
     "methods",

@@ -255,8 +255,3 @@ def split_batch(tree: PyTree, sizes: list[int]) -> list[PyTree]:
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     cut = lambda first, last: jax.tree.map(lambda x: x[first:last], tree)
     return [cut(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-
-
-def masked_mean(value: Array, mask: Array) -> Array:
-    """Mean of ``value`` over a mask of its shape; 0 over none."""
-    return jnp.where(mask, value, 0.0).sum() / jnp.maximum(mask.sum(), 1)

@@ -24,7 +24,8 @@ from apl_jax.learning.class_division import (
     rankable_probs,
     soft_label_loss,
 )
-from apl_jax.learning.method import MethodContext, Metrics, Term, TermInputs, TermValue, masked_mean
+from apl_jax.learning.method import MethodContext, Metrics, Term, TermInputs, TermValue
+from apl_jax.ops.masking import masked_mean
 from apl_jax.structs import Array
 
 

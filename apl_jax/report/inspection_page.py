@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from apl_jax.data.coverage import Cause
 from apl_jax.data.files import write_text
 from apl_jax.inspection.inspection import Inspection, Uncovered
 from apl_jax.inspection.survey import Finding, Survey
@@ -255,10 +254,11 @@ def _classes(found: Inspection) -> dict[str, Any] | None:
 
 def _uncovered(found: Inspection) -> list[dict[str, Any]]:
     """The instances that no grid point covers, by cause."""
-    hits = {cause: [hit for hit in found.uncovered if hit.cause is cause] for cause in Cause}
+    causes = dict.fromkeys(hit.cause for hit in found.uncovered)
+    hits = {cause: [hit for hit in found.uncovered if hit.cause == cause] for cause in causes}
     return [
         {
-            "title": f"{len(some):,} {cause.value}",
+            "title": f"{len(some):,} {cause}",
             "rows": _instance_rows(some[:SHOWN_INSTANCES], found.classes),
             "more": f"and {len(some) - SHOWN_INSTANCES:,} more" if len(some) > SHOWN_INSTANCES else "",
         }

@@ -149,14 +149,13 @@ def describe_model(settings: Settings, context: RunContext, stage: str) -> Model
     """What ``model.json`` says about the model that a training stage left."""
     dataset, data = context.dataset, settings.data
     rates = {record.fps for record in (*dataset.labelled.records, *dataset.unlabelled.records)}
-    grid = from_data(data)
     return ModelCard(
         stage=stage,
         detector=plain_detector(settings.detector) if stage in BASELINES else settings.detector,
         classes=dataset.classes,
         feature_width=context.facts.feature_width,
         features="rows" if dataset.windowed else "signal",
-        grid=grid,
+        grid=grid_settings(data),
         longest_t=max(dataset.labelled.length_t, dataset.evaluation.length_t),
         fps=rates.pop() if len(rates) == 1 and min(rates) > 0 else None,
         standardizer=dataset.standardizer,
@@ -166,7 +165,7 @@ def describe_model(settings: Settings, context: RunContext, stage: str) -> Model
     )
 
 
-def from_data(data: GridSettings) -> GridSettings:
+def grid_settings(data: GridSettings) -> GridSettings:
     """The part of the data's settings that prediction needs."""
     return GridSettings(**{name: getattr(data, name) for name in GridSettings.__dataclass_fields__})
 
@@ -188,6 +187,7 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
     variants = {n.removesuffix(_EVALUATION): value for n, value in results.items() if n.endswith(_EVALUATION)}
     dataset, data = context.dataset, settings.data
     trained = [name for name in variants if name.startswith("self_train")]
+    final = trained[-1] if trained else next(reversed(variants), None)
     return {
         "version": __version__,
         "settings_fingerprint": fingerprint(settings),
@@ -210,7 +210,8 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
         "steps": {name: value["steps"] for name, value in results.items() if "steps" in value},
         "matched_steps": total_steps(settings, context.facts),
         "variants": variants,
-        "final_variant": trained[-1] if trained else next(reversed(variants), None),
+        "final_variant": final,
+        "average_map": variants[final]["average_map"] if final else None,
         "pseudo_labels": {name: value for name, value in results.items() if "tau_pos" in value},
         "label_space": {
             name.removesuffix(_LABEL_SPACE): value["label_space"]

@@ -196,8 +196,8 @@ def load_file(path: Path, what: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (OSError, SyntaxError) as error:
-        raise SettingsError(f"`{what}`: could not read {str(path)!r} ({error})") from error
+    except (OSError, SyntaxError, ImportError) as error:
+        raise SettingsError(f"`{what}`: could not import {str(path)!r} ({error})") from error
     return module
 
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from apl_jax.data.features.sources import embedded_root
 
-REPOSITORY = Path(__file__).parents[2]
-
 
 def inspect(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "apl_jax.cli", "inspect", *arguments]
@@ -20,11 +18,11 @@ def inspect(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_the_embedded_data_set(tmp_path: Path) -> None:
-    config = f"--config={REPOSITORY / 'configs' / 'spsw.py'}:smoke"
-    result = inspect(config, folder=tmp_path)
+    result = inspect("--config=spsw:smoke", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "223 videos, 1,362 instances, 4 classes" in result.stdout and "errors\n" not in result.stdout
-    assert result.stdout.rstrip().endswith(f"No errors. Next: apl-jax run {config} --workdir=runs/spsw")
+    assert "No errors. Next: a run with these settings" in result.stdout
+    assert "--workdir, such as runs/spsw" in result.stdout and "`" not in result.stdout
     assert "walking" in (tmp_path / "inspect_spsw" / "inspect.html").read_text()
     assert not result.stderr.strip()  # the smoke variant shows no progress
 
@@ -43,8 +41,8 @@ def test_a_broken_folder(tmp_path: Path) -> None:
     signals[chosen[1]][3, 1] = np.nan
     signals[chosen[2]] = signals[chosen[2]][:700]
     np.savez(root / "signals_100hz.npz", allow_pickle=False, **signals)
-    config = f"--config={REPOSITORY / 'configs' / 'spsw.py'}"
-    arguments = config, f"--config.data.root={root}", "--config.data.label_ratio=0.5", f"--workdir={tmp_path / 'page'}"
+    changes = f"--config.data.root={root}", "--config.data.label_ratio=0.5"
+    arguments = "--config=spsw", *changes, f"--workdir={tmp_path / 'page'}"
     result = inspect(*arguments, folder=tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "Traceback" not in result.stderr and "reading features" in result.stderr
@@ -60,3 +58,12 @@ def test_a_broken_folder(tmp_path: Path) -> None:
     result = inspect(*arguments, folder=tmp_path)
     assert result.returncode == 1 and "annotations.json: found a JSON list" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1 and not result.stdout
+
+
+def test_settings_are_called_by_their_flags(tmp_path: Path) -> None:
+    """On the terminal and on the page; without a configuration the defaults are inspected."""
+    result = inspect("--config.data.label_ratio=1.0", "--config.detector.name=spot", folder=tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "--config.data.label_ratio=0.1, or --config.variants=\"('supervised',)\"" in " ".join(result.stdout.split())
+    page = (tmp_path / "inspect_spsw" / "inspect.html").read_text()
+    assert "--config.data.label_ratio=0.1" in page and "--config.detector.name=spot" in page

@@ -11,28 +11,30 @@ import pytest
 from fixtures import smoke_settings
 
 from apl_jax.data.annotations import read_annotations
+from apl_jax.data.features.sources import embedded_root
 from apl_jax.runs.run import run
 from apl_jax.structs import Reason
 
-ARMS = {"supervised", "supervised_matched", "teacher", "self_train_1"}
+VARIANTS = {"supervised", "supervised_matched", "teacher", "self_train_1"}
 
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_results_name_every_arm_and_where_the_numbers_come_from(small_run: Path) -> None:
+def test_results_name_every_variant_and_where_the_numbers_come_from(small_run: Path) -> None:
     results = read(small_run / "results.json")
-    assert set(results["arms"]) == ARMS
-    for arm in results["arms"].values():
-        assert 0 <= arm["average_map"] <= 1
-        assert arm["average_map"] == pytest.approx(np.mean(list(arm["map"].values())))
+    assert set(results["variants"]) == VARIANTS and results["final_variant"] == "self_train_1"
+    for variant in results["variants"].values():
+        assert 0 <= variant["average_map"] <= 1
+        assert variant["average_map"] == pytest.approx(np.mean(list(variant["map"].values())))
+    assert results["average_map"] == results["variants"]["self_train_1"]["average_map"]
     assert results["protocol"] == "strict"
     assert results["data"]["labelled"] == 15 and results["data"]["unlabelled"] == 138
     assert results["data"]["split_digest"] and results["version"]
 
 
-def test_matched_arm_takes_as_many_steps_as_the_whole_method(small_run: Path) -> None:
+def test_matched_variant_takes_as_many_steps_as_the_whole_method(small_run: Path) -> None:
     steps = read(small_run / "results.json")["steps"]
     assert steps["supervised_matched"] == steps["pretrain"] + steps["teacher"] + steps["self_train_1"]
 
@@ -64,22 +66,106 @@ def test_pseudo_labels_are_annotations_with_scores_and_reasons(small_run: Path) 
     assert sum(int(r.ignore.sum()) for r in records.values()) == len(left_out)
 
 
-def test_running_again_repeats_no_stage(small_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(small_run, copy)
+def test_every_stage_leaves_a_model_of_two_files(small_run: Path) -> None:
+    """As does the run: that of its final variant."""
+    trained = VARIANTS | {"pretrain"}
+    for stage in trained:
+        files = {path.name for path in (small_run / "stages" / stage / "model").iterdir()}
+        assert files == {"params.safetensors"} | ({"model.json"} if stage != "pretrain" else set())
+    for name in ("model.json", "params.safetensors"):
+        own = small_run / "stages" / "self_train_1" / "model" / name
+        assert (small_run / "model" / name).read_bytes() == own.read_bytes()
+    assert read(small_run / "model" / "model.json")["stage"] == "self_train_1"
+
+
+# What is done again, and what is not
+
+
+@pytest.fixture
+def copy(small_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to go on in."""
+    shutil.copytree(small_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The embedded data set as a folder of one's own."""
+    shutil.copytree(embedded_root(), tmp_path / "data")
+    return tmp_path / "data"
+
+
+def stages_done_again(folder: Path, **changes: object) -> set[str]:
+    """The stages that a run with other settings, or other data, does again in the folder of a finished one."""
+    before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("stages/*/done.json")}
+    run(smoke_settings(**changes), folder)
+    after = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("stages/*/done.json")}
+    assert after.keys() == before.keys()
+    again = {name for name in after if after[name] != before[name]}
+    # What was there before is not lost.
+    superseded = {path.name for path in folder.glob("superseded/*")}
+    assert superseded == {f"{name}-0" for name in again}
+    return again
+
+
+EVALUATIONS = {f"{variant}_evaluation" for variant in VARIANTS}
+
+
+def test_running_again_repeats_no_stage(small_run: Path, copy: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("done.json")}
     results = run(smoke_settings(), copy)
     assert {p: p.stat().st_mtime_ns for p in copy.rglob("done.json")} == before
     assert results == read(small_run / "results.json")
 
 
-def test_a_changed_setting_repeats_only_what_depends_on_it(small_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(small_run, copy)
-    before = {p.parent.name: p.stat().st_mtime_ns for p in copy.glob("stages/*/done.json")}
-    run(smoke_settings(**{"evaluation.tiou": (0.5,)}), copy)
-    after = {p.parent.name: p.stat().st_mtime_ns for p in copy.glob("stages/*/done.json")}
-    again = {name for name in after if after[name] != before[name]}
-    assert again == {f"{arm}_evaluation" for arm in ARMS}
-    # What was there before is not lost.
-    assert {p.name for p in (copy / "superseded").iterdir()} == {f"{name}-0" for name in again}
+def test_other_thresholds_of_the_score_repeat_only_the_scoring(copy: Path) -> None:
+    assert stages_done_again(copy, **{"evaluation.tiou": (0.5,)}) == EVALUATIONS
+
+
+def test_another_nms_repeats_labelling_scoring_and_what_follows(small_run: Path, copy: Path) -> None:
+    """Training does not read it: only the network that is taught by other pseudo labels is trained again."""
+    follows = {"pseudo_label_1", "self_train_1", "self_train_1_label_space"}
+    assert stages_done_again(copy, **{"detector.decoding.sigma": 0.1}) == EVALUATIONS | follows
+    for stage in VARIANTS:
+        card = copy / "stages" / stage / "model" / "model.json"
+        assert read(card)["detector"]["decoding"]["sigma"] == 0.1, "what predicts later decodes as what was scored"
+        one, other = (read(folder / "results.json")["variants"][stage] for folder in (copy, small_run))
+        assert one["map"] != other["map"]
+    parameters = "stages/supervised/model/params.safetensors"
+    assert (copy / parameters).read_bytes() == (small_run / parameters).read_bytes()
+
+
+def test_data_that_moved_repeat_no_stage(copy: Path, data: Path) -> None:
+    assert stages_done_again(copy, **{"data.root": str(data)}) == set()
+
+
+def test_a_corrected_test_annotation_repeats_only_the_scoring(small_run: Path, copy: Path, data: Path) -> None:
+    document = read(data / "annotations.json")
+    video = read(small_run / "split.json")["evaluation"][0]
+    start, end = document["database"][video]["annotations"][0]["segment"]
+    document["database"][video]["annotations"][0]["segment"] = [start, (start + end) / 2]
+    (data / "annotations.json").write_text(json.dumps(document))
+    assert stages_done_again(copy, **{"data.root": str(data)}) == EVALUATIONS
+
+
+def test_a_removed_test_video_repeats_no_training(small_run: Path, copy: Path, data: Path) -> None:
+    document = read(data / "annotations.json")
+    del document["database"][read(small_run / "split.json")["evaluation"][0]]
+    (data / "annotations.json").write_text(json.dumps(document))
+    assert stages_done_again(copy, **{"data.root": str(data)}) == EVALUATIONS
+    results = read(copy / "results.json")
+    assert results["data"]["evaluated"] == read(small_run / "results.json")["data"]["evaluated"] - 1
+
+
+def test_a_corrected_unlabelled_annotation_repeats_only_what_measures_with_it(
+    small_run: Path, copy: Path, data: Path
+) -> None:
+    """Training never sees it: what is done again ends in the same labels."""
+    document = read(data / "annotations.json")
+    video = read(small_run / "split.json")["unlabelled"][0]
+    document["database"][video]["annotations"].pop()
+    (data / "annotations.json").write_text(json.dumps(document))
+    again = stages_done_again(copy, **{"data.root": str(data)})
+    assert again & {"supervised", "supervised_matched", "pretrain", "teacher"} == set()
+    labels = "stages/pseudo_label_1/pseudo_labels.json"
+    assert (copy / labels).read_bytes() == (small_run / labels).read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +15,23 @@ from fixtures import (
     CLASSES,
     KINDS,
     build_kind,
+    build_method,
     in_bfloat16,
     random_bank,
     random_batch,
     random_weights,
-    tiny_settings,
+    tiny_choice,
     variants,
 )
+from law_batches import batches_of
 
-from apl_jax.detectors import DETECTORS
-from apl_jax.detectors.actionformer import PyramidOutputs, assign, detection_losses, pyramid_points
+from apl_jax.detectors.actionformer import PyramidOutputs, detection_losses
+from apl_jax.detectors.quality import QualitySettings
+from apl_jax.learning.method import Method
 from apl_jax.nn.quality import QUALITY_BRANCHES
-from apl_jax.settings import PerturbSettings, QualitySettings, Settings
+from apl_jax.ops.pyramid import assign, pyramid_points
+from apl_jax.registry import DETECTORS
+from apl_jax.settings import PerturbSettings
 from apl_jax.structs import Batch, PyTree, Targets
 
 STEPS, VIDEOS = 16, 2
@@ -66,12 +72,26 @@ def hard_batches() -> dict[str, Batch]:
 
 
 HARD = hard_batches()
-Gradient = Callable[[PyTree, PyTree, dict], tuple]
+PERTURB = PerturbSettings(crop_ratio=1.0)
+
+
+class Program(NamedTuple):
+    """One compiled program for all hard batches, with weights to give it."""
+
+    run: Callable[[PyTree, PyTree, dict], tuple]
+    params: PyTree
+    state: PyTree
+    method: Method
 
 
 # Every kind in float32. In bfloat16 the networks differ, not the objectives: two kinds that use all of a network.
 CASES = [("float32", kind, detector) for kind in KINDS for detector in DETECTORS]
-CASES += [("bfloat16", kind, detector) for kind in ("contrast", "nontarget") for detector in DETECTORS]
+CASES += [
+    ("bfloat16", kind, detector)
+    for kind in ("contrast", "nontarget")
+    for detector in DETECTORS
+    if in_bfloat16(tiny_choice(detector)) != tiny_choice(detector)
+]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -80,27 +100,23 @@ def case(request: pytest.FixtureRequest) -> tuple[str, str, str]:
 
 
 @pytest.fixture(scope="module")
-def gradient(case: tuple[str, str, str]) -> tuple[Gradient, PyTree, PyTree]:
-    """One compiled program for all hard batches, with weights to give it."""
-    dtype, kind, detector = case
-    settings: Settings = tiny_settings(detector)
-    settings = in_bfloat16(settings) if dtype == "bfloat16" else settings
-    method = build_kind(kind, settings, STEPS, PerturbSettings(crop_ratio=1.0))
-    params, state = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
-    run = jax.jit(lambda p, s, b: jax.value_and_grad(method.loss, has_aux=True)(p, p, s, b, jax.random.key(1)))
-    return run, params, state
+def program(case: tuple[str, str, str]) -> Program:
+    dtype, kind, name = case
+    detector = in_bfloat16(tiny_choice(name)) if dtype == "bfloat16" else tiny_choice(name)
+    objective = build_kind(kind, detector, STEPS, PERTURB)
+    params, state = random_weights(jax.eval_shape(objective.init, jax.random.key(0)))
+    run = jax.jit(lambda p, s, b: jax.value_and_grad(objective.loss, has_aux=True)(p, p, s, b, jax.random.key(1)))
+    return Program(run, params, state, build_method(kind, detector, STEPS, PERTURB))
 
 
 @pytest.mark.parametrize("name", HARD)
-def test_training_objective(gradient: tuple[Gradient, PyTree, PyTree], case: tuple[str, str, str], name: str) -> None:
-    run, params, state = gradient
+def test_training_objective(program: Program, case: tuple[str, str, str], name: str) -> None:
     _, kind, _ = case
     bank = random_bank()
     if name == "no_instances":
         bank = dataclasses.replace(bank, mask=jnp.zeros_like(bank.mask))
-    (loss, (state, metrics)), gradients = run(
-        params, state, {"labelled": HARD[name], "unlabelled": HARD[name], "bank": bank}
-    )
+    batches = batches_of(program.method, HARD[name], HARD[name], bank)
+    (loss, (state, metrics)), gradients = program.run(program.params, program.state, batches)
     for path, leaf in jax.tree_util.tree_leaves_with_path((loss, state, metrics, gradients)):
         assert jnp.isfinite(leaf).all(), jax.tree_util.keystr(path)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients))
@@ -109,16 +125,17 @@ def test_training_objective(gradient: tuple[Gradient, PyTree, PyTree], case: tup
         for part, tree in gradients["detector"].items()
     }
     if name == "every_point_positive":
-        assert sizes["backbone"] > 1e-4
-        # Without labels the heads have nothing to learn from contrast (systems B9), the class head not from spans.
-        assert (sizes["class_head"] > 0) == (kind not in ("contrast", "foreground"))
-        localising = {part: size > 0 for part, size in sizes.items() if part in ("regression_head", "mask_head")}
-        assert len(localising) == 1 and all(localising.values()) == (kind != "contrast")
+        assert sizes.get("backbone", max(sizes.values())) > 1e-4
+        if "backbone" in sizes:  # the parts of a stranger's detector may have any names
+            # Without labels the heads have nothing to learn from contrast (spec B9), the class head not from spans.
+            assert (sizes["class_head"] > 0) == (kind not in ("contrast", "foreground"))
+            localising = {part: size > 0 for part, size in sizes.items() if part in ("regression_head", "mask_head")}
+            assert len(localising) == 1 and all(localising.values()) == (kind != "contrast")
 
 
 def test_every_point_is_positive() -> None:
     """What the batch of that name promises."""
-    points = jnp.asarray(pyramid_points(tiny_settings("actionformer").actionformer, STEPS))
+    points = jnp.asarray(pyramid_points(STEPS, tiny_choice("actionformer").settings.regression_ranges))
     targets = jax.tree.map(lambda x: x[0], HARD["every_point_positive"].targets)
     assert assign(points, targets, num_classes=CLASSES, center_radius=1.5).positive.all()
 
@@ -130,9 +147,9 @@ EXTREMES = {
 
 def test_every_form_of_the_detection_losses() -> None:
     """All quality branches and loss forms at extreme predictions, zero offsets included."""
-    tiny = variants("actionformer")["identity"].actionformer
+    tiny = variants("actionformer")["identity"].settings
     forms = list(itertools.product(QUALITY_BRANCHES, ("bce", "kl"), ("qfl", "af")))
-    points = len(pyramid_points(tiny, STEPS))
+    points = len(pyramid_points(STEPS, tiny.regression_ranges))
 
     @jax.jit
     def gradients(targets: Targets, logit: jax.Array, offset: jax.Array) -> dict:

@@ -7,6 +7,7 @@ import pytest
 
 from apl_jax.data.dataset import open_dataset
 from apl_jax.data.files import DataError
+from apl_jax.declarations import SettingsError
 from apl_jax.settings import DataSettings
 
 
@@ -115,7 +116,7 @@ def test_ratio_that_leaves_a_class_uncovered(folder):
     _, database, _, open_it = folder
     for i, name in enumerate(["v0", "v1", "v2"]):
         database[name]["annotations"] = [{"segment": [1.0, 2.0], "label": f"rare{i}"}]
-    refused(open_it, "label_ratio=0.4", "2 labelled of 5", "label_ratio=0.8", "allow_uncovered")
+    refused(open_it, "`data.label_ratio=0.4`", "2 labelled of 5", "`data.label_ratio=0.8`", "`data.allow_uncovered=True`")
     assert open_it(label_ratio=0.8).split.uncovered_classes == ()
     split = open_it(allow_uncovered=True).split
     assert split.labelled == ("v0", "v1") and split.uncovered_classes == ("rare2", "turn", "walk")
@@ -123,7 +124,8 @@ def test_ratio_that_leaves_a_class_uncovered(folder):
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5])
 def test_impossible_ratio(folder, ratio):
-    refused(folder[3], "label_ratio", "(0, 1]", label_ratio=ratio)
+    with pytest.raises(SettingsError, match="`label_ratio`: found .*, expected at most 1 and more than 0"):
+        folder[3](label_ratio=ratio)
 
 
 def test_no_training_and_no_test_videos(folder):

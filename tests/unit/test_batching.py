@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_tables_hold_windows_standardised_and_padded(dataset):
     assert dataset.labelled.features.shape == (15, 160, 120)
     assert dataset.unlabelled.features.shape == (138, 160, 120)
     assert dataset.evaluation.features.shape[0] == 70
-    source = open_features(None, SETTINGS)
+    source = open_features(SETTINGS)
     for table in (dataset.labelled, dataset.unlabelled, dataset.evaluation):
         assert table.features.dtype == np.float32 and table.lengths.dtype == np.int32
         assert table.features.shape[1] % SETTINGS.length_multiple == 0
@@ -122,18 +123,37 @@ def test_changing_hidden_annotations_changes_nothing(dataset, altered):
     same(dataset, open_dataset(changed))
 
 
-def test_changing_a_labelled_annotation_changes_the_digest(dataset, altered, tmp_path):
+def changed_digests(a: Dataset, b: Dataset) -> set[str]:
+    """Names of the digests in which two data sets differ; the digest of all says the same."""
+    found = {name for name in a.digests if a.digests[name] != b.digests[name]}
+    assert a.digests.keys() == b.digests.keys() == {"training", "labelled", "evaluation"}
+    assert bool(found) == (a.digest != b.digest)
+    return found
+
+
+def test_changing_a_labelled_annotation_changes_the_digest_of_these_alone(dataset, altered, tmp_path):
     root, document = altered
     (tmp_path / "signals_100hz.npz").symlink_to(root / "signals_100hz.npz")
     document = json.loads(json.dumps(document))
     document["database"][dataset.split.labelled[0]]["annotations"][0]["segment"][0] -= 0.01
     (tmp_path / "annotations.json").write_text(json.dumps(document))
-    assert open_dataset(dataclasses.replace(SETTINGS, root=str(tmp_path))).digest != dataset.digest
+    changed = open_dataset(dataclasses.replace(SETTINGS, root=str(tmp_path)))
+    assert changed_digests(dataset, changed) == {"labelled"}
 
 
-@pytest.mark.parametrize("change", [{"split_seed": 1}, {"window": 10}, {"label_ratio": 0.2}])
-def test_digest_follows_split_and_windows(dataset, change):
-    assert open_dataset(dataclasses.replace(SETTINGS, **change)).digest != dataset.digest
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"split_seed": 1}, {"training", "labelled"}),
+        ({"label_ratio": 0.2}, {"training", "labelled"}),
+        ({"window": 10}, {"training", "evaluation"}),
+        ({"length_multiple": 32}, {"training", "evaluation"}),
+        ({"std_floor": 1e-2}, {"training", "evaluation"}),
+        ({"name": "mine", "licence": "mine", "max_length_t": 64}, set()),  # no rows change; crops are the stages' own
+    ],
+)
+def test_digests_follow_split_and_windows(dataset, change, expected):
+    assert changed_digests(dataset, open_dataset(dataclasses.replace(SETTINGS, **change))) == expected
 
 
 def test_opening_is_fast():
@@ -217,3 +237,57 @@ def test_ready_made_rows_are_not_windowed_again(tmp_path):
     assert data.evaluation.grids[0].offset == 2.0
     with pytest.raises(DataError, match="within 5 %"):
         open_dataset(dataclasses.replace(settings, stride=8))
+
+
+@pytest.mark.parametrize(("video", "expected"), [("v0", "training"), ("v1", "training"), ("v2", "evaluation")])
+def test_one_number_in_the_middle_of_a_large_file_changes_the_digest(tmp_path, video, expected):
+    """Of a file of 8 MB, whose size and first and last rows stay what they are."""
+    settings = ready_made(tmp_path, [2000, 2100, 2200], width=1024)
+    before = open_dataset(settings)
+    path = tmp_path / "features" / f"{video}.npy"
+    rows, stat = np.load(path), path.stat()
+    rows[len(rows) // 2, 511] = np.nextafter(rows[len(rows) // 2, 511], np.inf)
+    np.save(path, rows)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size > 2**23
+    assert changed_digests(before, open_dataset(settings)) == {expected}
+
+
+def test_digests_are_the_same_whether_rows_stay_in_memory_or_not(tmp_path):
+    settings = ready_made(tmp_path, [10, 33, 21])
+    assert open_dataset(settings).digests == open_dataset(settings, hold_bytes=0).digests
+
+
+def test_the_digest_of_a_data_set_does_not_depend_on_where_it_lies(tmp_path):
+    (tmp_path / "one").mkdir()
+    settings = ready_made(tmp_path / "one", [10, 33, 21])
+    before = open_dataset(settings)
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert open_dataset(dataclasses.replace(settings, root=str(tmp_path / "two"))).digest == before.digest
+
+
+def test_training_knows_nothing_of_test_videos(tmp_path):
+    """One more or fewer, or with other annotations: what is trained stays what it is."""
+    settings = ready_made(tmp_path, [10, 33, 21, 17])
+    path = tmp_path / "annotations.json"
+    document = json.loads(path.read_text())
+    document["database"]["v2"]["subset"] = "test"
+    path.write_text(json.dumps(document))
+    before = open_dataset(settings)
+    assert before.evaluation.ids == ("v2", "v3")
+    document["database"]["v3"]["annotations"] = []
+    path.write_text(json.dumps(document))
+    assert changed_digests(before, open_dataset(settings)) == set()
+    del document["database"]["v2"]
+    path.write_text(json.dumps(document))
+    after = open_dataset(settings)
+    assert after.evaluation.ids == ("v3",) and changed_digests(before, after) == {"evaluation"}
+
+
+def test_a_duration_is_part_of_a_recording(tmp_path):
+    settings = ready_made(tmp_path, [10, 33, 21])
+    before = open_dataset(settings)
+    document = json.loads((tmp_path / "annotations.json").read_text())
+    document["database"]["v2"]["duration"] *= 1.01
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    assert changed_digests(before, open_dataset(settings)) == {"evaluation"}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fixtures import tiny_choice
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import Standardizer, read_rows
@@ -16,11 +17,12 @@ from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError
 from apl_jax.data.grids import build_grid, extracted_rows, place_rows, pool_rows, resize_rows, window_signal
 from apl_jax.data.features.loose_files import open_loose
+from apl_jax.detectors.spot_settings import SpotSettings
 from apl_jax.learning.perturb import clip_targets, random_truncation
 from apl_jax.nn.snippets import to_snippets
-from apl_jax.inference.model import Model
+from apl_jax.inference.model import Model, ModelCard
 from apl_jax.inference.prediction import read_video
-from apl_jax.settings import DataSettings, PerturbSettings, Settings, SpotSettings
+from apl_jax.settings import DataSettings, PerturbSettings
 from apl_jax.structs import Batch, Targets
 
 HAPT = Path(__file__).parents[2] / ".." / "shared" / "data" / "hapt"
@@ -33,7 +35,7 @@ def test_seconds_to_grid_and_back(name):
     settings = SETTINGS[name]
     if name == "hapt" and not HAPT.is_dir():
         pytest.skip(f"the shared data folder {HAPT} is absent")
-    source = open_features(None, settings)
+    source = open_features(settings)
     for record in open_truth(settings).videos.values():
         samples = len(source.read(record.id))
         grid = build_grid(record.fps, samples, settings.window, settings.stride, duration_s=record.duration_s)
@@ -305,9 +307,10 @@ def record_of(fps, duration_s):
 
 
 def model_of(data):
-    """What reading a video for prediction looks at: settings and the width of training."""
+    """What reading a video for prediction looks at: the grid and the width of training."""
     standardizer = Standardizer(np.zeros(2, np.float32), np.ones(2, np.float32))
-    return Model(Settings(data=data), "s", ("a",), True, 20, None, standardizer, None, None)  # pyright: ignore
+    card = ModelCard("s", tiny_choice("actionformer"), ("a",), 2, "rows", data, 20, None, standardizer)
+    return Model(card, None, None)  # pyright: ignore
 
 
 @pytest.mark.parametrize("data", [TSP, TSN], ids=["resize", "pool"])
@@ -339,7 +342,7 @@ def test_loose_files_that_span_their_video(tmp_path):
         known, grid, rows = read_video(model_of(data), source, record_of(fps, 130.0))
         assert known.duration_s == 130.0
         np.testing.assert_allclose(grid.to_s(np.arange(100)), rows[:, 0], atol=1e-4)
-        with pytest.raises(DataError, match=r"'walk': found no duration; .* Try: --duration=<seconds>"):
+        with pytest.raises(DataError, match=r"'walk': found no duration; .* Try: `duration=<seconds>`"):
             read_video(model_of(data), source, record_of(fps, math.nan))
 
 

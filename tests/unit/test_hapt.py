@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from apl_jax.data.annotations import read_annotations
-from apl_jax.data.features.folder import open_features
+from apl_jax.data.features.folder import open_folder
 from apl_jax.data.files import DataError
 from apl_jax.interop.hapt import prepare_hapt
 from apl_jax.settings import DataSettings
@@ -49,7 +49,7 @@ def test_prepared_folder(uci: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(first.segments_s, [[0.2, 1.2], [1.2, 1.8]])
     assert (first.subset, first.subject, first.fps, first.duration_s) == ("training", 1, 50.0, 4.0)
     assert annotations.videos["exp02_user02"].subset == "test"
-    source = open_features(tmp_path / "hapt", DataSettings())
+    source = open_folder(tmp_path / "hapt", DataSettings())
     raw = np.loadtxt(uci / "RawData" / "gyro_exp01_user01.txt")
     assert not source.windowed
     np.testing.assert_allclose(source.read("exp01_user01")[:, 3:], raw, atol=2e-3)

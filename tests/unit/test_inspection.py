@@ -1,4 +1,4 @@
-"""``inspect``: coverage against the detector's own assignment, and every problem of a folder found in one pass."""
+"""Inspection: every problem of a data folder found in one pass."""
 
 from __future__ import annotations
 
@@ -7,60 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apl_jax.data.coverage import Cause, assignment_causes, uncovered_causes
-from apl_jax.data.files import DataError
-from apl_jax.inspection.inspection import Inspection, inspect_dataset, overlapping_mask
 from apl_jax.data.features.sources import embedded_root
-from apl_jax.detectors.actionformer import assign, pyramid_points
+from apl_jax.data.files import DataError
+from apl_jax.declarations import Choice, override
+from apl_jax.inspection.inspection import Inspection, inspect_dataset, overlapping_mask
+from apl_jax.ops.coverage import HIDDEN, OUTSIDE, SHORT
+from apl_jax.registry import DETECTORS
 from apl_jax.report.inspection_page import next_step, size, terminal_text, write_inspection
-from apl_jax.settings import ActionFormerSettings, DataSettings, Settings
-from apl_jax.structs import Targets
-
-THUMOS = ActionFormerSettings()
+from apl_jax.settings import DataSettings
 
 
-# Coverage
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_covered_is_what_the_detector_is_taught(seed: int) -> None:
-    """Instances of classes of their own, so that a class that no point is taught is an instance that is not."""
-    draws = np.random.default_rng(seed)
-    count, length = 40, 150  # the last points of the grid of 192 are padding
-    start = draws.integers(-40, 330, count) / 2 + draws.choice([0, 0, 0.13], count)
-    segments_t = np.stack([start, start + draws.choice([0.1, 0.5, 2, 2, 3.5, 5, 9.25, 16, 40, 70], count)], -1)
-    segments_t[1] = segments_t[0] + [-0.0625, 0.0625]  # one that a shorter one hides, at least in part
-    segments_t[2] = segments_t[3]
-    targets = Targets(
-        jnp.asarray(segments_t, jnp.float32), jnp.arange(count), jnp.ones(count, bool), jnp.ones(count),
-        jnp.zeros(count, bool),
-    )  # fmt: skip
-    points = pyramid_points(THUMOS, 192)
-    goal = assign(jnp.asarray(points), targets, num_classes=count, center_radius=THUMOS.center_radius)
-    taught = np.asarray(goal.classes)[points[:, 0] < length].any(0)
-    causes = assignment_causes(segments_t, length, THUMOS)
-    assert [cause is None for cause in causes] == taught.tolist()
-    assert {Cause.OUTSIDE, Cause.SHORT, Cause.HIDDEN} <= set(causes) and 5 < taught.sum() < count
-
-
-def test_causes() -> None:
-    cause = lambda *segments, length=100, settings=THUMOS: assignment_causes(np.array(segments), length, settings)
-    assert cause((4.1, 4.3), (3.3, 4.7)) == [Cause.SHORT, None]  # systems 1.6
-    assert cause((200.0, 210.0), (-9.0, -2.0), (95.0, 300.0)) == [Cause.OUTSIDE] * 3
-    assert cause((10.5, 13.5), (10.4, 13.6)) == [None, Cause.HIDDEN]
-    gap = dataclasses.replace(THUMOS, regression_ranges=((0.0, 4.0), (8.0, 16.0)))
-    assert cause((10.0, 20.0), settings=gap) == [Cause.RANGE]
-    assert assignment_causes(np.zeros((0, 2)), 5, THUMOS) == []
-
-
-def test_snippets_cover_whatever_has_its_middle_on_the_features() -> None:
-    segments_t = np.array([(4.1, 4.3), (95.0, 140.0), (-0.4, -0.2), (99.0, 99.9)])
-    causes = uncovered_causes(segments_t, 100, Settings(detector="spot"))
-    assert causes == [None, Cause.OUTSIDE, None, None]
+def detector(name: str = "actionformer", **changes: Any) -> Choice:
+    return Choice(name, override(DETECTORS[name].settings(), changes))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -95,14 +56,14 @@ class Folder:
         rows = np.random.default_rng(0).normal(size=(122, 3)).astype(np.float32)
         self.features: dict[str, np.ndarray] = {name: rows.copy() for name in self.names}
 
-    def inspect(self, *, arms: tuple[str, ...] = ("semi_supervised",), **changes: Any) -> Inspection:
+    def inspect(self, *, by: Choice | None = None, semi_supervised: bool = True, **changes: Any) -> Inspection:
         (self.root / "annotations.json").write_text(json.dumps({"database": self.database}))
         if self.features:
             (self.root / "features").mkdir(exist_ok=True)
         for name, rows in self.features.items():
             np.save(self.root / "features" / f"{name}.npy", rows)
         data = DataSettings(name="own", root=str(self.root), window=16, stride=4, label_ratio=0.4)
-        return inspect_dataset(Settings(arms=arms, data=dataclasses.replace(data, **changes)))
+        return inspect_dataset(dataclasses.replace(data, **changes), by or detector(), semi_supervised)
 
     def annotate(self, video: int, *instances: tuple[float, float, str]) -> None:
         listed = [{"segment": [start, end], "label": label} for start, end, label in instances]
@@ -164,8 +125,8 @@ def test_rows_that_span_their_videos(folder: Folder) -> None:
 def test_the_table_is_as_large_as_the_one_that_a_run_makes() -> None:
     from apl_jax.data.dataset import open_dataset
 
-    settings = Settings()
-    found, dataset = inspect_dataset(settings), open_dataset(settings.data)
+    data = DataSettings()
+    found, dataset = inspect_dataset(data, detector(), True), open_dataset(data)
     assert found.survey is not None and found.errors == ()
     training = dataset.labelled.features.nbytes + dataset.unlabelled.features.nbytes
     assert found.survey.table_bytes == {"training": training, "evaluation": dataset.evaluation.features.nbytes}
@@ -225,11 +186,34 @@ def test_instances_that_teach_nothing_are_named(folder: Folder) -> None:
     found = folder.inspect()
     assert found.errors == () and found.overlapping == 2
     assert {(hit.cause, hit.start_s) for hit in found.uncovered} == {
-        (Cause.SHORT, 6.01), (Cause.OUTSIDE, 20.6), (Cause.HIDDEN, 0.99),
+        (SHORT, 6.01), (OUTSIDE, 20.6), (HIDDEN, 0.99),
     }  # fmt: skip
     text = terminal_text(found)
     assert "video 'vidéo 2'" in text and "6.01 to 6.03 s, a <b>" in text
     assert any("overlap" in note.what and "7.7%" in note.what for note in found.notes)
+    assert [note.count for note in found.notes if "no grid point covers" in note.what] == [1, 1, 1]
+
+
+def test_what_is_covered_is_the_detectors_to_say(folder: Folder) -> None:
+    """SPOT gives every instance whose middle lies on the features a snippet, however short it is."""
+    folder.database[folder.names[2]]["duration"] = 20.9
+    folder.annotate(2, (1.0, 4.0, "c"), (6.01, 6.03, "a <b>"), (20.6, 20.8, "c"))
+    found = folder.inspect(by=detector("spot"))
+    assert [(hit.cause, hit.start_s) for hit in found.uncovered] == [(OUTSIDE, 20.6)]
+    folder.features.clear()
+    (folder.root / "features").rename(folder.root / "elsewhere")
+    assert folder.inspect(by=detector("spot")).uncovered == ()  # and without features there is no grid
+
+
+def test_a_detector_that_cannot_be_built_is_one_of_the_errors(folder: Folder) -> None:
+    found = folder.inspect(by=detector(width=30, heads=4))
+    assert len(found.errors) == 1 and "`detector.width`: found 30" in found.errors[0].what
+    assert found.survey is not None and found.uncovered == ()
+
+
+def test_classes_that_are_not_told_apart(folder: Folder) -> None:
+    found = folder.inspect(class_agnostic=True)
+    assert found.errors == () and found.classes == ("a <b>", "c")  # of the annotations
 
 
 def test_ignored_instances_need_no_point(folder: Folder) -> None:
@@ -268,13 +252,14 @@ def test_other_notes(folder: Folder) -> None:
     assert found.errors == ()
     assert notes == {
         "annotated videos that a run does not use": 1, "videos without any instance, all of them background": 1,
-        "videos of more rows than --config.data.max_length_t=100": 11,
+        "videos of more rows than `data.max_length_t=100`": 11,
     }  # fmt: skip
 
 
 def test_every_label_leaves_none_to_learn_from(folder: Folder) -> None:
-    assert "unlabelled" in folder.inspect(label_ratio=1.0).errors[0].what
-    assert folder.inspect(label_ratio=1.0, arms=("supervised",)).errors == ()
+    (error,) = folder.inspect(label_ratio=1.0).errors
+    assert "unlabelled" in error.what and "`data.label_ratio=0.1`, or `variants=('supervised',)`" in error.what
+    assert folder.inspect(label_ratio=1.0, semi_supervised=False).errors == ()
 
 
 def test_no_features_at_all(folder: Folder, tmp_path: Path) -> None:
@@ -289,7 +274,7 @@ def test_annotations_that_cannot_be_read(folder: Folder) -> None:
     folder.inspect()
     (folder.root / "annotations.json").write_text('{"database": ')
     with pytest.raises(DataError, match="line 1"):
-        inspect_dataset(Settings(data=DataSettings(root=str(folder.root))))
+        inspect_dataset(DataSettings(root=str(folder.root)), detector(), True)
 
 
 def test_a_data_set_without_any_instance(folder: Folder, tmp_path: Path) -> None:
@@ -317,13 +302,10 @@ def test_the_page(folder: Folder, tmp_path: Path) -> None:
 
 
 def test_next_step(folder: Folder) -> None:
-    found = folder.inspect()
-    step = next_step(found, ["--config=configs/my one.py:apl", "--workdir", "x", "--config.data.root=y"])
-    assert step.endswith("apl-jax run '--config=configs/my one.py:apl' --config.data.root=y --workdir=runs/own")
-    assert next_step(found, ["--workdir=x"]).endswith("apl-jax run --config=configs/FILE.py --workdir=runs/own")
+    assert "a new folder as `workdir`, such as runs/own" in next_step(folder.inspect())
     folder.features.clear()
     (folder.root / "features" / "vidéo 3.npy").unlink()
-    assert next_step(folder.inspect(), []).startswith("1 error: a run would stop there")
+    assert next_step(folder.inspect()).startswith("1 error: a run would stop there")
 
 
 def test_sizes() -> None:

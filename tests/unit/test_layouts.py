@@ -1,6 +1,8 @@
 """Every published layout of features gives the same array or one refusal, whatever happened to its bytes."""
 
+import dataclasses
 import io
+import math
 import os
 import subprocess
 import sys
@@ -10,9 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from apl_jax.data.features.folder import open_features
-from apl_jax.data.files import DataError
+from apl_jax.data.annotations import unannotated
+from apl_jax.data.batching import RowStore
+from apl_jax.data.features.folder import open_folder
 from apl_jax.data.features.layouts import READERS
+from apl_jax.data.files import DataError
 from apl_jax.settings import DataSettings
 
 ROWS = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
@@ -70,7 +74,7 @@ def refused(act, *words):
 @pytest.mark.parametrize("layout", [*LAYOUTS, ".hdf5"])
 def test_every_layout_gives_the_same_rows_under_any_name(tmp_path, layout):
     settings, _ = build(tmp_path, layout, NAMES)
-    source = open_features(tmp_path, settings)
+    source = open_folder(tmp_path, settings)
     assert set(source.ids) == set(NAMES) and source.windowed == (layout != "signals")
     for name in NAMES:
         found = source.read(name)
@@ -79,29 +83,41 @@ def test_every_layout_gives_the_same_rows_under_any_name(tmp_path, layout):
         assert source.place(name).is_file()
 
 
+def digest_of(root, settings, name="a"):
+    """What a run knows of the rows of one video."""
+    record = unannotated(name, math.nan, 10.0)
+    settings = dataclasses.replace(settings, window=2, stride=1)
+    (digest,) = RowStore([record], open_folder(root, settings), settings, math.inf).digests
+    return digest
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_digest_follows_content_and_names(tmp_path, layout):
+def test_digest_follows_every_row_and_nothing_else(tmp_path, layout):
+    """Not the layout, nor the file's name or age: the rows. One number in their middle is enough."""
+    changed = ROWS.copy()
+    changed[15, 1] = np.nextafter(changed[15, 1], np.inf)
     digests = []
-    for i, (names, rows) in enumerate([(["a"], ROWS), (["a"], ROWS), (["b"], ROWS), (["a"], ROWS * 2)]):
+    for i, (name, rows) in enumerate([("a", ROWS), ("a", ROWS), ("b", ROWS), ("a", changed)]):
         (tmp_path / str(i)).mkdir()
-        settings, _ = build(tmp_path / str(i), layout, names, rows)
-        digests.append(open_features(tmp_path / str(i), settings).digest())
-    if layout == "signals":  # an archive states when it was made
-        digests[1] = digests[0]
-    assert digests[0] == digests[1] and len(set(digests)) == 3
+        settings, _ = build(tmp_path / str(i), layout, [name], rows)
+        digests.append(digest_of(tmp_path / str(i), settings, name))
+    assert digests[0] == digests[1] == digests[2] != digests[3]
+    (tmp_path / "plain").mkdir()
+    settings, _ = build(tmp_path / "plain", ".npy")
+    assert (digests[0] == digest_of(tmp_path / "plain", settings)) == (layout != "signals")  # these are windowed first
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_video_without_features(tmp_path, layout):
     settings, _ = build(tmp_path, layout, ["video_test_0000004", "video_test_0000005"])
-    message = refused(lambda: open_features(tmp_path, settings).read("video_test_0000006"), "'video_test_0000006'")
+    message = refused(lambda: open_folder(tmp_path, settings).read("video_test_0000006"), "'video_test_0000006'")
     assert "found no features (2 videos have some, the nearest name is 'video_test_000000" in message
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_prefix_of_activitynet_and_no_other(tmp_path, layout):
     settings, _ = build(tmp_path, layout, ["v_abcdef", "ghijkl-rgb", "mnopqr_feat"])
-    source = open_features(tmp_path, settings)
+    source = open_folder(tmp_path, settings)
     np.testing.assert_allclose(source.read("abcdef"), source.read("v_abcdef"))
     for name, near in (("ghijkl", "ghijkl-rgb"), ("mnopqr", "mnopqr_feat"), ("v_ghijkl-rgb", "ghijkl-rgb")):
         refused(lambda name=name: source.read(name), repr(name), f"the nearest name is {near!r}")
@@ -110,12 +126,12 @@ def test_the_prefix_of_activitynet_and_no_other(tmp_path, layout):
 def test_the_exact_name_comes_before_the_prefixed_one(tmp_path):
     write(tmp_path / "features" / "a.npy", ROWS[:4])
     write(tmp_path / "features" / "v_a.npy", ROWS[:7])
-    assert len(open_features(tmp_path, DataSettings()).read("a")) == 4
+    assert len(open_folder(tmp_path, DataSettings()).read("a")) == 4
 
 
 def test_accents_however_the_file_system_composes_them(tmp_path):
     write(tmp_path / "features" / "cafe\u0301.npy")  # as macOS stores it
-    assert open_features(tmp_path, DataSettings()).read("caf\u00e9").shape == (30, 3)
+    assert open_folder(tmp_path, DataSettings()).read("caf\u00e9").shape == (30, 3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps names that are no text")
@@ -123,8 +139,8 @@ def test_accents_however_the_file_system_composes_them(tmp_path):
 def test_names_that_are_no_text(tmp_path, layout):
     name = os.fsdecode(b"caf\xe9")  # Latin-1, as old archives unpack
     settings, _ = build(tmp_path, layout, [name])
-    source = open_features(tmp_path, settings)
-    assert source.ids == (name,) and len(source.digest()) == 16
+    source = open_folder(tmp_path, settings)
+    assert source.ids == (name,)
     np.testing.assert_array_equal(source.read(name), ROWS)
     refused(lambda: source.read("caf\u00e9"), "'caf\u00e9'", "the nearest name is 'caf\\udce9'")
 
@@ -134,32 +150,32 @@ def test_notes_and_hidden_files_are_passed_over(tmp_path):
     write(tmp_path / "features" / "._a.csv")
     (tmp_path / "features" / "README.txt").write_text("how they were made")
     (tmp_path / "features" / "old.npz").mkdir()
-    assert open_features(tmp_path, DataSettings()).ids == ("a",)
+    assert open_folder(tmp_path, DataSettings()).ids == ("a",)
 
 
 def test_two_suffixes(tmp_path):
     write(tmp_path / "features" / "a.npy")
     write(tmp_path / "features" / "b.csv")
-    refused(lambda: open_features(tmp_path, DataSettings()), "features: found a.npy and b.csv; expected files of one")
+    refused(lambda: open_folder(tmp_path, DataSettings()), "features: found a.npy and b.csv; expected files of one")
     write(tmp_path / "features" / "a.h5")
-    refused(lambda: open_features(tmp_path, DataSettings()), "video 'a': found a.h5 and a.npy; expected one file per")
+    refused(lambda: open_folder(tmp_path, DataSettings()), "video 'a': found a.h5 and a.npy; expected one file per")
 
 
 @pytest.mark.parametrize("second", ["signals_x.npz", "features.h5", "features.hdf5"])
 def test_two_layouts(tmp_path, second):
     write(tmp_path / "features" / "a.npy")
     write(tmp_path / second)
-    refused(lambda: open_features(tmp_path, DataSettings()), f"{second}", "features/", "expected one of them")
+    refused(lambda: open_folder(tmp_path, DataSettings()), f"{second}", "features/", "expected one of them")
 
 
 def test_a_folder_without_features_says_what_it_holds(tmp_path):
     write(tmp_path / "features" / "rgb" / "a.npy")
     write(tmp_path / "features" / "flow" / "a.npy")
     (tmp_path / "features" / "a.mat").touch()
-    words = "no feature files (but .mat, flow/, rgb/)", "--config.data.streams=\"('features/rgb', 'features/flow')\""
-    refused(lambda: open_features(tmp_path, DataSettings()), *words)
+    words = "no feature files (but .mat, flow/, rgb/)", "`data.streams=\"('features/rgb', 'features/flow')\"`"
+    refused(lambda: open_folder(tmp_path, DataSettings()), *words)
     settings = DataSettings(streams=("features/rgb", "features/flow"))
-    assert open_features(tmp_path, settings).read("a").shape == (30, 6)
+    assert open_folder(tmp_path, settings).read("a").shape == (30, 6)
 
 
 # streams
@@ -167,18 +183,18 @@ def test_a_folder_without_features_says_what_it_holds(tmp_path):
 
 def test_streams_are_joined_in_the_declared_order(tmp_path):
     build(tmp_path, "streams")
-    found = [open_features(tmp_path, DataSettings(streams=s)).read("a") for s in (("rgb", "flow"), ("flow", "rgb"))]
+    found = [open_folder(tmp_path, DataSettings(streams=s)).read("a") for s in (("rgb", "flow"), ("flow", "rgb"))]
     np.testing.assert_array_equal(found[0], ROWS)
     np.testing.assert_array_equal(found[1], ROWS[:, [2, 0, 1]])
-    sources = [open_features(tmp_path, DataSettings(streams=s)) for s in (("rgb", "flow"), ("flow", "rgb"))]
-    assert sources[0].digest() != sources[1].digest()
+    digests = {digest_of(tmp_path, DataSettings(streams=s)) for s in (("rgb", "flow"), ("flow", "rgb"))}
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize("missing", [1, 2])
 def test_streams_may_differ_by_one_row(tmp_path, missing):
     settings, _ = build(tmp_path, "streams")
     write(tmp_path / "rgb" / "a.npy", ROWS[:-missing, :2])
-    source = open_features(tmp_path, settings)
+    source = open_folder(tmp_path, settings)
     if missing == 1:
         np.testing.assert_array_equal(source.read("a"), ROWS[:-1])
     else:
@@ -188,7 +204,7 @@ def test_streams_may_differ_by_one_row(tmp_path, missing):
 def test_a_video_that_one_stream_lacks(tmp_path):
     settings, _ = build(tmp_path, "streams", ["a", "b"])
     (tmp_path / "flow" / "b.npz").unlink()
-    source = open_features(tmp_path, settings)
+    source = open_folder(tmp_path, settings)
     assert source.ids == ("a",)
     refused(lambda: source.read("b"), str(tmp_path / "flow" / "b.npz"), "'b'", "no features")
 
@@ -197,15 +213,15 @@ def test_a_video_that_one_stream_lacks(tmp_path):
 def test_streams_that_nobody_declared(tmp_path, names):
     for name in names:
         write(tmp_path / name / "a.npy")
-    refused(lambda: open_features(tmp_path, DataSettings()), "rgb/", f'--config.data.streams="{names}"')
+    refused(lambda: open_folder(tmp_path, DataSettings()), "rgb/", f'`data.streams="{names}"`')
     write(tmp_path / "features" / "a.npy")
-    refused(lambda: open_features(tmp_path, DataSettings()), "rgb/", f'--config.data.streams="{names}"')
+    refused(lambda: open_folder(tmp_path, DataSettings()), "rgb/", f'`data.streams="{names}"`')
 
 
 @pytest.mark.parametrize("names", [("rgb", "rgb"), ("../rgb",), ("/rgb",), ("",), (3,), ("rgb", "folw")])
 def test_impossible_streams(tmp_path, names):
     build(tmp_path, "streams")
-    refused(lambda: open_features(tmp_path, DataSettings(streams=names)), "--config.data.streams")
+    refused(lambda: open_folder(tmp_path, DataSettings(streams=names)), "`data.streams`")
 
 
 # pickles
@@ -217,7 +233,7 @@ def test_pickles_are_refused_with_a_command(tmp_path, suffix):
     (tmp_path / "features" / f"b{suffix}").write_bytes(b"\x80\x04N.")
     loader = "torch.load(p, map_location='cpu', weights_only=True)" if "t" in suffix.lower() else "pickle.load"
     message = refused(
-        lambda: open_features(tmp_path, DataSettings()), f"b{suffix}: video 'b'", "never loaded", "python -c"
+        lambda: open_folder(tmp_path, DataSettings()), f"b{suffix}: video 'b'", "never loaded", "python -c"
     )
     assert loader.replace("'", "'\"'\"'") in message
 
@@ -227,17 +243,17 @@ def test_the_command_for_pickles_does_what_it_promises(tmp_path):
     (root / "features").mkdir(parents=True)
     code = "import pickle, sys, numpy; pickle.dump(numpy.ones((4, 2)), open(sys.argv[1], 'wb'))"
     subprocess.run([sys.executable, "-c", code, root / "features" / "a.b.pkl"], check=True)
-    message = refused(lambda: open_features(root, DataSettings()), "a.b.pkl")
+    message = refused(lambda: open_folder(root, DataSettings()), "a.b.pkl")
     command = message.split(", run ")[1].split(" and move the ")[0]
     subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], check=True)
     (root / "features" / "a.b.pkl").unlink()
-    np.testing.assert_array_equal(open_features(root, DataSettings()).read("a.b"), np.ones((4, 2)))
+    np.testing.assert_array_equal(open_folder(root, DataSettings()).read("a.b"), np.ones((4, 2)))
 
 
 def test_objects_are_never_loaded(tmp_path):
     (tmp_path / "features").mkdir()
     np.savez(tmp_path / "features" / "a.npz", feats=np.array([[{}]], object))
-    refused(lambda: open_features(tmp_path, DataSettings()).read("a"), "'a'", "Python objects, which is never loaded")
+    refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "'a'", "Python objects, which is never loaded")
 
 
 # several arrays in a file
@@ -247,15 +263,15 @@ def test_npz_with_several_arrays(tmp_path):
     path = tmp_path / "features" / "a.npz"
     path.parent.mkdir()
     np.savez(path, features=ROWS, stride=np.array(4))
-    np.testing.assert_array_equal(open_features(tmp_path, DataSettings()).read("a"), ROWS)
+    np.testing.assert_array_equal(open_folder(tmp_path, DataSettings()).read("a"), ROWS)
     np.savez(path, x=ROWS, y=ROWS)
     refused(
-        lambda: open_features(tmp_path, DataSettings()).read("a"), "'a'", "2 of them ('x', 'y')", "feats or features"
+        lambda: open_folder(tmp_path, DataSettings()).read("a"), "'a'", "2 of them ('x', 'y')", "feats or features"
     )
     np.savez(path, feats=ROWS, features=ROWS)
-    refused(lambda: open_features(tmp_path, DataSettings()).read("a"), "2 of them ('feats', 'features')")
+    refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "2 of them ('feats', 'features')")
     np.savez(path)
-    refused(lambda: open_features(tmp_path, DataSettings()).read("a"), "a.npz: video 'a'", "found none")
+    refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "a.npz: video 'a'", "found none")
 
 
 def save_h5(path, **items):
@@ -268,7 +284,7 @@ def save_h5(path, **items):
 
 def test_h5_with_several_datasets(tmp_path):
     path = tmp_path / "features" / "a.h5"
-    read = lambda: open_features(tmp_path, DataSettings()).read("a")
+    read = lambda: open_folder(tmp_path, DataSettings()).read("a")
     save_h5(path, feats=ROWS, stride=4)
     np.testing.assert_array_equal(read(), ROWS)
     save_h5(path, **{"deep/in/it": ROWS.astype(">f8")})
@@ -291,14 +307,13 @@ def test_groups_of_one_h5_file(tmp_path):
         g=h5py.ExternalLink("/etc/passwd", "x"),
         h=h5py.SoftLink("/f"),
     )
-    source = open_features(tmp_path, DataSettings())
+    source = open_folder(tmp_path, DataSettings())
     for video in "abf":
         np.testing.assert_array_equal(source.read(video), ROWS)
     refused(lambda: source.read("c"), "features.h5: video 'c'", "2 of them ('x', 'y')")
     refused(lambda: source.read("d"), "video 'd'", "found none")
     refused(lambda: source.read("g"), "video 'g'", "a link at 'g'")
     refused(lambda: source.read("h"), "video 'h'", "a link at 'h'")
-    assert source.digest() == open_features(tmp_path, DataSettings()).digest()
 
 
 def test_h5_that_was_never_finished(tmp_path):
@@ -312,7 +327,7 @@ def test_h5_that_was_never_finished(tmp_path):
         layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "a", (30, 3))
         file.create_virtual_dataset("virtual", layout)
         file.create_dataset("empty", data=h5py.Empty("f4"))
-    source = open_features(tmp_path, DataSettings())
+    source = open_folder(tmp_path, DataSettings())
     refused(lambda: source.read("contiguous"), "'contiguous'", "incomplete dataset (0 of 96 bytes written)")
     refused(lambda: source.read("chunked"), "'chunked'", "incomplete dataset (6 of 8 chunks")
     refused(lambda: source.read("huge"), "'huge'", "incomplete dataset (0 of ")
@@ -337,7 +352,7 @@ def test_h5_that_was_never_finished(tmp_path):
 def test_csv_with_and_without_a_header(tmp_path, text):
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "a.csv").write_bytes(text.encode())
-    np.testing.assert_allclose(open_features(tmp_path, DataSettings()).read("a"), ROWS, rtol=1e-7)
+    np.testing.assert_allclose(open_folder(tmp_path, DataSettings()).read("a"), ROWS, rtol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -368,13 +383,13 @@ def test_csv_with_and_without_a_header(tmp_path, text):
 def test_unusable_csv(tmp_path, text, words):
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "a.csv").write_text(text)
-    refused(lambda: open_features(tmp_path, DataSettings()).read("a"), "a.csv: video 'a'", words)
+    refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "a.csv: video 'a'", words)
 
 
 def test_csv_in_no_known_text(tmp_path):
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "a.csv").write_bytes(CSV.encode("utf-16"))
-    refused(lambda: open_features(tmp_path, DataSettings()).read("a"), "a.csv: video 'a'", "unreadable array ('utf-8'")
+    refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "a.csv: video 'a'", "unreadable array ('utf-8'")
 
 
 # damage
@@ -383,9 +398,7 @@ def test_csv_in_no_known_text(tmp_path):
 def read_all(root, settings):
     """What opening and reading gives: the array, or the message of a refusal."""
     try:
-        source = open_features(root, settings)
-        source.digest()
-        return source.read("a")
+        return open_folder(root, settings).read("a")
     except DataError as error:
         message = str(error)
         assert str(root) in message and "found" in message and "expected" in message and "Try: " in message, message

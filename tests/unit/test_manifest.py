@@ -8,7 +8,7 @@ import pytest
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import read_rows
-from apl_jax.data.features.folder import open_features
+from apl_jax.data.features.folder import open_folder
 from apl_jax.data.files import DataError
 from apl_jax.data.features.manifest import Manifest, check_clock, check_settings, read_manifest, write_manifest
 from apl_jax.settings import DataSettings
@@ -43,7 +43,7 @@ def test_none_is_none(tmp_path):
     assert read_manifest(tmp_path) is None
     (tmp_path / "features").mkdir()
     np.save(tmp_path / "features" / "a.npy", np.ones((3, 2)))
-    assert open_features(tmp_path, SETTINGS).manifest is None
+    assert open_folder(tmp_path, SETTINGS).manifest is None
 
 
 @pytest.mark.parametrize(
@@ -99,21 +99,21 @@ def test_a_dangling_link_is_no_absence(tmp_path):
 
 
 def test_window_and_stride_of_the_settings(tmp_path):
-    source = open_features(folder(tmp_path), SETTINGS)
+    source = open_folder(folder(tmp_path), SETTINGS)
     assert source.manifest == THUMOS and source.read("a").shape == (72, 6)
     with pytest.raises(DataError) as caught:
-        open_features(tmp_path, DataSettings(stride=8, window=16))
+        open_folder(tmp_path, DataSettings(stride=8, window=16))
     for words in (
         "features.json: stride, window: found stride 4, window 16 frames",
         "expected stride 8, window 16",
-        "--config.data.stride=4 --config.data.window=16",
+        "`data.stride=4` `data.window=16`",
     ):
         assert words in str(caught.value)
 
 
 def test_width_of_every_file(tmp_path):
     np.save(folder(tmp_path) / "features" / "b.npy", np.ones((9, 5)))
-    source = open_features(tmp_path, SETTINGS)
+    source = open_folder(tmp_path, SETTINGS)
     with pytest.raises(DataError, match=r"b\.npy: video 'b': found 5 values per row; expected width 6 as in .*\.json"):
         source.read("b")  # the first that is read: not compared with another file
 
@@ -124,7 +124,7 @@ def test_order_of_streams():
     check_settings(dataclasses.replace(THUMOS, order=()), dataclasses.replace(SETTINGS, streams=("flow", "rgb")))
     with pytest.raises(DataError, match=r"order: found \['rgb', 'flow'\]; expected \['flow', 'rgb'\]") as caught:
         check_settings(THUMOS, dataclasses.replace(SETTINGS, streams=("flow", "rgb")))
-    assert "--config.data.streams=\"('rgb', 'flow')\"" in str(caught.value)
+    assert "`data.streams=\"('rgb', 'flow')\"`" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_clocks(stated, annotated, fine):
 def test_rows_are_read_only_with_an_agreeing_clock(tmp_path):
     """72 rows of stride 4, window 16 are 300 frames: 10 s at 30 per second."""
     root = folder(tmp_path, dataclasses.replace(THUMOS, fps=30.0))
-    source = open_features(root, SETTINGS)
+    source = open_folder(root, SETTINGS)
     grid, rows = read_rows(recording(), source, SETTINGS)
     assert (grid.length, len(rows)) == (72, 72)
     with pytest.raises(DataError, match=r"'a', fps: found 30 frames per second .* expected 25"):
@@ -153,7 +153,7 @@ def test_rows_are_read_only_with_an_agreeing_clock(tmp_path):
 
 
 def test_length_and_duration_disagree_by_more_than_a_twentieth(tmp_path):
-    source = open_features(folder(tmp_path), SETTINGS)
+    source = open_folder(folder(tmp_path), SETTINGS)
     read_rows(recording(duration_s=10.5), source, SETTINGS)
     with pytest.raises(DataError) as caught:
         read_rows(recording(duration_s=10.6), source, SETTINGS)
@@ -166,4 +166,4 @@ def test_raw_signals_have_no_manifest(tmp_path):
     np.savez(tmp_path / "signals_a.npz", a=np.ones((50, 6)))
     write_manifest(tmp_path, THUMOS)
     with pytest.raises(DataError, match="a manifest of feature rows beside raw signals"):
-        open_features(tmp_path, SETTINGS)
+        open_folder(tmp_path, SETTINGS)

@@ -13,6 +13,7 @@ from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import DataError
 from apl_jax.data.splits import build_split, write_split
+from apl_jax.declarations import SettingsError
 from apl_jax.settings import DataSettings
 
 ACTIVITYNET = Path(__file__).parents[2] / ".." / "shared" / "data" / "annotations" / "activitynet13_anno.json"
@@ -112,7 +113,7 @@ def test_uncovered_class_is_refused_with_the_ratio_that_would_do(long_tail):
     with pytest.raises(DataError, match="leave uncovered") as caught:
         split_of(long_tail, label_ratio=0.02)
     message = str(caught.value)
-    assert "4 labelled of 200" in message and "label_ratio=0.04 (the smallest" in message and "c0" in message
+    assert "4 labelled of 200" in message and "`data.label_ratio=0.04` (the smallest" in message and "c0" in message
     split = split_of(long_tail, label_ratio=0.02, allow_uncovered=True)
     assert len(split.labelled) == 4 and len(split.uncovered_classes) == 4
     assert {int(video[1]) for video in split.labelled}.isdisjoint(int(c[1]) for c in split.uncovered_classes)
@@ -132,7 +133,7 @@ def test_background_only_videos_take_part():
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan")])
 def test_ratio_out_of_range(long_tail, ratio):
-    with pytest.raises(DataError, match=r"label_ratio: found .* expected a number in \(0, 1\]"):
+    with pytest.raises(SettingsError, match="`label_ratio`: found .*, expected at most 1 and more than 0"):
         split_of(long_tail, label_ratio=ratio)
 
 
@@ -157,7 +158,7 @@ def test_validation_subjects_leave_training_and_keep_the_test_set_out(embedded):
 
 
 def test_unknown_or_all_subjects(embedded):
-    with pytest.raises(DataError, match=r"validation_subjects: found \[3\]"):  # 3 is a test subject
+    with pytest.raises(DataError, match=r"`data.validation_subjects`: found \[3\]"):  # 3 is a test subject
         split_of(embedded, validation_subjects=(1, 3))
     subjects = {r.subject for r in embedded.videos.values() if r.subset == "training"}
     with pytest.raises(DataError, match="all training subjects"):
@@ -209,13 +210,13 @@ def test_first_class_is_that_of_the_file_also_when_its_annotation_was_dropped():
 
 
 def test_first_class_refusals(long_tail):
-    with pytest.raises(DataError, match=r"leave uncovered.*--config.data.split_rule=cover, or"):
+    with pytest.raises(DataError, match=r"leave uncovered.*`data.split_rule=cover`, or"):
         split_of(long_tail, split_rule="first_class", label_ratio=0.1)
     with pytest.raises(
-        DataError, match=r"label_ratio=0.001: found a share that rounds to no video in any of 8 classes"
+        DataError, match=r"`data.label_ratio=0.001`: found a share that rounds to no video in any of 8 classes"
     ):
         split_of(long_tail, split_rule="first_class", label_ratio=0.001, allow_uncovered=True)
-    with pytest.raises(ValueError, match="split_rule: found 'other'"):
+    with pytest.raises(ValueError, match="`split_rule`: found 'other'"):
         DataSettings(split_rule="other")
 
 

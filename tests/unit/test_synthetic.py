@@ -1,4 +1,4 @@
-"""Made-up features: the same everywhere, on the real timeline, neither trivial nor hopeless, and never unmarked."""
+"""Synthetic features: the same everywhere, on the real timeline, neither trivial nor hopeless, and never unmarked."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from apl_jax.data.dataset import open_dataset, open_truth
 from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError
 from apl_jax.data.synthetic import SyntheticFeatures, coverage, extraction_grid, write_synthetic
+from apl_jax.declarations import SettingsError
 from apl_jax.settings import DataSettings, SyntheticSettings
 from apl_jax.structs import TimeGrid
 
@@ -50,20 +51,20 @@ def folder(tmp_path: Path) -> Path:
 def settings_of(root: Path, **changes) -> DataSettings:
     made = SyntheticSettings(enabled=True, width=256, group=3)
     return DataSettings(
-        **{"name": "own", "root": str(root), "window": 16, "stride": 4, "label_ratio": 0.5, "rehearsal": made} | changes
+        **{"name": "own", "root": str(root), "window": 16, "stride": 4, "label_ratio": 0.5, "synthetic": made} | changes
     )
 
 
 def test_a_video_is_the_same_in_every_process_and_order(folder: Path) -> None:
     settings = settings_of(folder)
-    source = open_features(None, settings)
+    source = open_features(settings)
     forwards = {video: source.read(video).tobytes() for video in source.ids}
-    backwards = open_features(None, settings)
+    backwards = open_features(settings)
     assert {video: backwards.read(video).tobytes() for video in reversed(backwards.ids)} == forwards
     code = (
         "import sys, zlib; from apl_jax.data.features.folder import open_features\n"
         "from apl_jax.settings import DataSettings, SyntheticSettings\n"
-        f"source = open_features(None, {settings!r})\n"
+        f"source = open_features({settings!r})\n"
         f"print(zlib.crc32(source.read({source.ids[5]!r})), source.digest())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -74,7 +75,7 @@ def test_a_video_is_the_same_in_every_process_and_order(folder: Path) -> None:
 def test_other_settings_and_annotations_make_another_digest(folder: Path) -> None:
     settings = settings_of(folder)
     digests = {
-        open_features(None, changed).digest()
+        open_features(changed).digest()
         for changed in (
             settings,
             dataclasses.replace(settings, stride=8),
@@ -84,14 +85,14 @@ def test_other_settings_and_annotations_make_another_digest(folder: Path) -> Non
     document = json.loads((folder / "annotations.json").read_text())
     next(iter(document["database"].values()))["annotations"].pop()
     (folder / "annotations.json").write_text(json.dumps(document))
-    assert len(digests | {open_features(None, settings).digest()}) == 4
+    assert len(digests | {open_features(settings).digest()}) == 4
 
 
 def test_rows_are_those_of_an_extraction(folder: Path) -> None:
     """As many as windows fit, and a fixed number that spans the video where stride is 0; all finite, of one width."""
     for changes in ({}, {"stride": 16}, {"stride": 0, "grid": "resize", "fixed_length_t": 20}):
         settings = settings_of(folder, **changes)
-        source = open_features(None, settings)
+        source = open_features(settings)
         for video, record in open_truth(settings).videos.items():
             frames = round(record.duration_s * 25)
             expected = 1 + (frames - 16) // settings.stride if settings.stride else 20
@@ -111,7 +112,7 @@ def test_coverage_is_the_share_of_what_a_row_sees() -> None:
 
 def probe(settings: DataSettings) -> tuple[float, float]:
     """Accuracy of a linear classifier of rows on test videos, and of always naming the most frequent class."""
-    truth, source = open_truth(settings), open_features(None, settings)
+    truth, source = open_truth(settings), open_features(settings)
     rows: dict[str, list[np.ndarray]] = {"training": [], "test": []}
     names: dict[str, list[np.ndarray]] = {"training": [], "test": []}
     for video, record in truth.videos.items():
@@ -137,7 +138,7 @@ def test_noise_alone_teaches_nothing(folder: Path) -> None:
 
 
 def test_prototypes_of_a_group_are_confusable(folder: Path) -> None:
-    source = open_features(None, settings_of(folder, synthetic=SyntheticSettings(enabled=True, width=4096, group=3)))
+    source = open_features(settings_of(folder, synthetic=SyntheticSettings(enabled=True, width=4096, group=3)))
     assert isinstance(source, SyntheticFeatures)
     unit = source._classes / np.linalg.norm(source._classes, axis=1, keepdims=True)
     cosine = unit @ unit.T
@@ -146,23 +147,24 @@ def test_prototypes_of_a_group_are_confusable(folder: Path) -> None:
     np.testing.assert_allclose(cosine[~same], 0, atol=0.08)
 
 
-def test_a_data_set_says_that_it_is_a_rehearsal_and_shows_labels_of_labelled_videos_only(folder: Path) -> None:
+def test_a_data_set_says_that_it_is_synthetic_and_shows_labels_of_labelled_videos_only(folder: Path) -> None:
     """What happens in unlabelled videos is in their features, as in any recording; their labels are out of reach."""
     dataset = open_dataset(settings_of(folder))
-    assert dataset.synthetic and dataset.name == "own (synthetic features)" and any("made up" in note for note in dataset.notes)
+    assert dataset.synthetic and dataset.name == "own (synthetic features)"
+    assert any("synthetic features, made from the annotations" in note for note in dataset.notes)
     assert all(len(record.labels) for record in dataset.labelled.records)
     others = dataset.unlabelled.records + dataset.evaluation.records
     assert others and all(len(record.labels) == 0 and len(record.segments_s) == 0 for record in others)
 
 
-def test_a_written_rehearsal_is_the_same_data_set_and_is_marked_too(folder: Path, tmp_path: Path) -> None:
+def test_written_features_are_the_same_data_set_and_are_marked_too(folder: Path, tmp_path: Path) -> None:
     settings, out = settings_of(folder), tmp_path / "out"
     assert write_synthetic(settings, out) == 24
     read = dataclasses.replace(settings, root=str(out), synthetic=SyntheticSettings())
     made, written = open_dataset(settings), open_dataset(read)
     assert written.synthetic and written.name == made.name and written.split == made.split
     np.testing.assert_array_equal(made.labelled.features, written.labelled.features)
-    assert json.loads((out / "features.json").read_text())["source"].startswith("rehearsal ")
+    assert json.loads((out / "features.json").read_text())["source"].startswith("synthetic ")
     assert sorted(path.name for path in out.iterdir()) == ["annotations.json", "features", "features.json"]
 
 
@@ -190,7 +192,7 @@ def test_other_features_are_never_mixed_in(folder: Path, tmp_path: Path) -> None
     settings, out = settings_of(folder), tmp_path / "out"
     assert write_synthetic(settings, out, limit=2) == 2
     other = dataclasses.replace(settings, synthetic=dataclasses.replace(settings.synthetic, seed=1))
-    with pytest.raises(DataError, match=r"out: found features of rehearsal .*; expected a new folder"):
+    with pytest.raises(DataError, match=r"out: found features of synthetic .*; expected a new folder"):
         write_synthetic(other, out)
     (out / "features.json").unlink()
     with pytest.raises(DataError, match="found features without a manifest"):
@@ -200,10 +202,10 @@ def test_other_features_are_never_mixed_in(folder: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "change", [{"width": 0}, {"group": 0}, {"backgrounds": 0}, {"wander_s": 0.0}, {"confusion": 2.0}]
 )
-def test_impossible_settings_are_refused(folder: Path, change: dict[str, float]) -> None:
-    made = dataclasses.replace(SyntheticSettings(enabled=True), **change)
-    with pytest.raises(DataError, match=r"--config.data.synthetic: found .*positive numbers"):
-        open_features(None, settings_of(folder, synthetic=made))
+def test_impossible_settings_are_refused(change: dict[str, float]) -> None:
+    (name,) = change
+    with pytest.raises(SettingsError, match=f"`{name}`: found .*, expected (at least|more than)"):
+        dataclasses.replace(SyntheticSettings(enabled=True), **change)
 
 
 def test_a_video_without_a_clock_is_refused_by_name(folder: Path) -> None:
@@ -212,7 +214,7 @@ def test_a_video_without_a_clock_is_refused_by_name(folder: Path) -> None:
     del document["database"][video]["fps"]
     (folder / "annotations.json").write_text(json.dumps(document))
     with pytest.raises(DataError, match=f"video '{video}': found fps 0; expected frames per second"):
-        open_features(None, settings_of(folder)).read(video)
+        open_features(settings_of(folder)).read(video)
 
 
 def real_settings(name: str, **changes) -> DataSettings:
@@ -224,7 +226,7 @@ def real_settings(name: str, **changes) -> DataSettings:
 
 def test_thumos14_has_its_real_lengths() -> None:
     settings = real_settings("thumos14", window=16, stride=4, training_subset="validation")
-    source, videos = open_features(None, settings), open_truth(settings).videos
+    source, videos = open_features(settings), open_truth(settings).videos
     assert len(source.ids) == 412
     longest = max(videos.values(), key=lambda record: record.duration_s * record.fps)
     rows = {record.id: extraction_grid(record, settings).length for record in videos.values()}
@@ -238,7 +240,7 @@ def test_thumos14_has_its_real_lengths() -> None:
 def test_activitynet_has_its_real_lengths(stride: int, fps: float) -> None:
     fixed = {"grid": "resize", "fixed_length_t": 100}
     settings = real_settings("activitynet", window=16, stride=stride, fps=fps, test_subset="validation", **fixed)
-    source, videos = open_features(None, settings), open_truth(settings).videos
+    source, videos = open_features(settings), open_truth(settings).videos
     assert len(source.ids) == 19228
     for video in source.ids[::2000]:
         expected = 1 + (round(videos[video].duration_s * 15) - 16) // 16 if stride else 100
