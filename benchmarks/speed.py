@@ -24,7 +24,7 @@ from apl_jax.detectors.actionformer import build_actionformer
 from apl_jax.detectors.base import Detector
 from apl_jax.detectors.spot import build_spot
 from apl_jax.evaluation.average_precision import Instances, average_precision, instances_from_annotations
-from apl_jax.ops.kmeans import kmeans
+from apl_jax.ops.clustering import kmeans
 from apl_jax.settings import (
     ActionFormerSettings,
     DiscriminatorSettings,

@@ -4,17 +4,15 @@ python examples/plugin.py                      # trains on the embedded data, al
 apl-jax run --plugin=examples/plugin.py --config=examples/plugin_config.py --workdir=runs/plugin
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 import apl_jax as apl
-from apl_jax.detectors import base
+from apl_jax.detectors import base, shared
 from apl_jax.learning import Link, Method, MethodContext, Pass, Term, TermInputs, TermValue, detection_term, selection
 from apl_jax.ops import coverage, decoding, losses, masking, pyramid, segments
 from apl_jax.settings import NmsSettings
@@ -41,7 +39,7 @@ class ConvOutputs:
         return jnp.take_along_axis(self.features, rows[..., None], axis=1)
 
     def distribution(self) -> base.ClassDistribution:
-        return base.sigmoid_distribution(self.logits, jnp.arange(self.mask.shape[1], dtype=jnp.float32), self.mask)
+        return shared.sigmoid_distribution(self.logits, jnp.arange(self.mask.shape[1], dtype=jnp.float32), self.mask)
 
 
 class ConvNet(nn.Module):
@@ -62,7 +60,7 @@ def build_conv(s: ConvSettings, facts: DataFacts) -> base.Detector:
 
     def loss(out: ConvOutputs, targets: Targets, state: Array, key: Array | None) -> base.DetectionLoss:
         grid = jnp.asarray(pyramid.pyramid_points(out.mask.shape[1], ((0.0, 10000.0),)))  # one level
-        assign = lambda t: pyramid.assign(grid, t, num_classes=facts.num_classes, center_radius=s.radius)
+        assign = partial(pyramid.assign, grid, num_classes=facts.num_classes, center_radius=s.radius)
         goal = jax.vmap(assign)(targets)
         positive = goal.positive & out.mask
         classes, weight = goal.classes * positive[..., None], goal.weight * out.mask
@@ -72,19 +70,15 @@ def build_conv(s: ConvSettings, facts: DataFacts) -> base.Detector:
         safe = lambda x: jnp.where(positive[..., None], x, 1.0)  # offsets of other points mean nothing
         tiou, tnd = segments.offset_quality(safe(out.offsets), safe(goal.offsets))
         regression = (jnp.where(positive, 1 - tiou + tnd, 0.0) * weight).sum() / state
-        parts = {"class": class_loss, "regression": regression}
-        with_background = jnp.concatenate([classes, 1 - classes.max(-1, keepdims=True)], -1)
-        points = base.PointTargets(with_background, positive, goal.silent & out.mask)
-        return base.DetectionLoss(class_loss + regression, class_loss, regression, parts, state, points)
+        points = shared.point_targets(classes, positive, goal.silent & out.mask)
+        return base.DetectionLoss(class_loss + regression, class_loss, regression, {"class": class_loss}, state, points)
 
     def decode(out: ConvOutputs) -> Detections:
         def one(score: Array, offsets: Array) -> Detections:
             time, label = decoding.surest_per_level(score, [len(score)], s.decoding.top_k_per_level)
             segment = jnp.stack([time - offsets[time, 0], time + offsets[time, 1]], -1)
-            real = jnp.ones(time.shape, bool)
-            kept = decoding.keep_best(segment, score[time, label], label, real, **base.suppression(s.decoding))
-            picked, ones = score[time, label][kept.row], jnp.ones_like(kept.confidence)
-            return Detections(kept.segments_t, label[kept.row], kept.confidence, picked, ones, 0 * ones, kept.mask)
+            kept = decoding.keep_best(segment, score[time, label], label, time >= 0, **shared.suppression(s.decoding))
+            return shared.kept_detections(kept, label, score[time, label])
 
         return jax.vmap(one)(jax.nn.sigmoid(out.logits) * out.mask[..., None], out.offsets)
 
@@ -96,9 +90,9 @@ def build_conv(s: ConvSettings, facts: DataFacts) -> base.Detector:
         logits, ends, features = (masking.reverse_time(x, out.mask) for x in (out.logits, out.offsets, out.features))
         return ConvOutputs(logits, ends[..., ::-1], features, out.mask)
 
-    shape = jnp.zeros((1, 8, facts.feature_width)), jnp.ones((1, 8), bool)
-    annotate = lambda out: base.targets_from_detections(decode(jax.lax.stop_gradient(out)), s.online_threshold)
-    init = lambda key: (net.init(key, *shape)["params"], jnp.float32(10))
+    annotate = lambda out: shared.targets_from_detections(decode(jax.lax.stop_gradient(out)), s.online_threshold)
+    example = jnp.zeros((1, 8, facts.feature_width)), jnp.ones((1, 8), bool)
+    init = lambda key: (net.init(key, *example)["params"], jnp.float32(10))
     apply = lambda params, batch, key: net.apply({"params": params}, batch.features, batch.mask)
     about = base.DetectorFacts(background_class=False, uncovered=coverage.uncovered_by_snippets)
     return base.Detector(init, apply, loss, decode, annotate, compare, flip, about)
@@ -125,11 +119,9 @@ class SteadySettings(apl.Checked):
 
 def build_steady(s: SteadySettings, context: MethodContext) -> Method:
     passes = {"labelled": Pass("labelled"), "unlabelled": Pass("pseudo_labelled")}
-    terms = {
-        "known": detection_term(context, "labelled"),
-        "guessed": detection_term(context, "unlabelled", weight=s.beta),
-    }
-    return Method(passes, {**terms, "steadiness": steadiness("unlabelled", s.steadiness)})
+    known, guessed = detection_term(context, "labelled"), detection_term(context, "unlabelled", weight=s.beta)
+    terms = {"known": known, "guessed": guessed, "steadiness": steadiness("unlabelled", s.steadiness)}
+    return Method(passes, terms)
 
 
 @dataclass(frozen=True)
@@ -143,8 +135,8 @@ def build_surest_share(s: SurestShareSettings, facts: DataFacts) -> Link:
     def select(state, labels, observed):
         sure = labels.detections.mask & (labels.detections.confidence > s.tau_neg)
         tau = jnp.nanquantile(jnp.where(sure, labels.detections.confidence, jnp.nan), 1 - s.share)
-        tau = jnp.nan_to_num(tau, nan=1.0)
         tau = jnp.where(state < 0, tau, s.memory * state + (1 - s.memory) * tau)
+        tau = jnp.nan_to_num(tau, nan=1.0)  # nothing to choose from: nothing is chosen
         return tau, selection.divide(labels, tau, s.tau_neg)
 
     return Link(lambda: jnp.float32(-1), selection.observe_nothing, select)
@@ -155,4 +147,4 @@ apl.register_method("steady", SteadySettings, build_steady)
 apl.register_selection("surest_share", SurestShareSettings, build_surest_share)
 
 if __name__ == "__main__":
-    print(apl.train(str(Path(__file__).with_name("plugin_config.py")), workdir="runs/plugin").table())
+    print(apl.train(__file__.replace("plugin.py", "plugin_config.py"), workdir="runs/plugin").table())

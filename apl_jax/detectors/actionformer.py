@@ -14,17 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings, check_actionformer
-from apl_jax.detectors.base import (
-    ClassDistribution,
-    DetectionLoss,
-    Detector,
-    DetectorFacts,
-    PointTargets,
-    register_detector,
-    sigmoid_distribution,
-    suppression,
-)
+from apl_jax.detectors.base import ClassDistribution, DetectionLoss, Detector, DetectorFacts, register_detector
 from apl_jax.detectors.quality import joint_class_loss, joint_quality, quality_loss, true_quality
+from apl_jax.detectors.shared import point_targets, sigmoid_distribution, suppression, targets_from_detections
 from apl_jax.nn.pyramid import Backbone, Neck
 from apl_jax.nn.quality import QUALITY_BRANCHES, ClassHead, RegressionHead, join_levels
 from apl_jax.ops import losses, pyramid
@@ -132,9 +124,8 @@ def detection_losses(
         balance = jax.lax.stop_gradient(class_loss) / jnp.maximum(jax.lax.stop_gradient(regression), 0.01)
     localisation = balance * regression + s.quality.weight * quality
     parts = {"class": class_loss, "regression": regression, "quality": quality, "positives": count}
-    with_background = jnp.concatenate([classes, 1 - classes.max(-1, keepdims=True)], -1)
-    taught = PointTargets(with_background, positive, goal.silent & outputs.point_mask)
-    return DetectionLoss(class_loss + localisation, class_loss, localisation, parts, normalizer, taught)
+    points_taught = point_targets(classes, positive, goal.silent & outputs.point_mask)
+    return DetectionLoss(class_loss + localisation, class_loss, localisation, parts, normalizer, points_taught)
 
 
 def own_targets(outputs: PyramidOutputs, settings: ActionFormerSettings) -> Targets:
@@ -143,8 +134,7 @@ def own_targets(outputs: PyramidOutputs, settings: ActionFormerSettings) -> Targ
     They are decoded as ``settings.online`` says; ``settings.decoding`` has no part in training.
     """
     found = decode_detections(jax.lax.stop_gradient(outputs), settings, settings.online)
-    mask = found.mask & (found.confidence >= settings.online_threshold)
-    return Targets(found.segments_t, found.labels, mask, jnp.ones_like(found.confidence), jnp.zeros_like(mask))
+    return targets_from_detections(found, settings.online_threshold)
 
 
 def decode_detections(

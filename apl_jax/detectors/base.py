@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from apl_jax.ops.losses import PROBABILITY_FLOOR
 from apl_jax.registry import DETECTORS
-from apl_jax.settings import NmsSettings
 from apl_jax.structs import Array, Batch, DataFacts, Detections, PyTree
 
 
@@ -28,29 +22,6 @@ class ClassDistribution(NamedTuple):
     log_out: Array  # [B, S, C + 1] log-likelihood that it is not
     time_t: Array  # [B, S] grid step that the snippet stands for
     mask: Array  # [B, S]
-
-
-def sigmoid_distribution(class_logits: Array, time_t: Array, mask: Array) -> ClassDistribution:
-    """Independent sigmoids ``[B, S, C]`` as one distribution: background is what the surest class leaves, and all is
-    divided by the sum (spec C11).
-
-    Losses on classes stay losses on sigmoids; background has no output that could learn, its logarithms are 0.
-    Probabilities are clamped before logarithms (C4). ``time_t [S]`` or ``[B, S]``, ``mask [B, S]``.
-    """
-    log = lambda logits: jnp.clip(
-        jax.nn.log_sigmoid(logits), math.log(PROBABILITY_FLOOR), math.log1p(-PROBABILITY_FLOOR)
-    )
-    score = jax.nn.sigmoid(class_logits)
-    background = 1 - score.max(-1, keepdims=True)
-    probability = jnp.concatenate([score, background], -1)
-    no_output = jnp.zeros_like(background)
-    return ClassDistribution(
-        probability / probability.sum(-1, keepdims=True),
-        jnp.concatenate([log(class_logits), no_output], -1),
-        jnp.concatenate([log(-class_logits), no_output], -1),
-        jnp.broadcast_to(time_t, mask.shape),
-        mask,
-    )
 
 
 class Outputs(Protocol):
@@ -124,12 +95,6 @@ class Detector(NamedTuple):
     compare: Callable[[Any, Any, Array], dict[str, Array]]
     flip: Callable[[Any], Any]
     facts: DetectorFacts
-
-
-def suppression(decoding: NmsSettings) -> dict[str, Any]:
-    """The settings that :func:`apl_jax.ops.decoding.keep_best` takes, by name."""
-    names = {f.name for f in dataclasses.fields(NmsSettings)} - {"top_k_per_level"}
-    return {name: getattr(decoding, name) for name in names}
 
 
 def register_detector(

@@ -25,7 +25,7 @@ from apl_jax.learning.method import (
     TermValue,
     register_method,
 )
-from apl_jax.ops.kmeans import kmeans
+from apl_jax.ops.clustering import kmeans
 from apl_jax.ops.losses import info_nce
 from apl_jax.ops.segments import frame_labels
 from apl_jax.structs import Array, Batch

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from apl_jax.ops import nms
+from apl_jax.ops import suppression
 
 
 class Kept(NamedTuple):
@@ -60,17 +60,17 @@ def keep_best(
         segments_t, confidence, labels, mask: M candidates.
         score_threshold: least confidence before suppression, exclusive.
         duration_threshold_t: least length, exclusive, in the unit of ``segments_t``.
-        method, sigma, iou_threshold, min_score, max_detections, class_wise: of :func:`apl_jax.ops.nms.suppress`.
+        method, sigma, iou_threshold, min_score, max_detections, class_wise: of :func:`apl_jax.ops.suppression.suppress`.
         voting_threshold: least tIoU of the candidates that a kept segment is averaged over, 0 being no voting; only
             suppression over all classes together has voting.
     """
     valid = mask & (confidence > score_threshold) & (segments_t[:, 1] - segments_t[:, 0] > duration_threshold_t)
-    picks = nms.suppress(
+    picks = suppression.suppress(
         segments_t, confidence, labels, valid,
         method=method, sigma=sigma, iou_threshold=iou_threshold, min_score=min_score,
         max_detections=max_detections, class_wise=class_wise,
     )  # fmt: skip
     kept = segments_t[picks.row]
     if not class_wise and voting_threshold > 0:
-        kept = nms.vote(kept, segments_t, confidence, valid, voting_threshold)
+        kept = suppression.vote(kept, segments_t, confidence, valid, voting_threshold)
     return Kept(kept, picks.row, picks.score, picks.mask)

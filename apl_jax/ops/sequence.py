@@ -211,7 +211,7 @@ _conv1d.defvjp(_conv1d_forward, _conv1d_backward)
 
 
 def _layer_norm_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, tuple[Array, ...]]:
-    x = _materialised(x)  # else it is computed within the sums below, whose broadcasts are then written out in full
+    x = _materialised(x)  # else the sums below swallow its producers, whose broadcasts are then written out in full
     wide = x.astype(_accumulator(x))
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     inverse = lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + epsilon)

@@ -1,19 +1,45 @@
-"""Parts of pages that are made of the code itself: the settings of a class, the help of a command."""
+"""Parts of pages that are made of the code itself: public names, the settings of a class, the help of a command."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import math
 from typing import Any
 
-from docstrings import field_comments
+from docstrings import field_comments, link_specification
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+import apl_jax
 from apl_jax.declarations import Chain, Choice, bounds_in_words, to_dict
+
+
+class PublicNames(SphinxDirective):
+    """``{public-names}``: what ``import apl_jax as apl`` offers, with the first sentence of each."""
+
+    def run(self) -> list[nodes.Node]:
+        """The table."""
+        lines = ["| name | what it is |", "|---|---|"]
+        for name in sorted(apl_jax.__all__, key=str.lower):
+            found = getattr(apl_jax, name)
+            words = (inspect.getdoc(found) or "").split("\n\n")[0].replace("\n", " ") if name != "__version__" else ""
+            role = "class" if inspect.isclass(found) else "mod" if inspect.ismodule(found) else "func"
+            where = getattr(found, "__module__", "apl_jax")
+            shown = f"`apl.{name}`"
+            if role != "mod" and callable(found):
+                shown = f"{{py:{role}}}`apl.{name} <{where}.{found.__qualname__}>`"
+            lines.append(f"| {shown} | {_plain(words) or 'the version of the package, as text'} |")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _plain(words: str) -> str:
+    """The first sentence of a docstring, in Markdown."""
+    words = words.replace(":class:", "").replace(":func:", "").replace("``", "`").replace("`~", "`").replace("|", r"\|")
+    return words.split(". ")[0].removesuffix(".")
 
 
 class SettingsTable(SphinxDirective):
@@ -37,27 +63,28 @@ class SettingsTable(SphinxDirective):
 
 def _row(cls: type, field: dataclasses.Field, prefix: str) -> str:
     default = getattr(cls(), field.name)
-    words = next((w for c in cls.__mro__ if (w := _comments(c).get(field.name))), "")
+    words = next((w for c in cls.__mro__ if (w := field_comments(c.__module__).get(c.__name__, {}).get(field.name))), "")
     allowed = ""
     if choices := field.metadata.get("choices"):
         allowed = ", ".join(f"`{choice}`" for choice in choices)
     elif bounds := field.metadata.get("bounds"):
         allowed = bounds_in_words(bounds) if any(math.isfinite(b) for b in bounds) else "any number"
     if isinstance(default, Choice):
-        shown, words = default.name, words or "an entry of a registry, and its settings"
+        shown, words = default.name, words or "one entry of a registry, with its settings"
     elif isinstance(default, Chain):
-        shown, words = " -> ".join(default.names), words or "links of the selection chain, and their settings"
+        shown, words = " -> ".join(default.names), words or "links of the selection chain, with their settings"
     elif dataclasses.is_dataclass(default):
-        shown, words = "", words or f"settings of the class {type(default).__name__}"
+        shown, words = "", words or f"settings of their own: {type(default).__name__}"
     else:
-        shown = str(tuple(default)) if isinstance(default, tuple) else repr(to_dict(default))
-        shown = '""' if shown == "''" else shown.strip("'")
-    cells = (f"`{prefix}{field.name}`", f"`{shown}`" if shown else "", allowed, words)
+        shown = str(default) if isinstance(default, tuple) else str(to_dict(default))
+        shown = shown or '""'
+    words = link_specification(words.replace("`", "'")).replace(":ref:`", "{ref}`")
+    cells = (f"`{prefix}{field.name}`", f"`{shown}`" if shown else "", allowed, _markdown(words))
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def _comments(cls: type) -> dict[str, str]:
-    return field_comments(cls.__module__).get(cls.__name__, {}) if cls is not object else {}
+def _markdown(words: str) -> str:
+    return words.replace("*", r"\*").replace("<=", "≤").replace("_", r"\_") if "{ref}" not in words else words
 
 
 class CommandHelp(Directive):
@@ -79,6 +106,7 @@ class CommandHelp(Directive):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
+    app.add_directive("public-names", PublicNames)
     app.add_directive("settings", SettingsTable)
     app.add_directive("command-help", CommandHelp)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

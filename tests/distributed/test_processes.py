@@ -26,7 +26,7 @@ jax.distributed.initialize({address!r}, num_processes=2, process_id={rank})
 from pathlib import Path
 from fixtures import smoke_settings
 from apl_jax.runs.run import run
-run(smoke_settings(arms=("semi_supervised",), **{overrides!r}), Path({workdir!r}))
+run(smoke_settings({overrides!r}), Path({workdir!r}))
 jax.distributed.shutdown()
 """
 
@@ -91,7 +91,8 @@ def test_two_processes_carry_out_one_run_and_one_process_goes_on_with_it(tmp_pat
     """Every stage, its labels and its files. That batches and steps are those of one process is shown above and below;
     what takes long to compile and is tested elsewhere is left out here."""
     overrides = {
-        "evaluation.label_space": False, "learning.pretrain.steps": 0, "learning.contrastive.later": "none",
+        "variants": ("semi_supervised",), "evaluation.label_space.enabled": False, "learning.pretrain.steps": 0,
+        "learning.teacher.contrast.weight": 0.0, "learning.method.contrast.weight": 0.0,
     }  # fmt: skip
     results = run_in_two_processes(tmp_path, overrides)
     counts = results["pseudo_labels"]["pseudo_label_1"]["counts"]
@@ -106,11 +107,11 @@ def test_two_processes_carry_out_one_run_and_one_process_goes_on_with_it(tmp_pat
         shutil.rmtree(tmp_path / "stages" / stage)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("stages/*/done.json")}
     assert len(before) == 3  # teacher, self_train_1 and its evaluation
-    alone = run(smoke_settings(arms=("semi_supervised",), **overrides), tmp_path)
+    alone = run(smoke_settings(overrides), tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert alone["devices"].startswith("1 x")
-    assert alone["arms"]["self_train_1"] == results["arms"]["self_train_1"]
-    teachers = [r["arms"]["teacher"]["average_map"] for r in (alone, results)]
+    assert alone["variants"]["self_train_1"] == results["variants"]["self_train_1"]
+    teachers = [r["variants"]["teacher"]["average_map"] for r in (alone, results)]
     assert teachers[0] == pytest.approx(teachers[1], abs=1e-3)
     relabelled = alone["pseudo_labels"]["pseudo_label_1"]
     assert relabelled["tau_pos"] == pytest.approx(results["pseudo_labels"]["pseudo_label_1"]["tau_pos"], rel=1e-4)

@@ -15,9 +15,9 @@ from apl_jax.data.annotations import AGNOSTIC
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.inference.prediction import Request, choose_thresholds, predict, write_predictions
-from apl_jax.runs.run import open_room, run
 from apl_jax.report import write_report
-from apl_jax.settings import Settings
+from apl_jax.runs.run import open_run, run
+from apl_jax.runs.settings import Settings
 
 
 def test_a_run_under_the_external_protocol(small_run: Path, tmp_path: Path) -> None:
@@ -31,10 +31,10 @@ def test_a_run_under_the_external_protocol(small_run: Path, tmp_path: Path) -> N
         path = tmp_path / "true.json"
         write_json(path, {"class": names, "results": rows})
         chosen = {"evaluation.protocol": "external", "evaluation.external_scores": str(path)}
-        return smoke_settings(arms=("supervised",), **chosen)
+        return smoke_settings(variants=("supervised",), **chosen)
 
     with pytest.raises(DataError, match=r"true\.json: class: found"):
-        open_room(under([f"class {i}" for i in range(len(truth.classes))]), copy)
+        open_run(under([f"class {i}" for i in range(len(truth.classes))]), copy)
     trained = copy / "stages" / "supervised" / "done.json"
     before = trained.stat().st_mtime_ns
     external = run(under(list(truth.classes)), copy)
@@ -44,7 +44,7 @@ def test_a_run_under_the_external_protocol(small_run: Path, tmp_path: Path) -> N
     for video, found in predicted.items():
         likely = set(np.array(truth.classes)[np.argsort(-true[video], kind="stable")[:2]])
         assert found and {row["label"] for row in found} == likely
-    assert external["arms"]["supervised"] != strict["arms"]["supervised"]
+    assert external["variants"]["supervised"] != strict["variants"]["supervised"]
     assert "true.json" in write_report(copy).read_text()
 
 
@@ -56,9 +56,9 @@ def test_a_class_agnostic_detector_has_its_names_from_the_file(tmp_path: Path) -
     write_json(path, {"class": list(named.classes), "results": {v: [float(x) for x in row] for v, row in rows.items()}})
     chosen = {"evaluation.protocol": "external", "evaluation.external_scores": str(path), "data.class_agnostic": True}
     workdir = tmp_path / "run"
-    results = run(smoke_settings(arms=("supervised",), **chosen), workdir)
+    results = run(smoke_settings(variants=("supervised",), **chosen), workdir)
     assert results["data"]["classes"] == [AGNOSTIC] and results["protocol"].startswith("external (top 2")
-    assert set(results["arms"]["supervised"]["ap"]) == set(named.classes)
+    assert set(results["variants"]["supervised"]["ap"]) == set(named.classes)
     predicted = load_json(workdir / "stages" / "supervised_evaluation" / "predictions.json")["results"]
     assert {row["label"] for found in predicted.values() for row in found} <= set(named.classes)
     page = write_report(workdir).read_text()

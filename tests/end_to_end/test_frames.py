@@ -6,47 +6,58 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures import smoke_settings
 
 from apl_jax.data.files import load_json
+from apl_jax.report import finished_run
+from apl_jax.runs.context import TRAINING, UNLABELLED_TRUTH, RunContext, StageInputs
 from apl_jax.runs.frames import Frames, representations, sample_frames
-from apl_jax.runs.context import Room
-from apl_jax.runs.run import open_room
-from apl_jax.report.finished_run import open_run
+from apl_jax.runs.run import open_run
 
 
 @pytest.fixture(scope="module")
-def room(small_run: Path) -> Room:
-    return open_room(open_run(small_run).settings, small_run)
+def context(small_run: Path) -> RunContext:
+    return open_run(finished_run.open_run(small_run).settings, small_run)
 
 
 @pytest.fixture(scope="module")
-def frames(room: Room) -> Frames:
-    return sample_frames(room, videos=6, frames=60)
+def inputs(context: RunContext) -> StageInputs:
+    return context.inputs((TRAINING, UNLABELLED_TRUTH))
 
 
-def test_frames_are_shared_among_the_classes(room: Room, frames: Frames) -> None:
-    counts = np.bincount(frames.kind, minlength=len(room.dataset.classes) + 1)
+@pytest.fixture(scope="module")
+def frames(inputs: StageInputs) -> Frames:
+    return sample_frames(inputs, videos=6, frames=60)
+
+
+def test_frames_are_shared_among_the_classes(inputs: StageInputs, frames: Frames) -> None:
+    counts = np.bincount(frames.kind, minlength=len(inputs.classes) + 1)
     assert counts.max() == 60 // 5 and counts.min() >= 1
     places = set(zip(frames.row.tolist(), frames.step.tolist(), strict=True))
-    assert (
-        len(places) == len(frames.kind)
-        and (frames.step < room.dataset.unlabelled.lengths[frames.videos[frames.row]]).all()
-    )
+    lengths = inputs.table("unlabelled").lengths[frames.videos[frames.row]]
+    assert len(places) == len(frames.kind) and (frames.step < lengths).all()
 
 
-def test_kinds_are_the_annotated_classes(room: Room, frames: Frames) -> None:
-    table = room.dataset.unlabelled
+def test_kinds_are_the_annotated_classes(context: RunContext, frames: Frames) -> None:
+    table = context.dataset.unlabelled
     for row, step, kind in zip(frames.row, frames.step, frames.kind, strict=True):
         v = frames.videos[row]
-        record, time = room.truth.videos[table.ids[v]], float(table.grids[v].to_s(np.array([step]))[0])
+        record, time = context.truth.videos[table.ids[v]], float(table.grids[v].to_s(np.array([step]))[0])
         covering = [c for (a, b), c in zip(record.segments_s, record.labels, strict=True) if a <= time <= b]
-        assert kind in (covering or [len(room.dataset.classes)])
+        assert kind in (covering or [len(context.dataset.classes)])
 
 
-def test_representations_are_of_the_stages(room: Room, frames: Frames) -> None:
-    found = representations(room, {"teacher": "teacher", "student": "self_train_1"}, frames)
+def test_only_stages_that_say_so_see_frames_and_their_truth(context: RunContext) -> None:
+    for reads in ((TRAINING,), (UNLABELLED_TRUTH,)):
+        with pytest.raises(RuntimeError, match="without having said so"):
+            sample_frames(context.inputs(reads), videos=6, frames=60)
+
+
+def test_representations_are_of_the_stages(context: RunContext, inputs: StageInputs, frames: Frames) -> None:
+    stages = {"teacher": "teacher", "student": "self_train_1"}
+    found = representations(smoke_settings().detector, inputs, stages, frames)
     assert list(found) == ["input features", "as initialised", "teacher", "student"]
-    inputs = np.asarray(room.unlabelled.features)[frames.videos[frames.row], frames.step]
+    inputs = np.asarray(context.unlabelled.features)[frames.videos[frames.row], frames.step]
     np.testing.assert_array_equal(found["input features"], inputs)
     assert len({x.shape for name, x in found.items() if name != "input features"}) == 1
     assert np.abs(found["teacher"] - found["student"]).max() > 0 and np.isfinite(found["student"]).all()

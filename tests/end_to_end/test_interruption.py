@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from run_folders import assert_same_state
 
-COMMAND = [sys.executable, "-m", "apl_jax.cli", "run", "--config=configs/spsw.py:smoke"]
+COMMAND = [sys.executable, "-m", "apl_jax.cli", "run", "--config=spsw:smoke"]
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -38,7 +38,7 @@ MOMENTS = [("pretrain", 3), ("pseudo_label_1", 0), ("self_train_1", 2)]
 
 def test_killed_three_times_and_still_the_same(small_run: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    only = "--config.arms=('semi_supervised',)", "--config.evaluation.label_space=False"
+    only = "--config.variants=('semi_supervised',)", "--config.evaluation.label_space.enabled=False"
     for stage, lines in MOMENTS:
         process = start(workdir, *only)
         curve = workdir / "stages" / stage / "metrics.jsonl"
@@ -59,31 +59,31 @@ def test_killed_three_times_and_still_the_same(small_run: Path, tmp_path: Path) 
         assert curves[0] == curves[1]
     results = [json.loads((folder / "results.json").read_text()) for folder in (small_run, workdir)]
     for name in ("teacher", "self_train_1"):
-        assert results[0]["arms"][name]["map"] == results[1]["arms"][name]["map"]
+        assert results[0]["variants"][name]["map"] == results[1]["variants"][name]["map"]
 
 
 def test_interrupted_from_the_keyboard(small_run: Path, tmp_path: Path) -> None:
     """A stage broken off between checkpoints loses at most the steps since the last one."""
     workdir = tmp_path / "run"
-    process = start(workdir, "--config.arms=('supervised',)")
+    process = start(workdir, "--config.variants=('supervised',)")
     curve = workdir / "stages" / "supervised" / "metrics.jsonl"
     while not (curve.exists() and len(curve.read_text().splitlines()) >= 3):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    output = finish(workdir, "--config.arms=('supervised',)")
+    output = finish(workdir, "--config.variants=('supervised',)")
     assert "supervised" in output
     assert_same_state(small_run, workdir, "supervised")
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    first = start(workdir, "--config.arms=('supervised',)")
+    first = start(workdir, "--config.variants=('supervised',)")
     while not (workdir / "settings.json").exists():
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.02)
-    second = start(workdir, "--config.arms=('supervised',)")
+    second = start(workdir, "--config.variants=('supervised',)")
     output = second.communicate(timeout=120)[0]
     first.kill()
     first.communicate()
@@ -96,14 +96,14 @@ def test_full_disk_is_one_message_and_nothing_is_lost(small_run: Path, tmp_path:
     workdir = tmp_path / "run"
     limited = ["bash", "-c", 'ulimit -f 40; exec "$@"', "limited", *COMMAND]
     broken = subprocess.run(
-        [*limited, f"--workdir={workdir}", "--config.arms=('supervised',)"],
+        [*limited, f"--workdir={workdir}", "--config.variants=('supervised',)"],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=600,
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
     )  # fmt: skip
     assert broken.returncode == 1, broken.stderr
     assert "could not write" in broken.stderr or "could not save" in broken.stderr
     assert "Traceback" not in broken.stderr
-    finish(workdir, "--config.arms=('supervised',)")
+    finish(workdir, "--config.variants=('supervised',)")
     assert_same_state(small_run, workdir, "supervised")
 
 
@@ -111,14 +111,20 @@ def test_checkpoint_of_another_shape_is_refused_by_name(small_run: Path, tmp_pat
     """Weights put where a model of another width expects its own."""
     from fixtures import smoke_settings
 
-    from apl_jax.runs.run import open_room
-    from apl_jax.runs.training_stage import abstract_arm
+    from apl_jax.detectors import without_decoding
+    from apl_jax.learning.method import build_objective
+    from apl_jax.runs.run import open_run
+    from apl_jax.runs.settings import plain_method
+    from apl_jax.runs.training_stage import abstract_state, build_method
     from apl_jax.training.checkpoint import CheckpointError, Checkpoints
+    from apl_jax.training.optimizer import build_optimizer
 
     shutil.copytree(small_run / "stages" / "supervised" / "checkpoints", tmp_path / "checkpoints")
-    settings = smoke_settings(**{"actionformer.width": 8})
-    room = open_room(settings, tmp_path)
-    like = abstract_arm(settings, room.feature_width, len(room.dataset.classes), room.mesh)
+    settings = smoke_settings(**{"detector.width": 8})
+    context, stage = open_run(settings, tmp_path), settings.learning.supervised
+    method = build_method(plain_method(), without_decoding(settings.detector), stage, context.facts)
+    objective = build_objective(*method)
+    like = abstract_state(objective, build_optimizer(stage.optimizer, objective.groups, stage.steps), context.mesh)
     store = Checkpoints(tmp_path / "checkpoints", 1)
     with pytest.raises(
         CheckpointError, match=r"params/detector/backbone/branch_0/attention/key/bias: found \(16,\), expected \(8,\)"

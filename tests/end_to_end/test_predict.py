@@ -15,13 +15,12 @@ import pytest
 from fixtures import smoke_settings
 
 from apl_jax.data.files import DataError, load_json, write_json
-from apl_jax.data.grids import window_signal
 from apl_jax.data.features.sources import embedded_root
-from apl_jax.declarations import fingerprint
+from apl_jax.data.grids import window_signal
 from apl_jax.evaluation.submission import read_submission
-from apl_jax.inference.model import describe_model, run_of
+from apl_jax.inference.model import model_folder, read_card
 from apl_jax.inference.prediction import Predictions, Request, choose_thresholds, predict, write_predictions
-from apl_jax.runs.run import open_room
+from apl_jax.runs.run import describe_model, open_run
 
 REPOSITORY = Path(__file__).parents[2]
 TOLERANCE = 1e-5  # of seconds and scores: another length of padding is another program
@@ -30,14 +29,10 @@ RATE = 100.0
 
 @pytest.fixture
 def orphan(small_run: Path, tmp_path: Path) -> Path:
-    """The finished run, as it would be had its data lain in a folder that is gone; only what prediction may need."""
+    """The models of the finished run, in their places, and nothing else: no settings, no checkpoints, no results."""
     folder = tmp_path / "orphan"
-    ignore = shutil.ignore_patterns("superseded", "results.json", "report.html", "*_evaluation", "pseudo_label*")
-    shutil.copytree(small_run, folder, ignore=ignore)
-    settings, model = load_json(folder / "settings.json"), load_json(folder / "model.json")
-    settings["data"]["root"] = str(tmp_path / "gone")
-    write_json(folder / "settings.json", settings)
-    write_json(folder / "model.json", model | {"settings_fingerprint": fingerprint(settings)})
+    for model in small_run.rglob("model"):
+        shutil.copytree(model, folder / model.relative_to(small_run))
     return folder
 
 
@@ -84,7 +79,9 @@ def assert_same(found: list[tuple], expected: list[tuple]) -> None:
         np.testing.assert_allclose([*a[2], a[3]], [*b[2], b[3]], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("stage", "inside"), [("", ""), ("supervised", ""), ("", "stages/supervised/checkpoints/*")])
+@pytest.mark.parametrize(
+    ("stage", "inside"), [("", ""), ("supervised", ""), ("", "stages/supervised"), ("", "stages/supervised/model")]
+)
 def test_predictions_are_those_of_the_run(
     stage: str,
     inside: str,
@@ -95,8 +92,7 @@ def test_predictions_are_those_of_the_run(
     tmp_path: Path,
 ) -> None:
     folder, names = recordings
-    checkpoint = max(orphan.glob(inside), key=lambda path: int(path.name)) if inside else orphan
-    found = predict(checkpoint, Request(folder, stage, clocks))
+    found = predict(orphan / inside, Request(folder, stage, clocks))
     assert found.stage == ("supervised" if stage or inside else "self_train_1")
     assert [record.id for record in found.records] == sorted(names)
 
@@ -161,8 +157,8 @@ def test_ready_made_rows_give_what_their_signal_gives(orphan: Path, recordings: 
     name, signal = signal_of(recordings, 0)
     duration_s = len(signal) / RATE
     expected = predict(orphan, Request(recordings[0] / f"{name}.npy", fps=RATE, min_score=0.01))
-    model = load_json(orphan / "model.json") | {"features": "rows", "fps": RATE}
-    write_json(orphan / "model.json", model)
+    card = orphan / "model" / "model.json"
+    write_json(card, load_json(card) | {"features": "rows", "fps": RATE})
     np.savetxt(tmp_path / f"{name}.csv", window_signal(signal, 20, 10), delimiter=",")
     found = predict(orphan, Request(tmp_path / f"{name}.csv", duration_s=duration_s, min_score=0.01))
     assert_same(rows_of(found), rows_of(expected))
@@ -209,12 +205,16 @@ def test_pictures_of_timelines(tmp_path: Path) -> None:
 
 
 def test_model_is_described_the_same_every_time(small_run: Path, tmp_path: Path) -> None:
-    room = open_room(smoke_settings(), tmp_path / "unused")
-    write_json(tmp_path / "model.json", describe_model(room, "self_train_1"))
-    assert (tmp_path / "model.json").read_bytes() == (small_run / "model.json").read_bytes()
-    model = json.loads((small_run / "model.json").read_text("utf-8"))
-    assert model["feature_width"] == len(model["mean"]) == 120 and model["features"] == "signal"
-    assert model["fps"] is None  # every recording has its own
+    context = open_run(smoke_settings(), tmp_path / "unused")
+    written = load_json(small_run / "model" / "model.json")
+    assert len(written.pop("parameters")) == 64
+    for stage in ("self_train_1", "supervised"):
+        described = describe_model(smoke_settings(), context, stage).to_json()
+        assert described == read_card(small_run, stage).to_json()
+        assert (described == written) == (stage == "self_train_1")
+    assert written["feature_width"] == len(written["mean"]) == 120 and written["features"] == "signal"
+    assert written["fps"] is None  # every recording has its own
+    assert "synthetic" not in written["grid"] and "root" not in written["grid"]  # nothing of the data but the grid
 
 
 # Refusals
@@ -230,11 +230,11 @@ def test_features_that_do_not_fit_are_refused(orphan: Path, recordings: tuple, t
         (other, {}, ["5 channels x window 20 = 100 values per row", "120 (6 channels x window 20)", "given.npy"]),
         (windows, {}, ["120 channels", "look like windows"]),
         (signal[:19], {}, ["19 samples", "one window of 20"]),
-        (signal, {"fps": None}, ["no frame rate", "--fps"]),
+        (signal, {"fps": None}, ["no frame rate", "`fps=<rate>`"]),
         (signal, {"duration_s": 3.0}, ["3.00 s", "5 %"]),
         (empty, {}, ["no feature files"]),
         (signal, {"stage": "pretrain"}, ["pretrain", "one of self_train_1, supervised, supervised_matched, teacher"]),
-        (recordings[0], {"duration_s": 3.0}, ["--duration=3", "videos; expected one video"]),
+        (recordings[0], {"duration_s": 3.0}, ["`duration=3`", "videos; expected one video"]),
     ]
     for given, changes, words in cases:
         path = given if isinstance(given, Path) else tmp_path / "given.npy"
@@ -247,52 +247,69 @@ def test_features_that_do_not_fit_are_refused(orphan: Path, recordings: tuple, t
 
 
 @pytest.mark.parametrize(
-    ("change", "flag"),
-    [({"min_score": 1.5}, "--min_score"), ({"min_score": float("nan")}, "--min_score"), ({"top_k": 0}, "--top_k"),
-     ({"fps": -1.0}, "--fps"), ({"fps": float("inf")}, "--fps"), ({"duration_s": 0.0}, "--duration"),
-     ({"out": Path("found.txt")}, "--out"), ({"timelines": Path("found.pdf")}, "--timelines")],
+    ("change", "argument"),
+    [({"min_score": 1.5}, "min_score"), ({"min_score": float("nan")}, "min_score"), ({"top_k": 0}, "top_k"),
+     ({"fps": -1.0}, "fps"), ({"fps": float("inf")}, "fps"), ({"duration_s": 0.0}, "duration"),
+     ({"out": Path("found.txt")}, "out"), ({"timelines": Path("found.pdf")}, "timelines")],
 )  # fmt: skip
-def test_impossible_requests_are_refused_before_anything_is_read(change: dict, flag: str) -> None:
-    with pytest.raises(DataError, match=f"^{flag}: found"):
+def test_impossible_requests_are_refused_before_anything_is_read(change: dict, argument: str) -> None:
+    with pytest.raises(DataError, match=f"^`{argument}`: found"):
         Request(Path("nowhere"), **change)
 
 
-def test_paths_inside_a_run() -> None:
-    run = Path("/runs/mine")
-    assert run_of(run) == (run, "", None)
-    for inside in ("stages/teacher", "stages/teacher/checkpoints"):
-        assert run_of(run / inside) == (run, "teacher", None)
-    assert run_of(run / "stages/teacher/checkpoints/250") == (run, "teacher", 250)
-    assert run_of(run / "stages/teacher/checkpoints/250/state") == (
-        run / "stages/teacher/checkpoints/250/state",
-        "",
-        None,
-    )
+def test_the_folders_that_mean_a_model(orphan: Path) -> None:
+    assert model_folder(orphan) == orphan / "model"
+    teacher = orphan / "stages" / "teacher" / "model"
+    assert model_folder(orphan, "teacher") == model_folder(teacher.parent) == model_folder(teacher) == teacher
+    with pytest.raises(DataError, match=r"`stage`=supervised: found .*, a single model; expected the folder of a run"):
+        model_folder(teacher, "supervised")
 
 
-def test_checkpoints_that_are_not_there_are_refused(orphan: Path, recordings: tuple, clocks: Path) -> None:
-    request = Request(recordings[0], annotations=clocks)
-    with pytest.raises(DataError, match=r"checkpoints/7: found no such checkpoint; expected one of \d+"):
-        predict(orphan / "stages" / "teacher" / "checkpoints" / "7", request)
-    with pytest.raises(DataError, match="--stage=supervised: found a checkpoint of 'teacher'"):
-        predict(orphan / "stages" / "teacher", dataclasses.replace(request, stage="supervised"))
+def test_models_that_are_not_there_are_refused(orphan: Path) -> None:
+    there = "self_train_1, supervised, supervised_matched, teacher"
+    with pytest.raises(DataError, match=f"`stage`: found no model of a stage 'student'; expected one of {there}"):
+        model_folder(orphan, "student")
+    with pytest.raises(DataError, match="found no model of a stage 'supervised'"):
+        model_folder(orphan / "stages" / "teacher", "supervised")
+    with pytest.raises(DataError, match="found no such folder"):
+        model_folder(orphan / "nowhere")
+    shutil.rmtree(orphan / "model")  # as an interrupted run leaves its folder
+    with pytest.raises(DataError, match=f"found a run that is not finished; expected one of {there}.*the command of"):
+        model_folder(orphan)
 
 
-def test_run_folder_that_cannot_predict_says_what_to_do(orphan: Path, tmp_path: Path) -> None:
+def test_a_run_of_version_0_1_is_refused_with_what_to_do(small_run: Path, tmp_path: Path) -> None:
+    """Its models are training checkpoints, and model.json lies in the run folder itself."""
+    former = tmp_path / "former"
+    shutil.copytree(small_run / "stages" / "teacher" / "checkpoints", former / "stages" / "teacher" / "checkpoints")
+    write_json(former / "model.json", {"format": 1, "version": "0.1.0", "stage": "teacher"})
+    for stage in ("", "teacher"):
+        with pytest.raises(DataError, match=r"apl_jax 0\.1, .*checkpoints.*another `workdir`; or predict with apl_jax 0"):
+            predict(former, Request(embedded_root(), stage, fps=RATE))
+
+
+def test_model_that_cannot_predict_says_what_to_do(orphan: Path, tmp_path: Path) -> None:
     request = Request(embedded_root(), fps=RATE)
-    with pytest.raises(DataError, match="expected the folder of a finished run"):
+    with pytest.raises(DataError, match="expected the folder of a model, or of a finished run"):
         predict(tmp_path, request)
-    model = (orphan / "model.json").read_text("utf-8")
-    for spoiled in (model.replace('"format": 1', '"format": 9'), model.replace('_width": 120', '_width": 7'), "{"):
-        (orphan / "model.json").write_text(spoiled, "utf-8")
-        with pytest.raises(DataError, match=r"model\.json"):
+    card, parameters = orphan / "model" / "model.json", orphan / "model" / "params.safetensors"
+    good = card.read_text("utf-8")
+    for old, new, words in (
+        ('"format": 2', '"format": 9', "format: found 9; expected 2"),
+        ('_width": 120', '_width": 7', "damaged"),
+        ('"name": "actionformer"', '"name": "actionfromer"', "'actionfromer', no such detector.*the plug-in"),
+        (good, "{", "line 1"),
+    ):
+        assert old in good
+        card.write_text(good.replace(old, new), "utf-8")
+        with pytest.raises(DataError, match=rf"model\.json.*{words}"):
             predict(orphan, request)
-    (orphan / "model.json").write_text(model, "utf-8")
-    settings = load_json(orphan / "settings.json")
-    write_json(orphan / "settings.json", settings | {"seed": 7})
-    with pytest.raises(DataError, match=r"other settings since.*apl-jax run --workdir=.*skips all stages"):
-        predict(orphan, request)
-    write_json(orphan / "settings.json", settings)
-    (orphan / "model.json").unlink()
-    with pytest.raises(DataError, match=r"model\.json.*earlier version.*the command of the run again"):
+    card.write_text(good, "utf-8")
+    whole = parameters.read_bytes()
+    for other in (whole[:-8], (orphan / "stages" / "teacher" / "model" / parameters.name).read_bytes()):
+        parameters.write_bytes(other)
+        with pytest.raises(DataError, match=r"params\.safetensors.*other parameters than.*copy the folder again"):
+            predict(orphan, request)
+    parameters.unlink()
+    with pytest.raises(DataError, match=r"params\.safetensors: found No such file"):
         predict(orphan, request)

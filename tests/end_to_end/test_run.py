@@ -155,17 +155,3 @@ def test_a_removed_test_video_repeats_no_training(small_run: Path, copy: Path, d
     assert stages_done_again(copy, **{"data.root": str(data)}) == EVALUATIONS
     results = read(copy / "results.json")
     assert results["data"]["evaluated"] == read(small_run / "results.json")["data"]["evaluated"] - 1
-
-
-def test_a_corrected_unlabelled_annotation_repeats_only_what_measures_with_it(
-    small_run: Path, copy: Path, data: Path
-) -> None:
-    """Training never sees it: what is done again ends in the same labels."""
-    document = read(data / "annotations.json")
-    video = read(small_run / "split.json")["unlabelled"][0]
-    document["database"][video]["annotations"].pop()
-    (data / "annotations.json").write_text(json.dumps(document))
-    again = stages_done_again(copy, **{"data.root": str(data)})
-    assert again & {"supervised", "supervised_matched", "pretrain", "teacher"} == set()
-    labels = "stages/pseudo_label_1/pseudo_labels.json"
-    assert (copy / labels).read_bytes() == (small_run / labels).read_bytes()

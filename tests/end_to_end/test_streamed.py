@@ -9,17 +9,17 @@ import json
 from pathlib import Path
 
 import numpy as np
-from run_folders import final_state
 from fixtures import smoke_settings
+from run_folders import final_state
 
-from apl_jax.runs.run import open_room, run
+from apl_jax.runs.run import open_run, run
 
 FROM_FILES = {"runtime.feed": "stream", "runtime.host_share": 0.0, "runtime.portion_mib": 0.5}
 
 
 def test_a_streamed_run_ends_as_one_on_the_devices(small_run: Path, tmp_path: Path) -> None:
-    streamed = run(smoke_settings(**FROM_FILES, arms=("supervised",)), tmp_path)["arms"]["supervised"]
-    resident = json.loads((small_run / "results.json").read_text())["arms"]["supervised"]
+    streamed = run(smoke_settings(**FROM_FILES, variants=("supervised",)), tmp_path)["variants"]["supervised"]
+    resident = json.loads((small_run / "results.json").read_text())["variants"]["supervised"]
     one, other = final_state(tmp_path, "supervised"), final_state(small_run, "supervised")
     assert one.keys() == other.keys()
     for name in one:
@@ -28,10 +28,10 @@ def test_a_streamed_run_ends_as_one_on_the_devices(small_run: Path, tmp_path: Pa
 
 
 def test_auto_asks_how_much_memory_there_is(tmp_path: Path) -> None:
-    roomy = open_room(smoke_settings(), tmp_path)
+    roomy = open_run(smoke_settings(), tmp_path)
     assert not roomy.streamed and "all features on the devices (they would take" in roomy.describe_feed()
-    narrow = open_room(smoke_settings(**{"runtime.device_share": 1e-6, "runtime.host_share": 1e-6}), tmp_path)
+    narrow = open_run(smoke_settings(**{"runtime.device_share": 1e-6, "runtime.host_share": 1e-6}), tmp_path)
     assert narrow.streamed and not narrow.dataset.held
     assert "streamed from their files, which is slower" in narrow.describe_feed()
-    held = open_room(smoke_settings(**{"runtime.feed": "stream"}), tmp_path)
+    held = open_run(smoke_settings(**{"runtime.feed": "stream"}), tmp_path)
     assert held.streamed and "streamed from memory (as runtime.feed asks)" in held.describe_feed()

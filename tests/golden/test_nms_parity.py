@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apl_jax.ops import nms
+from apl_jax.ops import suppression
 
 GOLDEN = Path(__file__).parent
 CASES = 12
@@ -31,16 +31,16 @@ def suppressed(
     voting = 0.0 if settings["multiclass"] else settings["voting_threshold"]
 
     @jax.jit
-    def run(segments: jax.Array, scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, nms.Picks]:
+    def run(segments: jax.Array, scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, suppression.Picks]:
         mask = jnp.ones(len(scores), bool)
-        picks = nms.suppress(
+        picks = suppression.suppress(
             segments, scores, labels, mask,
             method="gaussian" if settings["soft"] else "hard", sigma=settings["sigma"],
             iou_threshold=settings["iou_threshold"], min_score=settings["min_score"],
             max_detections=min(settings["max_segments"], len(scores)), class_wise=settings["multiclass"],
         )  # fmt: skip
         kept = segments[picks.row]
-        return nms.vote(kept, segments, scores, mask, voting) if voting > 0 else kept, picks
+        return suppression.vote(kept, segments, scores, mask, voting) if voting > 0 else kept, picks
 
     kept, picks = jax.device_get(run(jnp.asarray(segments), jnp.asarray(scores), jnp.asarray(labels, jnp.int32)))
     count = int(picks.mask.sum())

@@ -18,16 +18,27 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from fixtures import KINDS, build_kind, random_bank, random_batch, random_weights, tiny_settings
+from fixtures import (
+    KINDS,
+    build_kind,
+    build_method,
+    method_settings,
+    random_bank,
+    random_batch,
+    random_weights,
+    tiny_choice,
+)
+from law_batches import tables_of
 
-from apl_jax.feeds.resident import device_feed
-from apl_jax.detectors import DETECTORS
-from apl_jax.settings import DiscriminatorSettings, OptimizerSettings, PerturbSettings
-from apl_jax.structs import PyTree
 from apl_jax.devices import build_mesh, place, replicated, shard_batch, to_host
+from apl_jax.feeds.resident import device_feed
+from apl_jax.learning.method import INSTANCES
+from apl_jax.registry import DETECTORS
+from apl_jax.settings import OptimizerSettings, PerturbSettings
+from apl_jax.structs import PyTree
 from apl_jax.training.optimizer import build_optimizer
 from apl_jax.training.state import TrainState
-from apl_jax.training.step import build_dispatch
+from apl_jax.training.step import build_dispatch, build_step
 
 # Every kind on one detector, and every detector in the kinds that between them use all of it: compiling takes time.
 FIRST, THOROUGH = next(iter(DETECTORS)), ("contrast", "nontarget")
@@ -57,27 +68,31 @@ def by_name(tree: PyTree) -> dict[str, np.ndarray]:
 def train(kind: str, detector: str, devices: int) -> Trained:
     """Two portions of three steps on the first ``devices`` devices, as a stage does it."""
     mesh = build_mesh(devices)
-    method = build_kind(kind, tiny_settings(detector), STEPS, PERTURB)
+    # Parameters of terms are to move as far as the detector's.
+    changes = {"icd__learning_rate": 1e-2} if hasattr(method_settings(kind), "icd") else {}
+    description = kind, tiny_choice(detector), STEPS, PERTURB
+    method, objective = build_method(*description, **changes), build_kind(*description, **changes)
     traces, compilations = [], []
 
     def counted(*arguments: PyTree) -> PyTree:
         traces.append(kind)
-        return method.loss(*arguments)
+        return objective.loss(*arguments)
 
-    optimizer = build_optimizer(OPTIMIZER, DiscriminatorSettings(learning_rate=1e-2), PORTION * PORTIONS)
-    params, method_state = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
+    optimizer = build_optimizer(OPTIMIZER, objective.groups, PORTION * PORTIONS)
+    params, terms = random_weights(jax.eval_shape(objective.init, jax.random.key(0)))
     moments = jax.jit(optimizer.init)(params)
-    state = place(TrainState(np.int32(0), params, params, moments, method_state), replicated(mesh))  # pyright: ignore
-    tables = {
-        "labelled": random_batch([16, 13, 9, 16, 5, 12, 16, 11], STEPS, seed=1),
-        "unlabelled": random_batch([7, 16, 16, 10, 14, 16, 8, 15], STEPS, seed=2, instances=3),
-    }
-    tables["labelled"] = jax.tree.map(lambda x: x[:VIDEOS], tables["labelled"])  # the devices do not divide it
+    state = place(TrainState(np.int32(0), params, params, moments, terms), replicated(mesh))  # pyright: ignore
+    labelled = random_batch([16, 13, 9, 16, 5, 12, 16, 11], STEPS, seed=1)
+    labelled = jax.tree.map(lambda x: x[:VIDEOS], labelled)  # the devices do not divide it
+    unlabelled = random_batch([7, 16, 16, 10, 14, 16, 8, 15], STEPS, seed=2, instances=3)
+    tables = tables_of(method, labelled, unlabelled)
     feed = device_feed(
-        shard_batch(tables, mesh), {"labelled": VIDEOS, "unlabelled": 8}, dict.fromkeys(tables, BATCH),
-        place({"bank": random_bank()}, replicated(mesh)),
-    )  # fmt: skip
-    dispatch = build_dispatch(method._replace(loss=counted), optimizer, feed, mesh, PORTION)
+        {name: shard_batch(table, mesh) for name, table in tables.items()},
+        {name: len(table.video) for name, table in tables.items()},
+        dict.fromkeys(tables, BATCH),
+        place({INSTANCES: random_bank()} if method.constants else {}, replicated(mesh)),
+    )
+    dispatch = build_dispatch(build_step(objective._replace(loss=counted), optimizer, OPTIMIZER), feed, mesh, PORTION)
     key = jax.jit(lambda: jax.random.key(5), out_shardings=replicated(mesh))()
 
     def listener(event: str, *_: object, **__: object) -> None:
@@ -90,7 +105,8 @@ def train(kind: str, detector: str, devices: int) -> Trained:
         for _ in range(1, PORTIONS):
             state, metrics = dispatch(state, key, feed.arrays)
     jax.monitoring.unregister_event_duration_listener(listener)
-    return Trained(by_name({"state": state, "metrics": metrics}), len(traces), len(compilations))
+    means = {name: average.compute() for name, average in to_host(metrics).items()}
+    return Trained(by_name({"state": state, "metrics": means}), len(traces), len(compilations))
 
 
 class Pair(NamedTuple):
@@ -139,7 +155,7 @@ def test_one_device_equals_four(pair: Pair, request: pytest.FixtureRequest) -> N
     # Two trainings that do nothing would agree, too.
     kind, detector = request.node.callspec.params["pair"]
     start = random_weights(
-        jax.eval_shape(build_kind(kind, tiny_settings(detector), STEPS, PERTURB).init, jax.random.key(0))
+        jax.eval_shape(build_kind(kind, tiny_choice(detector), STEPS, PERTURB).init, jax.random.key(0))
     )
     moved = [np.abs(pair.one.leaves[f"['state'].params{name}"] - x).max() for name, x in by_name(start[0]).items()]
     assert np.median(moved) > 1e-3

@@ -60,7 +60,7 @@ def test_a_run_on_tampered_labels_ends_in_the_same_state(small_run: Path, tmp_pa
     (root / "annotations.json").write_text(json.dumps(document))
     for archive in embedded_root().glob("signals_*.npz"):
         (root / archive.name).symlink_to(archive)
-    only = {"data.root": str(root), "arms": ("semi_supervised",), "evaluation.label_space": False}
+    only = {"data.root": str(root), "variants": ("semi_supervised",), "evaluation.label_space.enabled": False}
     run(smoke_settings(**only), tmp_path / "run")
     for stage in ("pretrain", "teacher", "self_train_1"):
         assert_same_state(small_run, tmp_path / "run", stage)

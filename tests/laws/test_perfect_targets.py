@@ -9,18 +9,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from fixtures import CLASSES, FEATURE_WIDTH, variants
+from fixtures import CLASSES, FEATURE_WIDTH, random_weights, variants
 
-from apl_jax.detectors import DETECTORS, build_detector
-from apl_jax.detectors.actionformer import PyramidOutputs, assign, pyramid_points
+from apl_jax.declarations import Choice
+from apl_jax.detectors import Detector, build_detector
+from apl_jax.detectors.actionformer import PyramidOutputs
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
 from apl_jax.detectors.spot import SpotOutputs, assign_snippets
+from apl_jax.detectors.spot_settings import SpotSettings
 from apl_jax.evaluation.average_precision import Instances, average_precision
 from apl_jax.evaluation.detections import to_instances
 from apl_jax.nn.quality import QUALITY_BRANCHES
 from apl_jax.nn.snippets import to_snippets
-from apl_jax.settings import Settings
-from apl_jax.structs import Targets, TimeGrid
+from apl_jax.ops.pyramid import assign, pyramid_points
+from apl_jax.registry import DETECTORS
+from apl_jax.structs import Batch, DataFacts, Targets, TimeGrid
 
 STEPS, LENGTHS = 64, (64, 50, 41)
 GRID = TimeGrid(fps=30.0, stride=4, window=16, length=STEPS)
@@ -28,10 +33,9 @@ TIOU = (0.3, 0.5, 0.7, 0.95)
 SURE = 12.0  # a logit
 
 
-def perfect_actionformer(settings: Settings, targets: Targets, mask: jax.Array) -> PyramidOutputs:
+def perfect_actionformer(s: ActionFormerSettings, targets: Targets, mask: jax.Array) -> PyramidOutputs:
     """What ActionFormer would say if its losses were zero: its own label assignment, with certainty."""
-    s = settings.actionformer
-    points = jnp.asarray(pyramid_points(s, STEPS))
+    points = jnp.asarray(pyramid_points(STEPS, s.regression_ranges))
     goal = jax.vmap(lambda t: assign(points, t, num_classes=CLASSES, center_radius=s.center_radius))(targets)
     known = {"tiou": SURE, "diou": SURE, "tnd": -SURE}
     quality = [known[name] for name in QUALITY_BRANCHES[s.quality.branches]]
@@ -45,10 +49,10 @@ def perfect_actionformer(settings: Settings, targets: Targets, mask: jax.Array) 
     )
 
 
-def perfect_spot(settings: Settings, targets: Targets, mask: jax.Array) -> SpotOutputs:
+def perfect_spot(s: SpotSettings, targets: Targets, mask: jax.Array) -> SpotOutputs:
     """What SPOT would say if its class and mask losses were zero."""
-    s = settings.spot
-    cut = to_snippets(jnp.zeros((*mask.shape, FEATURE_WIDTH)), mask, s)
+    features = jnp.zeros((*mask.shape, FEATURE_WIDTH))
+    cut = to_snippets(features, mask, width=s.steps, window_mode=s.window_mode, overlap=s.overlap)
     logits, cells = (jnp.zeros((*cut.mask.shape, size)) for size in (CLASSES + 1, s.steps))
     geometry = cut.mask, cut.start_t, cut.scale_t, cut.lengths
     goal = assign_snippets(SpotOutputs(logits, cells, cut.inputs, cut.inputs, *geometry), targets, s)
@@ -57,21 +61,55 @@ def perfect_spot(settings: Settings, targets: Targets, mask: jax.Array) -> SpotO
 
 
 # Per detector: outputs of a network that has learnt its targets (settings, targets, mask) perfectly.
-PERFECT: dict[str, Callable[[Settings, Targets, jax.Array], Any]] = {
+PERFECT: dict[str, Callable[[Any, Targets, jax.Array], Any]] = {
     "actionformer": perfect_actionformer,
     "spot": perfect_spot,
 }
 
+
+def learnt_outputs(detector: Detector, targets: Targets, mask: jax.Array, steps: int = 1500) -> Any:
+    """Outputs of any detector at which its own loss is about zero, found by descent on the outputs themselves.
+
+    The network is asked only for outputs to begin with: what it could learn does not matter, what its loss asks for
+    does. Numbers that the loss has no gradient for, such as where windows stand, stay as they are.
+    """
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(*mask.shape, FEATURE_WIDTH)), jnp.float32)
+    batch = Batch(jnp.where(mask[..., None], rows, 0), mask, targets, jnp.arange(len(mask)))
+    params, state = random_weights(jax.eval_shape(detector.init, jax.random.key(0)))
+
+    @jax.jit
+    def descend() -> Any:
+        leaves, structure = jax.tree.flatten(detector.apply(params, batch, None))
+        real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+        free = [leaf for leaf, yes in zip(leaves, real, strict=True) if yes]
+        optimizer = optax.adam(optax.cosine_decay_schedule(0.3, steps))
+
+        def joined(free: list) -> Any:
+            parts = iter(free)
+            chosen = [next(parts) if yes else leaf for leaf, yes in zip(leaves, real, strict=True)]
+            return jax.tree.unflatten(structure, chosen)
+
+        def step(carry: tuple, _: None) -> tuple:
+            free, moments = carry
+            gradient = jax.grad(lambda free: detector.loss(joined(free), targets, state, None).total)(free)
+            updates, moments = optimizer.update(gradient, moments)
+            return (optax.apply_updates(free, updates), moments), None
+
+        (free, _), _ = jax.lax.scan(step, (free, optimizer.init(free)), length=steps)
+        return joined(free)
+
+    return descend()
+
+
 Annotated = Sequence[list[tuple[float, float, int]]]  # per video (start, end, class) on the grid
 
 
-def annotated_snippets(settings: Settings) -> Annotated:
+def annotated_snippets(s: SpotSettings) -> Annotated:
     """On the edges of snippets, one class at a time: short, long, at the ends, touching; resized, one within another.
 
     In windows of 8 snippets that overlap by 4, an instance is seen whole if it is not longer than 4, or well placed.
     """
-    s = settings.spot
-    if s.fit == "windows":
+    if s.window_mode == "windows":
         scales = [1.0, 1.0, 1.0]
         videos = (
             [(0, 1, 0), (1, 4, 1), (33, 39, 2), (60, 64, 0)],
@@ -91,10 +129,10 @@ def annotated_snippets(settings: Settings) -> Annotated:
     )
 
 
-def annotated(settings: Settings) -> Annotated:
+def annotated(detector: Choice) -> Annotated:
     """What the detector can represent: short, long, at the ends, touching, overlapping, two of one place."""
-    if settings.detector == "spot":
-        return annotated_snippets(settings)
+    if detector.name == "spot":
+        return annotated_snippets(detector.settings)
     return (
         [(0.4, 3.1, 0), (3.1, 7.6, 1), (12.0, 40.0, 2), (20.0, 26.0, 0), (58.5, 63.0, 1)],
         [(-0.8, 6.0, 2), (10.0, 18.5, 0), (10.0, 18.5, 1), (30.2, 49.5, 2)],
@@ -116,19 +154,13 @@ def as_targets(videos: Annotated) -> Targets:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("detector_name", "variant"), [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
-)
-def test_perfect_predictions_score_one(detector_name: str, variant: str) -> None:
-    settings = variants(detector_name)[variant]
-    # Two classes in one place are two instances only if suppression knows classes.
-    own = getattr(settings, detector_name)
-    nms = dataclasses.replace(own.nms, class_wise=True, max_detections=64, top_k_per_level=200)
-    settings = dataclasses.replace(settings, **{detector_name: dataclasses.replace(own, nms=nms)})
-    detector = build_detector(settings, FEATURE_WIDTH, CLASSES)
-    videos = annotated(settings)
-    mask = jnp.arange(STEPS) < jnp.asarray(LENGTHS)[:, None]
-    outputs = PERFECT[detector_name](settings, as_targets(videos), mask)
+def wide_decoding(choice: Choice) -> Choice:
+    """The detector with room for all instances. Two classes in one place are two only if suppression knows classes."""
+    nms = dataclasses.replace(choice.settings.decoding, class_wise=True, max_detections=64, top_k_per_level=200)
+    return dataclasses.replace(choice, settings=dataclasses.replace(choice.settings, decoding=nms))
+
+
+def assert_score_one(detector: Detector, outputs: Any, videos: Annotated) -> None:
     predictions, _ = to_instances(jax.device_get(jax.jit(detector.decode)(outputs)), [GRID] * len(videos))
     rows = [(v, label, start, end) for v, video in enumerate(videos) for start, end, label in video]
     video, label, start, end = (np.array(column) for column in zip(*rows, strict=True))
@@ -136,3 +168,23 @@ def test_perfect_predictions_score_one(detector_name: str, variant: str) -> None
     result = average_precision(truth, predictions, TIOU, CLASSES)
     np.testing.assert_allclose(result.ap, 1.0, atol=1e-9)
     assert len(predictions) > len(truth)  # the decayed duplicates come after all of them
+
+
+CASES = [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
+MASK = jnp.arange(STEPS) < jnp.asarray(LENGTHS)[:, None]
+
+
+@pytest.mark.parametrize(("detector_name", "variant"), [case for case in CASES if case[0] in PERFECT])
+def test_perfect_predictions_score_one(detector_name: str, variant: str) -> None:
+    choice = wide_decoding(variants(detector_name)[variant])
+    detector, videos = build_detector(choice, DataFacts(FEATURE_WIDTH, CLASSES)), annotated(choice)
+    outputs = PERFECT[detector_name](choice.settings, as_targets(videos), MASK)
+    assert_score_one(detector, outputs, videos)
+
+
+@pytest.mark.parametrize(("detector_name", "variant"), CASES)
+def test_what_the_loss_asks_for_scores_one(detector_name: str, variant: str) -> None:
+    """Of whatever is registered, with nothing known of it but its record: what the loss teaches is what decoding reads."""
+    choice = wide_decoding(variants(detector_name)[variant])
+    detector, videos = build_detector(choice, DataFacts(FEATURE_WIDTH, CLASSES)), annotated(choice)
+    assert_score_one(detector, learnt_outputs(detector, as_targets(videos), MASK), videos)

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,13 @@ from apl_jax.evaluation.external import (
     protocol_words,
     read_class_scores,
 )
-from apl_jax.runs.plans import plan_stages
 from apl_jax.report import write_report
 from apl_jax.report.tables import protocol
-from apl_jax.settings import EvaluationSettings, Settings
+from apl_jax.runs.plans import plan_stages
+from apl_jax.runs.settings import Settings
+from apl_jax.runs.stages import stage_fingerprint
+from apl_jax.settings import EvaluationSettings
+from apl_jax.structs import DataFacts
 
 CLASSES = ["CliffDiving", "Pole vault", "Shot_put"]
 VIDEOS = ["v_one", "two", "three"]
@@ -206,8 +210,8 @@ def test_a_video_twice_in_a_table_is_refused(tmp_path: Path) -> None:
 
 def test_protocol_and_file_come_together() -> None:
     for alone, words in (
-        (EvaluationSettings(protocol="external"), "external_scores: found '' with protocol external"),
-        (EvaluationSettings(external_scores="a.json"), "external_scores: found 'a.json' with protocol strict"),
+        (EvaluationSettings(protocol="external"), "`evaluation.external_scores`: found '' with protocol external"),
+        (EvaluationSettings(external_scores="a.json"), "`evaluation.external_scores`: found 'a.json' with protocol strict"),
     ):
         with pytest.raises(DataError, match=words):
             check_protocol(alone)
@@ -217,8 +221,8 @@ def test_protocol_and_file_come_together() -> None:
 
 def test_impossible_values_are_refused() -> None:
     for values, words in (
-        ({"external_top_k": 0}, "config.external_top_k: found 0"),
-        ({"external_combination": "mean"}, "config.external_combination: found 'mean'"),
+        ({"external_top_k": 0}, "`external_top_k`: found 0"),
+        ({"external_combination": "mean"}, "`external_combination`: found 'mean'"),
     ):
         with pytest.raises(ValueError) as refused:
             from_dict(EvaluationSettings, values)
@@ -236,21 +240,23 @@ def test_words(tmp_path: Path) -> None:
     assert "external (top 2, sqrt, cuhk.json)" in protocol({"protocol": "external (top 2, sqrt, cuhk.json)"})
 
 
-def test_every_arm_depends_on_the_content_of_the_file(tmp_path: Path) -> None:
+def test_every_variant_depends_on_the_content_of_the_file(tmp_path: Path) -> None:
     path, moved = tmp_path / "a.json", tmp_path / "b.json"
+    context: Any = SimpleNamespace(digest=lambda read: f"digest of {read}")
 
-    def depends(file: Path) -> list[Any]:
-        stages = plan_stages(dataclasses.replace(Settings(), evaluation=external(file)))
-        found = [stage.depends_on for stage in stages if stage.name.endswith("_evaluation")]
-        assert len(found) == 4 and all(other == found[0] for other in found)
-        return found
+    def depends(file: Path) -> dict[str, str]:
+        stages = plan_stages(dataclasses.replace(Settings(), evaluation=external(file)), DataFacts(8, 3, 64))
+        found = {s.name: s for s in stages if s.name.endswith("_evaluation")}
+        assert len(found) == 4 and {s.handed.external_digest for s in found.values()} == {external_digest(external(file))}
+        earlier = {need: "" for stage in found.values() for need in stage.needs}
+        return {name: stage_fingerprint(stage, context, earlier) for name, stage in found.items()}
 
     path.write_text("one")
     first, digest = depends(path), external_digest(external(path))
     shutil.copy(path, moved)
     assert depends(moved) == first
     path.write_text("two")
-    assert depends(path) != first
+    assert all(mark != first[name] for name, mark in depends(path).items())
     with pytest.raises(DataError, match="another content"):
         check_unchanged(external(path), digest)
     check_unchanged(external(moved), digest)
@@ -262,7 +268,7 @@ def test_every_arm_depends_on_the_content_of_the_file(tmp_path: Path) -> None:
 
 
 def test_report_tells_the_protocol_and_refuses_results_of_another(tmp_path: Path) -> None:
-    folder = make_run(tmp_path, ["walk", "run"], 40.0, 2.0, arms=("supervised",))
+    folder = make_run(tmp_path, ["walk", "run"], 40.0, 2.0, variants=("supervised",))
     assert "Protocol: strict. All classes are the model" in write_report(folder).read_text()
     settings = load_json(folder / "settings.json")
     settings["evaluation"] |= {"protocol": "external", "external_scores": "data/cuhk.json"}

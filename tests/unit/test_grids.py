@@ -17,7 +17,7 @@ from apl_jax.data.features.folder import open_features
 from apl_jax.data.files import DataError
 from apl_jax.data.grids import build_grid, extracted_rows, place_rows, pool_rows, resize_rows, window_signal
 from apl_jax.data.features.loose_files import open_loose
-from apl_jax.detectors.spot_settings import SpotSettings
+from apl_jax.declarations import SettingsError
 from apl_jax.learning.perturb import clip_targets, random_truncation
 from apl_jax.nn.snippets import to_snippets
 from apl_jax.inference.model import Model, ModelCard
@@ -231,11 +231,11 @@ def test_refusals_of_fixed_grids(settings):
     with pytest.raises(DataError, match="fps: found 0; expected samples per second"):
         place(fps=0.0)
     for length in (1, 0, -3):
-        with pytest.raises(DataError, match=f"fixed_length_t: found {length}; expected at least 2 rows"):
+        with pytest.raises(SettingsError, match=f"`fixed_length_t`: found {length}, expected at least 2"):
             place(fixed_length_t=length)
-    with pytest.raises(DataError, match="window 16, stride -1"):
+    with pytest.raises(SettingsError, match="`stride`: found -1, expected at least 0"):
         place(stride=-1)
-    with pytest.raises(DataError, match="stride: found 0, and raw signals"):
+    with pytest.raises(DataError, match="`data.stride`: found 0, and raw signals"):
         place(stride=0, windowed=False)
     with pytest.raises(DataError, match="'v': found no duration; expected seconds"):
         place(stride=0, duration_s=None)
@@ -255,7 +255,7 @@ def test_few_rows_fill_a_fixed_grid(grid_kind, count):
 def test_spot_sees_the_rows_of_a_fixed_grid_as_they_are():
     """100 rows are padded to 112; 100 snippets of them are these rows."""
     rows = np.random.default_rng(0).normal(size=(1, 112, 3)).astype(np.float32)
-    snippets = to_snippets(jnp.asarray(rows), jnp.arange(112)[None] < 100, SpotSettings(steps=100))
+    snippets = to_snippets(jnp.asarray(rows), jnp.arange(112)[None] < 100, width=100, window_mode="resize", overlap=0.5)
     np.testing.assert_allclose(snippets.inputs[0, 0], rows[0, :100], atol=1e-5)
     assert snippets.mask.all() and snippets.scale_t.tolist() == [1.0]
 

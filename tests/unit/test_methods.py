@@ -1,55 +1,94 @@
-"""What each training objective adds up to, read off the terms that it logs (APL Eq. 12; systems A6, A12)."""
+"""What each training objective adds up to, read off the terms that it logs (APL Eq. 12; spec A6, A12)."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import TINY_LEARNING, build_kind, random_bank, random_batch, random_weights, tiny_settings
+from fixtures import build_kind, build_method, method_context, random_bank, random_batch, random_weights, tiny_choice
 
-from apl_jax.learning.methods import blank_outside_spans
-from apl_jax.settings import NonTargetSettings, PerturbSettings
+from apl_jax.declarations import Choice, SettingsError
+from apl_jax.learning.foreground import blank_outside_spans
+from apl_jax.learning.method import (
+    DETECTOR,
+    INSTANCES,
+    LABELLED,
+    PSEUDO_LABELLED,
+    TRAINING,
+    UNLABELLED,
+    GroupSettings,
+    Method,
+    Pass,
+    Term,
+    TermInputs,
+    TermValue,
+    build_objective,
+    join_batches,
+    split_batch,
+)
+from apl_jax.settings import PerturbSettings
 
 STEPS = 16
-TINY = tiny_settings("actionformer")
-SETTINGS = dataclasses.replace(TINY, actionformer=dataclasses.replace(TINY.actionformer, drop_path=0.0))
+TINY = tiny_choice("actionformer")
+DETECTOR_CHOICE = Choice(TINY.name, dataclasses.replace(TINY.settings, drop_path=0.0))
 PERTURB = PerturbSettings(crop_ratio=1.0)
+COUNTS = {"labelled": 50.0, "unlabelled": 70.0, "foreground": 70.0}  # running normalisers of the detection loss
+
+
+class Found(NamedTuple):
+    """One evaluation of an objective."""
+
+    total: float
+    terms: dict[str, float]  # as logged
+    counts: dict[str, float]  # running normalisers afterwards, by pass
+
+
+def batches(swapped: bool = False) -> dict[str, Any]:
+    """Everything that a method may ask for; ``swapped`` exchanges labelled and unlabelled videos."""
+    one, other = random_batch([16, 11], STEPS, seed=1), random_batch([9, 16, 16], STEPS, seed=2, instances=4)
+    labelled, unlabelled = (other, one) if swapped else (one, other)
+    by_name = {LABELLED: labelled, PSEUDO_LABELLED: unlabelled, UNLABELLED: unlabelled, TRAINING: unlabelled}
+    return by_name | {INSTANCES: random_bank()}
+
+
+def prepared(kind: str, detector: Choice = DETECTOR_CHOICE, **changes: Any):
+    """The objective, weights and a state in which every pass has a normaliser of its own."""
+    objective = build_kind(kind, detector, STEPS, PERTURB, **changes)
+    shapes, state_shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    state = {
+        name: jnp.float32(COUNTS[name.removeprefix("detection_")]) if jax.tree.leaves(shape) else ()
+        for name, shape in state_shapes.items()
+    }
+    return objective, random_weights(shapes), state
 
 
 @functools.cache
-def evaluated(kind: str, swapped: bool = False, **changes: Any) -> tuple[float, dict, dict[str, float], dict]:
-    """The objective's value, the state before and after, its terms; ``swapped`` exchanges the roles of the videos."""
-    learning = dataclasses.replace(TINY_LEARNING, **changes)
-    method = build_kind(kind, SETTINGS, STEPS, PERTURB, learning)
-    params, _ = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
-    before = {"labelled": np.float32(50), "unlabelled": np.float32(70)}
-    batches = {
-        "labelled": random_batch([16, 11], STEPS, seed=1),
-        "unlabelled": random_batch([9, 16, 16], STEPS, seed=2, instances=4),
-        "bank": random_bank(),
-    }
+def evaluated(kind: str, swapped: bool = False, **changes: Any) -> Found:
+    """The objective's value, its terms, and the state after it."""
+    objective, params, state = prepared(kind, **changes)
     if swapped:
-        before["labelled"], before["unlabelled"] = before["unlabelled"], before["labelled"]
-        batches["labelled"], batches["unlabelled"] = batches["unlabelled"], batches["labelled"]
-    total, (after, metrics) = jax.device_get(jax.jit(method.loss)(params, params, before, batches, jax.random.key(0)))
-    return float(total), before, {name: float(value) for name, value in metrics.items()}, after
+        state = {name: jnp.float32(70) if jax.tree.leaves(value) else value for name, value in state.items()}
+    run = jax.jit(objective.loss)
+    total, (after, metrics) = jax.device_get(run(params, params, state, batches(swapped), jax.random.key(0)))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    counts = {name.removeprefix("detection_"): float(v) for name, v in after.items() if jax.tree.leaves(v)}
+    return Found(float(total), {name: float(value) for name, value in metrics.items()}, counts)
 
 
-def self_training(later: str, enabled: bool = True) -> tuple[float, dict, dict[str, float], dict]:
+def self_training(contrasted: tuple[str, ...], enabled: bool = True) -> Found:
     """The method with a case of Table S4, with or without ICD."""
-    contrastive = dataclasses.replace(TINY_LEARNING.contrastive, later=later, weight=0.3)
-    icd = dataclasses.replace(TINY_LEARNING.selection.discriminator, enabled=enabled)
-    selection = dataclasses.replace(TINY_LEARNING.selection, discriminator=icd)
-    return evaluated("apl", contrastive=contrastive, selection=selection, unlabelled_weight=1.7)
+    contrast = {"contrast__weight": 0.3 if contrasted else 0.0, "contrast__unlabelled": "unlabelled" in contrasted}
+    return evaluated("apl", unlabelled_weight=1.7, icd__enabled=enabled, **contrast)
 
 
-def taught(terms: dict[str, float], role: str, contrast: float = TINY_LEARNING.contrastive.weight) -> float:
+def taught(terms: dict[str, float], role: str, contrast: float) -> float:
     """One role's part of Eq. 12."""
-    s = SETTINGS.actionformer
+    s = DETECTOR_CHOICE.settings
     detection = (
         terms[f"{role}/class"] + s.regression_weight * terms[f"{role}/regression"] + 0.1 * terms[f"{role}/quality"]
     )
@@ -60,51 +99,47 @@ def taught(terms: dict[str, float], role: str, contrast: float = TINY_LEARNING.c
 
 
 def test_pretraining_is_contrast_alone() -> None:
-    total, before, terms, after = evaluated("contrast")
-    assert set(terms) == {"contrast_coarse", "contrast_fine"} and min(terms.values()) > 0.01
-    np.testing.assert_allclose(total, sum(terms.values()), rtol=1e-5)
-    assert after == before
+    found = evaluated("contrast")
+    assert set(found.terms) == {"contrast_coarse", "contrast_fine"} and min(found.terms.values()) > 0.01
+    np.testing.assert_allclose(found.total, sum(found.terms.values()), rtol=1e-5)
+    assert found.counts == {}
 
 
 def test_supervised() -> None:
-    total, before, terms, after = evaluated("supervised", False)
-    np.testing.assert_allclose(total, taught(terms, "labelled") + terms["icd/loss"], rtol=1e-5)
-    assert min(terms.values()) > 0
-    np.testing.assert_allclose(
-        after["labelled"], 0.9 * before["labelled"] + 0.1 * terms["labelled/positives"], rtol=1e-5
-    )
-    assert after["unlabelled"] == before["unlabelled"]
+    found = evaluated("supervised")
+    expected = taught(found.terms, "labelled", 0.1) + found.terms["icd/loss"]
+    np.testing.assert_allclose(found.total, expected, rtol=1e-5)
+    assert min(found.terms.values()) > 0 and set(found.counts) == {"labelled"}
+    np.testing.assert_allclose(found.counts["labelled"], 0.9 * 50 + 0.1 * found.terms["labelled/positives"], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("later", "roles"), [("labelled_unlabelled", ("labelled", "unlabelled")), ("labelled", ("labelled",)), ("none", ())]
-)
-def test_self_training(later: str, roles: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("roles", [("labelled", "unlabelled"), ("labelled",), ()])
+def test_self_training(roles: tuple[str, ...]) -> None:
     """L_s + beta L_u + L_icd, each role with a running normaliser of its own; Table S4's three cases of contrast."""
-    total, before, terms, after = self_training(later, enabled=later != "none")
-    weight = {role: 0.3 if role in roles else 0.0 for role in ("labelled", "unlabelled")}
+    found = self_training(roles, enabled=bool(roles))
+    terms, weight = found.terms, {role: 0.3 if role in roles else 0.0 for role in ("labelled", "unlabelled")}
     expected = taught(terms, "labelled", weight["labelled"]) + 1.7 * taught(terms, "unlabelled", weight["unlabelled"])
-    assert ("icd/loss" in terms) == (later != "none")
-    np.testing.assert_allclose(total, expected + terms.get("icd/loss", 0.0), rtol=1e-5)
-    for role, count in before.items():
-        np.testing.assert_allclose(after[role], 0.9 * count + 0.1 * terms[f"{role}/positives"], rtol=1e-5)
+    assert ("icd/loss" in terms) == bool(roles)
+    np.testing.assert_allclose(found.total, expected + terms.get("icd/loss", 0.0), rtol=1e-5)
+    assert set(found.counts) == {"labelled", "unlabelled"}
+    for role, count in found.counts.items():
+        np.testing.assert_allclose(count, 0.9 * COUNTS[role] + 0.1 * terms[f"{role}/positives"], rtol=1e-5)
 
 
 def test_the_losses_are_those_of_the_batch_alone() -> None:
     """Labelled and pseudo-labelled videos pass the network together and yet do not meet: both objectives agree."""
-    _, _, together, _ = self_training("labelled_unlabelled")
+    together = self_training(("labelled", "unlabelled")).terms
     for role, swapped in (("labelled", False), ("unlabelled", True)):
-        _, _, alone, _ = evaluated("supervised", swapped)
+        alone = evaluated("supervised", swapped).terms
         for name in ("class", "regression", "quality", "positives"):
             np.testing.assert_allclose(alone[f"labelled/{name}"], together[f"{role}/{name}"], rtol=1e-4)
 
 
 def test_foreground_is_localisation_alone() -> None:
-    total, before, terms, after = evaluated("foreground")
-    s = SETTINGS.actionformer
-    expected = s.regression_weight * terms["foreground/regression"] + 0.1 * terms["foreground/quality"]
-    np.testing.assert_allclose(total, expected, rtol=1e-5)
-    assert total > 0 and after["labelled"] == before["labelled"] != after["unlabelled"]
+    found, s = evaluated("foreground"), DETECTOR_CHOICE.settings
+    expected = s.regression_weight * found.terms["foreground/regression"] + 0.1 * found.terms["foreground/quality"]
+    np.testing.assert_allclose(found.total, expected, rtol=1e-5)
+    assert found.total > 0 and set(found.counts) == {"foreground"} and found.counts["foreground"] != 70
 
 
 def test_spans_are_seen_and_nothing_else() -> None:
@@ -122,87 +157,192 @@ def test_spans_are_seen_and_nothing_else() -> None:
             assert (found.features[video][seen[video]] == kept).all()
 
 
+# Non-target classes
+
 OFF = {"positive_weight": 0.0, "negative_weight": 0.0, "labelled_negative": False}
+PLAIN = {"contrast__weight": 0.0, "icd__enabled": False}  # of APL: its detection losses alone
 
 
-def hybrid(kind: str = "nontarget", **changes: Any) -> tuple[float, dict[str, float]]:
-    """Value and terms of a method that learns from non-target classes, on the teacher's pseudo labels."""
-    settings = NonTargetSettings(**({"pseudo_labels": "teacher", "unlabelled_weight": 1.7} | changes))
-    total, _, terms, _ = evaluated(kind, nontarget=settings, unlabelled_weight=1.7)
-    return total, terms
+def hybrid(**changes: Any) -> Found:
+    """Learning from non-target classes on the teacher's pseudo labels."""
+    return evaluated("nontarget", **({"pseudo_labels": "teacher", "unlabelled_weight": 1.7} | changes))
 
 
 def test_target_only_is_self_training() -> None:
-    """Both weights zero: Eq. 1, and on the same pseudo labels what APL minimises with beta = alpha."""
-    baseline, _ = hybrid(**OFF)
-    apl, _, _, _ = evaluated("apl", unlabelled_weight=1.7)
-    np.testing.assert_allclose(baseline, apl, rtol=2e-5)
+    """Both weights zero: Eq. 1, and on the same pseudo labels what APL's detection minimises with beta = alpha."""
+    apl = evaluated("apl", unlabelled_weight=1.7, **PLAIN)
+    np.testing.assert_allclose(hybrid(**OFF).total, apl.total, rtol=2e-5)
 
 
 def test_hybrid_adds_its_terms() -> None:
-    baseline, _ = hybrid(**OFF)
-    total, terms = hybrid(positive_weight=0.3, negative_weight=0.6)
+    found = hybrid(positive_weight=0.3, negative_weight=0.6)
+    terms = found.terms
     extra = 1.7 * (0.3 * terms["unlabelled/positive"] + 0.6 * terms["unlabelled/negative"])
     assert terms["unlabelled/negative"] > 0.01 and terms["labelled/negative"] > 0.01
-    np.testing.assert_allclose(total, baseline + terms["labelled/negative"] + extra, rtol=2e-5)
+    np.testing.assert_allclose(found.total, hybrid(**OFF).total + terms["labelled/negative"] + extra, rtol=2e-5)
 
 
 def test_soft_labels_replace_the_class_loss() -> None:
-    baseline, before = hybrid(**OFF)
-    total, terms = hybrid(**OFF, rival="soft_label")
-    expected = baseline + 1.7 * (terms["unlabelled/soft_label"] - before["unlabelled/class"])
-    np.testing.assert_allclose(total, expected, rtol=2e-5)
+    baseline, found = hybrid(**OFF), hybrid(**OFF, rival="soft_label")
+    expected = baseline.total + 1.7 * (found.terms["unlabelled/soft_label"] - baseline.terms["unlabelled/class"])
+    np.testing.assert_allclose(found.total, expected, rtol=2e-5)
 
 
 def test_a_complementary_label_is_one_more_term() -> None:
-    baseline, _ = hybrid(**OFF)
-    total, terms = hybrid(**OFF, rival="complementary")
-    np.testing.assert_allclose(total, baseline + 1.7 * terms["unlabelled/complementary"], rtol=2e-5)
+    baseline, found = hybrid(**OFF), hybrid(**OFF, rival="complementary")
+    np.testing.assert_allclose(
+        found.total, baseline.total + 1.7 * found.terms["unlabelled/complementary"], rtol=2e-5
+    )
 
 
 def test_both_papers_at_once() -> None:
     """APL's objective, the two parts on selected points, and exclusion under what selection left aside."""
-    apl, _, _, _ = evaluated("apl", unlabelled_weight=1.7)
-    total, terms = hybrid("apl_nontarget", silenced_weight=0.4, labelled_negative=False)
+    shared = {"unlabelled_weight": 1.7, "contrast__weight": 0.3}
+    apl = evaluated("apl", **shared)
+    found = evaluated("apl_nontarget", silenced_weight=0.4, labelled_negative=False, **shared)
+    terms = found.terms
+    assert apl.terms.keys() == terms.keys() - {f"unlabelled/{n}" for n in ("positive", "negative", "silenced_negative")}
     extra = terms["unlabelled/positive"] + terms["unlabelled/negative"] + 0.4 * terms["unlabelled/silenced_negative"]
     assert terms["unlabelled/silenced_negative"] > 0.01
-    np.testing.assert_allclose(total, apl + 1.7 * extra, rtol=2e-5)
+    # Both draw pairs and frames by the place of their terms, which is the same.
+    np.testing.assert_allclose(found.total, apl.total + 1.7 * extra, rtol=2e-5)
 
 
 def test_online_labels_are_the_step_s_own() -> None:
-    """What the pseudo_label stage found plays no part: the batch's targets may be anything."""
-    settings = NonTargetSettings(pseudo_labels="online")
-    first = evaluated("nontarget", nontarget=settings)[0]
-    method = build_kind("nontarget", SETTINGS, STEPS, PERTURB, dataclasses.replace(TINY_LEARNING, nontarget=settings))
-    params, _ = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
-    unlabelled = random_batch([9, 16, 16], STEPS, seed=2, instances=4)
+    """There are no pseudo labels to read, and the annotations of the batch may be anything."""
+    objective, params, state = prepared("nontarget", pseudo_labels="online")
+    first = batches()
+    del first[PSEUDO_LABELLED], first[TRAINING]
+    unlabelled = first[UNLABELLED]
     shifted = dataclasses.replace(unlabelled.targets, segments_t=unlabelled.targets.segments_t + 3)
-    batches = {
-        "labelled": random_batch([16, 11], STEPS, seed=1),
-        "unlabelled": dataclasses.replace(unlabelled, targets=shifted),
-        "bank": random_bank(),
-    }
-    before = {"labelled": np.float32(50), "unlabelled": np.float32(70)}
-    second, _ = jax.jit(method.loss)(params, params, before, batches, jax.random.key(0))
-    np.testing.assert_allclose(second, first, rtol=1e-6)
+    second = first | {UNLABELLED: dataclasses.replace(unlabelled, targets=shifted)}
+    run = jax.jit(objective.loss)
+    values = [run(params, params, state, given, jax.random.key(0))[0] for given in (first, second)]
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("labels", ("online", "averaged", "teacher"))
 def test_averaged_weights_label_where_they_are_asked_to(labels: str) -> None:
     """They teach without being taught: the loss depends on them, and its gradient does not reach them."""
-    nontarget = NonTargetSettings(pseudo_labels=labels)
-    learning = dataclasses.replace(TINY_LEARNING, nontarget=nontarget)
-    method = build_kind("nontarget", tiny_settings("spot"), STEPS, PERTURB, learning)
-    params, _ = random_weights(jax.eval_shape(method.init, jax.random.key(0)))
+    objective, params, _ = prepared("nontarget", tiny_choice("spot"), pseudo_labels=labels)
+    _, state = objective.init(jax.random.key(0))
     other = jax.tree.map(lambda x: -x, params)
-    batches = {
-        "labelled": random_batch([16, 11], STEPS, seed=1),
-        "unlabelled": random_batch([9, 16, 16], STEPS, seed=2, instances=4),
-        "bank": random_bank(),
-    }
-    before = {"labelled": np.float32(50), "unlabelled": np.float32(70)}
-    run = jax.jit(jax.value_and_grad(lambda p, a: method.loss(p, a, before, batches, jax.random.key(0))[0], (0, 1)))
+    value_of = lambda p, a: objective.loss(p, a, state, batches(), jax.random.key(0))[0]
+    run = jax.jit(jax.value_and_grad(value_of, (0, 1)))
     (same, _), (value, (gradient, reached)) = run(params, params), run(params, other)
     assert (abs(value - same) > 1e-3) == (labels == "averaged")
     assert not any(x.any() for x in jax.tree.leaves(reached))
     assert any(x.any() for x in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "videos"),
+    [
+        ("supervised", {}, {LABELLED}),
+        ("contrast", {}, {TRAINING}),
+        ("foreground", {}, {TRAINING}),
+        ("apl", {}, {LABELLED, PSEUDO_LABELLED}),
+        ("apl_nontarget", {}, {LABELLED, PSEUDO_LABELLED}),
+        ("nontarget", {"pseudo_labels": "online"}, {LABELLED, UNLABELLED}),
+        ("nontarget", {"pseudo_labels": "averaged"}, {LABELLED, UNLABELLED}),
+        ("nontarget", {"pseudo_labels": "teacher"}, {LABELLED, PSEUDO_LABELLED}),
+        ("steady", {}, {LABELLED, PSEUDO_LABELLED}),
+    ],
+)
+def test_what_a_method_asks_for(kind: str, changes: dict[str, Any], videos: set[str]) -> None:
+    method = build_method(kind, DETECTOR_CHOICE, STEPS, PERTURB, **changes)
+    assert method.videos == videos
+    assert method.constants == ({INSTANCES} if kind in ("supervised", "apl", "apl_nontarget") else set())
+    assert method.teacher == (kind not in ("supervised", "contrast", "foreground"))
+
+
+# Passes and terms of one's own
+
+
+def term(needs: tuple[str, ...], **changes: Any) -> Term:
+    return Term(lambda inputs: TermValue(jnp.zeros(()), {}), needs, **changes)
+
+
+def owning(*owners: str) -> Any:
+    return lambda key: ({owner: {"scale": jnp.ones(())} for owner in owners}, ())
+
+
+@pytest.mark.parametrize(
+    ("passes", "terms", "message"),
+    [
+        ({"a": Pass("everything")}, {}, "pass 'a': found videos 'everything', expected one of labelled, "),
+        ({"a": Pass(LABELLED)}, {"x": term(("b",))}, r"term 'x': found needs \['b'\], expected some of a, instances"),
+        ({}, {"x": term(("y",)), "y": term(())}, r"term 'x': found needs \['y'\]"),  # a term that comes later
+        ({}, {"x": term((), init=owning("me")), "y": term((), init=owning("me"))}, "term 'y': .* called 'me' a second"),
+        ({}, {"x": term((), init=owning(DETECTOR))}, "parameters called 'detector' a second time"),
+    ],
+)
+def test_methods_that_cannot_be_built(passes: dict, terms: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        build_objective(Method(passes, terms), method_context(DETECTOR_CHOICE, STEPS, PERTURB))
+
+
+def test_a_term_reads_what_it_needs_and_keeps_what_is_its_own() -> None:
+    """Earlier terms, constants, parameters of others, a running state, an optimiser group, and a weight."""
+    seen: dict[str, Any] = {}
+
+    def first(inputs: TermInputs) -> TermValue:
+        return TermValue(2.0 * inputs.params["mine"]["scale"], {"first": 2.0}, inputs.state + 1, gives="given")
+
+    def second(inputs: TermInputs) -> TermValue:
+        seen.update(earlier=dict(inputs.earlier), constants=set(inputs.constants), passes=set(inputs.passes))
+        return TermValue(jnp.float32(5), {"second": inputs.state})
+
+    group = GroupSettings(1e-3, 0.0)
+    own = lambda key: ({"mine": {"scale": jnp.float32(3)}}, jnp.int32(7))
+    terms = {
+        "first": Term(first, (), own, weight=0.5, group=group),
+        "second": Term(second, ("first", INSTANCES)),
+    }
+    method = Method({"labelled": Pass(LABELLED)}, terms)
+    objective = build_objective(method, method_context(DETECTOR_CHOICE, STEPS, PERTURB))
+    assert objective.groups == {DETECTOR: None, "mine": group} and method.constants == {INSTANCES}
+    params, state = objective.init(jax.random.key(0))
+    assert set(params) == {DETECTOR, "mine"} and state == {"first": 7, "second": ()}
+    total, (after, metrics) = objective.loss(params, params, state, batches(), jax.random.key(0))
+    assert total == 0.5 * 2 * 3 + 5 and after == {"first": 8, "second": ()}
+    assert metrics == {"first": 2.0, "second": ()}
+    assert seen == {"earlier": {"first": "given"}, "constants": {INSTANCES}, "passes": {"labelled"}}
+
+
+def test_passes_see_their_own_view_or_another_s() -> None:
+    """Random views differ from pass to pass, ``same_view_as`` repeats one; averaged weights give other outputs."""
+    passes = {
+        "a": Pass(LABELLED), "b": Pass(LABELLED), "c": Pass(LABELLED, same_view_as="a", ema=True, dropout=False),
+        "d": Pass(LABELLED, view=lambda key, batch: batch),
+    }  # fmt: skip
+    seen: dict[str, Any] = {}
+
+    def look(inputs: TermInputs) -> TermValue:
+        seen.update(inputs.passes)
+        return TermValue(jnp.zeros(()), {})
+
+    method = Method(passes, {"look": Term(look, tuple(passes))})
+    context = method_context(DETECTOR_CHOICE, STEPS, PerturbSettings(crop_ratio=0.5, noise=0.1))
+    objective = build_objective(method, context)
+    params = random_weights(jax.eval_shape(objective.init, jax.random.key(0))[0])
+    given = batches()
+    objective.loss(params, jax.tree.map(lambda x: -x, params), {"look": ()}, given, jax.random.key(0))
+    views = {name: np.asarray(result.view.features) for name, result in seen.items()}
+    assert list(seen) == list(passes)
+    assert (views["a"] == views["c"]).all() and (views["a"] != views["b"]).any()
+    assert (views["d"] == given[LABELLED].features).all()
+    logits = {name: np.asarray(result.outputs.class_logits) for name, result in seen.items()}
+    assert not np.allclose(logits["a"], logits["c"])
+
+
+def test_batches_that_pass_together_come_apart_again() -> None:
+    parts = [random_batch([16, 11], STEPS, seed=1), random_batch([9], STEPS, seed=2, instances=4)]
+    joined = join_batches(parts)
+    assert joined.mask.shape == (3, STEPS) and joined.targets.mask.shape == (3, 5)
+    for part, again in zip(parts, split_batch(joined, [2, 1]), strict=True):
+        instances = part.targets.mask.shape[1]
+        assert not again.targets.mask[:, instances:].any()
+        cut = jax.tree.map(lambda x, n=instances: x[:, :n], again.targets)
+        again = dataclasses.replace(again, targets=cut)
+        assert all((a == b).all() for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(again), strict=True))

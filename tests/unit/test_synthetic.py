@@ -110,15 +110,15 @@ def test_coverage_is_the_share_of_what_a_row_sees() -> None:
     assert coverage(dataclasses.replace(record, segments_s=np.zeros((0, 2))), grid, 1.0).shape == (7, 0)
 
 
-def probe(settings: DataSettings) -> tuple[float, float]:
-    """Accuracy of a linear classifier of rows on test videos, and of always naming the most frequent class."""
+def probe(settings: DataSettings, unit: float = 1.0) -> tuple[float, float]:
+    """Accuracy of a linear classifier of rows (in ``unit``) on test videos, and of always naming the commonest class."""
     truth, source = open_truth(settings), open_features(settings)
     rows: dict[str, list[np.ndarray]] = {"training": [], "test": []}
     names: dict[str, list[np.ndarray]] = {"training": [], "test": []}
     for video, record in truth.videos.items():
         inside = coverage(record, extraction_grid(record, settings), 1.0)
         chosen = np.where(inside.max(1) > 0.5, record.labels[inside.argmax(1)], CLASSES)
-        rows[record.subset].append(source.read(video)[::4])
+        rows[record.subset].append(source.read(video)[::4] / unit)
         names[record.subset].append(chosen[::4])
     x, y = np.concatenate(rows["training"]), np.concatenate(names["training"])
     model = LogisticRegression(C=10.0, max_iter=300).fit(x, y)
@@ -133,7 +133,8 @@ def test_classes_can_be_learnt_but_not_without_error(folder: Path) -> None:
 
 def test_noise_alone_teaches_nothing(folder: Path) -> None:
     """The probe above is not fooled: with noise in place of features it is no better than chance."""
-    accuracy, chance = probe(settings_of(folder, synthetic=SyntheticSettings(enabled=True, width=256, noise=1e4)))
+    noise = SyntheticSettings(enabled=True, width=256, noise=1e4)
+    accuracy, chance = probe(settings_of(folder, synthetic=noise), unit=noise.noise)
     assert accuracy < chance + 0.05
 
 
@@ -162,7 +163,7 @@ def test_written_features_are_the_same_data_set_and_are_marked_too(folder: Path,
     assert write_synthetic(settings, out) == 24
     read = dataclasses.replace(settings, root=str(out), synthetic=SyntheticSettings())
     made, written = open_dataset(settings), open_dataset(read)
-    assert written.synthetic and written.name == made.name and written.split == made.split
+    assert written.synthetic and (written.name, written.split, written.digests) == (made.name, made.split, made.digests)
     np.testing.assert_array_equal(made.labelled.features, written.labelled.features)
     assert json.loads((out / "features.json").read_text())["source"].startswith("synthetic ")
     assert sorted(path.name for path in out.iterdir()) == ["annotations.json", "features", "features.json"]

@@ -1,8 +1,9 @@
-"""ACP: the frames that it samples and the contrast that it makes of them (APL 3.3, Eq. 11; systems B1 to B8)."""
+"""ACP: the frames that it samples and the contrast that it makes of them (APL 3.3, Eq. 11; spec B1 to B8)."""
 
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,22 @@ import numpy as np
 import pytest
 from fixtures import CLASSES, random_batch
 
-from apl_jax.learning.contrastive import contrastive_loss, sample_frames
+from apl_jax.declarations import SettingsError
+from apl_jax.learning.contrast import (
+    ClassContrastSettings,
+    ClusterContrastSettings,
+    class_contrast_loss,
+    cluster_contrast_loss,
+    sample_frames,
+)
+from apl_jax.learning.method import PassResult
 from apl_jax.ops.losses import info_nce
 from apl_jax.ops.segments import frame_labels
-from apl_jax.settings import ContrastiveSettings
 from apl_jax.structs import Array, Batch
 
 STEPS = 24
-SETTINGS = ContrastiveSettings(partitions=8, fine_clusters=3, kmeans_iterations=4)
+CLUSTERS = ClusterContrastSettings(partitions=8, fine_clusters=3, kmeans_iterations=4)
+CLASSWISE = ClassContrastSettings(partitions=8)
 
 
 def test_every_segment_gives_one_of_its_valid_steps() -> None:
@@ -41,9 +50,10 @@ def test_every_segment_gives_one_of_its_valid_steps() -> None:
     assert rows.min() >= 0 and rows.max() < STEPS
 
 
-def represent_by(table: Array):
-    """A detector's frames, looked up in ``table [B, T, R]``."""
-    return lambda rows: jnp.take_along_axis(table, rows[..., None], axis=1)
+def seen(batch: Batch, table: Array) -> PassResult:
+    """A pass of a detector whose frames are looked up in ``table [B, T, R]``."""
+    represent = lambda rows: jnp.take_along_axis(table, rows[..., None], axis=1)
+    return PassResult(batch, SimpleNamespace(represent=represent))
 
 
 def scene() -> tuple[Batch, Array]:
@@ -61,21 +71,20 @@ def test_clusters_guide_it_without_labels() -> None:
     batch = dataclasses.replace(random_batch([24, 24], STEPS), features=jnp.asarray(appearance, jnp.float32))
     good = np.stack([np.where(kind, 1.0, 0.0), np.where(kind, 0.0, 1.0)], -1) + np.zeros((2, 1, 1))
     bad = draws.normal(size=(2, STEPS, 2))
-    settings = dataclasses.replace(SETTINGS, fine_clusters=2)
-    run = jax.jit(lambda key, table: contrastive_loss(key, represent_by(table), batch, settings))
+    settings = dataclasses.replace(CLUSTERS, fine_clusters=2)
+    run = jax.jit(lambda key, table: cluster_contrast_loss(key, seen(batch, table), settings))
     for seed in range(3):
-        low, terms = run(jax.random.key(seed), jnp.asarray(good, jnp.float32))
-        high, _ = run(jax.random.key(seed), jnp.asarray(bad, jnp.float32))
+        low = sum(run(jax.random.key(seed), jnp.asarray(good, jnp.float32)))
+        high = sum(run(jax.random.key(seed), jnp.asarray(bad, jnp.float32)))
         assert 0 < low < 0.01 and high > 1
-        np.testing.assert_allclose(low, terms["contrast_coarse"] + terms["contrast_fine"], rtol=1e-6)
 
 
 def test_clusters_look_at_the_direction_of_features() -> None:
-    """Brighter or darker frames cluster as they did: inputs are normalised first (systems B3)."""
+    """Brighter or darker frames cluster as they did: inputs are normalised first (spec B3)."""
     batch, table = scene()
     gain = np.random.default_rng(2).uniform(0.01, 10, (4, STEPS, 1))
     brighter = dataclasses.replace(batch, features=batch.features * jnp.asarray(gain, jnp.float32))
-    run = jax.jit(lambda batch: contrastive_loss(jax.random.key(0), represent_by(table), batch, SETTINGS)[0])
+    run = jax.jit(lambda batch: sum(cluster_contrast_loss(jax.random.key(0), seen(batch, table), CLUSTERS)))
     np.testing.assert_allclose(run(batch), run(brighter), rtol=1e-5)
 
 
@@ -83,12 +92,12 @@ def test_clusters_look_at_the_direction_of_features() -> None:
 def test_annotated_classes_guide_it_later(group: int) -> None:
     """Coarse: action against background in each video. Fine: all classes and background within each group."""
     batch, table = scene()
-    settings = dataclasses.replace(SETTINGS, fine_group=group)
+    settings = dataclasses.replace(CLASSWISE, fine_group=group)
     key = jax.random.key(4)
-    run = jax.jit(lambda table: contrastive_loss(key, represent_by(table), batch, settings, CLASSES))
-    total, terms = run(table)
+    run = jax.jit(lambda table: class_contrast_loss(key, seen(batch, table), settings, CLASSES))
+    found_coarse, found_fine = run(table)
 
-    drawn = sample_frames(jax.random.split(key, 3)[0], batch.mask, settings.partitions)
+    drawn = sample_frames(jax.random.split(key)[0], batch.mask, settings.partitions)
     rows, mask = (np.array(x) for x in drawn)
     targets, labels, vectors = batch.targets, [], []
     for v in range(4):
@@ -107,25 +116,28 @@ def test_annotated_classes_guide_it_later(group: int) -> None:
         contrast(vectors[g : g + size].reshape(-1, 5), labels[g : g + size].ravel(), mask[g : g + size].ravel())
         for g in range(0, 4, size)
     ])  # fmt: skip
-    np.testing.assert_allclose(terms["contrast_coarse"], coarse, rtol=1e-4)
-    np.testing.assert_allclose(terms["contrast_fine"], fine, rtol=1e-4)
-    np.testing.assert_allclose(total, coarse + fine, rtol=1e-4)
+    np.testing.assert_allclose(found_coarse, coarse, rtol=1e-4)
+    np.testing.assert_allclose(found_fine, fine, rtol=1e-4)
     assert coarse > 0.1 and fine > 0.1 and not mask.all()
 
 
 @pytest.mark.parametrize(("coarse", "fine"), [(True, False), (False, True), (False, False)])
 def test_either_term_can_be_left_out(coarse: bool, fine: bool) -> None:
     batch, table = scene()
-    settings = dataclasses.replace(SETTINGS, coarse=coarse, fine=fine)
-    run = jax.jit(lambda table: contrastive_loss(jax.random.key(0), represent_by(table), batch, settings, CLASSES))
-    total, terms = run(table)
-    assert (terms["contrast_coarse"] > 0) == coarse and (terms["contrast_fine"] > 0) == fine
-    assert total == terms["contrast_coarse"] + terms["contrast_fine"]
+    by_class = dataclasses.replace(CLASSWISE, coarse=coarse, fine=fine)
+    by_cluster = dataclasses.replace(CLUSTERS, coarse=coarse, fine=fine)
+    run = jax.jit(
+        lambda pass_key: (
+            class_contrast_loss(pass_key, seen(batch, table), by_class, CLASSES),
+            cluster_contrast_loss(pass_key, seen(batch, table), by_cluster),
+        )
+    )
+    for found_coarse, found_fine in run(jax.random.key(0)):
+        assert (found_coarse > 0) == coarse and (found_fine > 0) == fine
 
 
 def test_a_group_that_does_not_divide_the_batch() -> None:
     batch, table = scene()
-    with pytest.raises(ValueError, match=r"fine_group: found 3, expected a divisor of the batch \(4 videos\)"):
-        contrastive_loss(
-            jax.random.key(0), represent_by(table), batch, dataclasses.replace(SETTINGS, fine_group=3), CLASSES
-        )
+    settings = dataclasses.replace(CLASSWISE, fine_group=3)
+    with pytest.raises(SettingsError, match=r"`fine_group` of the contrast: found 3, expected a divisor .*\(4\)"):
+        class_contrast_loss(jax.random.key(0), seen(batch, table), settings, CLASSES)

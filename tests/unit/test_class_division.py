@@ -1,4 +1,4 @@
-"""The division of the classes and its losses: the golden table of systems 7.B, a twin in loops, and the edges."""
+"""The division of the classes and its losses: the golden table of spec 7.B, a twin in loops, and the edges."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apl_jax.learning.nontarget import (
+from apl_jax.learning.class_division import (
     ClassRelation,
+    DivisionSettings,
     complementary_loss,
-    rankable_probs,
     divide_classes,
     given_action,
     labelled_negative_loss,
     non_target_losses,
+    rankable_probs,
     sharpened,
     soft_label_loss,
 )
-from apl_jax.settings import NonTargetSettings
 
-SETTINGS = NonTargetSettings()
+SETTINGS = DivisionSettings()
 T, P, N, A = ClassRelation.TARGET, ClassRelation.POSITIVE, ClassRelation.NEGATIVE, ClassRelation.AMBIGUOUS
 
-# Probabilities, parts, and the target, negative and positive losses (systems 7.B).
+# Probabilities, parts, and the target, negative and positive losses (spec 7.B).
 GOLDEN = [
     ([0.05, 0.10, 0.40, 0.36, 0.09], [N, N, T, P, N], 0.916291, 0.250964, 1.021651),
     ([0.2] * 5, [T, P, P, P, P], 1.609438, 0.0, 6.437752),
@@ -76,7 +76,7 @@ def test_sigmoids_are_divided_as_if_an_action_were_there() -> None:
     assert given_action(jnp.array([0.0, 0.0, 1.0])).tolist() == [0, 0, 0]  # no belief in any action, and no NaN
 
 
-def twin(p: np.ndarray, s: NonTargetSettings) -> list[int]:
+def twin(p: np.ndarray, s: DivisionSettings) -> list[int]:
     """Eq. 8 and 10 with C1, C2 as sentences."""
     target = int(np.argmax(p))
     parts = [int(A)] * len(p)
@@ -88,7 +88,7 @@ def twin(p: np.ndarray, s: NonTargetSettings) -> list[int]:
         negatives.append(int(c))
     falling = [int(c) for c in np.argsort(-p, kind="stable") if c != target]
     for c in negatives:
-        if c not in falling[: s.spared]:
+        if c not in falling[: s.protected_runners_up]:
             parts[c] = int(N)
     for place, c in enumerate(falling):
         if p[c] >= np.float32(s.closeness) * p[target]:
@@ -98,18 +98,18 @@ def twin(p: np.ndarray, s: NonTargetSettings) -> list[int]:
 
 
 @pytest.mark.parametrize("concentration", [0.05, 0.5, 5.0, 500.0])
-@pytest.mark.parametrize(("closeness", "spared"), [(0.5, 0), (0.85, 0), (0.9, 0), (0.85, 1), (0.5, 3)])
-def test_twin(concentration: float, closeness: float, spared: int) -> None:
-    settings = dataclasses.replace(SETTINGS, closeness=closeness, spared=spared)
+@pytest.mark.parametrize(("closeness", "protected"), [(0.5, 0), (0.85, 0), (0.9, 0), (0.85, 1), (0.5, 3)])
+def test_twin(concentration: float, closeness: float, protected: int) -> None:
+    settings = dataclasses.replace(SETTINGS, closeness=closeness, protected_runners_up=protected)
     p = np.random.default_rng(0).dirichlet([concentration] * 12, 200).astype(np.float32)
     found = jax.jit(lambda x: divide_classes(x, settings))(p.reshape(10, 20, 12)).reshape(200, 12)
     assert np.asarray(found).tolist() == [twin(row, settings) for row in p]
 
 
-def test_a_spared_runner_up_is_not_excluded() -> None:
+def test_a_protected_runner_up_is_not_excluded() -> None:
     p = jnp.float32([0.9, 0.04, 0.03, 0.02, 0.01])
-    assert divide_classes(p, dataclasses.replace(SETTINGS, spared=1)).tolist() == [T, A, N, N, N]
-    assert divide_classes(p, dataclasses.replace(SETTINGS, spared=9)).tolist() == [T, A, A, A, A]
+    assert divide_classes(p, dataclasses.replace(SETTINGS, protected_runners_up=1)).tolist() == [T, A, N, N, N]
+    assert divide_classes(p, dataclasses.replace(SETTINGS, protected_runners_up=9)).tolist() == [T, A, A, A, A]
 
 
 def test_laws_of_the_division() -> None:

@@ -9,21 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import random_batch, random_weights
+from fixtures import FEATURE_WIDTH, method_context, random_bank, random_batch, random_weights, tiny_choice
 
-from apl_jax.learning.instances import (
+from apl_jax.learning.icd import (
+    DISCRIMINATOR,
+    IcdPairSettings,
+    IcdSettings,
     InstanceBank,
     build_bank,
+    build_icd,
     class_members,
-    discriminator_loss,
+    icd_pairs,
     mean_similarity,
+    pair_loss,
     pool_instances,
 )
+from apl_jax.learning.method import TermInputs
+from apl_jax.learning.selection import Known
 from apl_jax.nn.discriminator import InstanceDiscriminator, build_discriminator
 from apl_jax.ops.segments import pool_max
-from apl_jax.settings import DiscriminatorSettings
+from apl_jax.settings import PerturbSettings
+from apl_jax.structs import DataFacts, Detections
 
-SETTINGS = DiscriminatorSettings(hidden=4, pairs=6)
+SETTINGS = IcdPairSettings(hidden=4, pairs=6)
 
 
 def test_bank_holds_every_annotated_instance() -> None:
@@ -59,7 +67,7 @@ def classes_bank(labels: list[int], mask: list[bool]) -> InstanceBank:
     return InstanceBank(jnp.asarray(features, jnp.float32), jnp.asarray(labels_array, jnp.int32), jnp.asarray(mask))
 
 
-known_loss = jax.jit(lambda key, params, bank: discriminator_loss(key, params, bank, agreement(), SETTINGS))
+known_loss = jax.jit(lambda key, params, bank: pair_loss(key, params, bank, agreement(), SETTINGS.pairs))
 
 
 def loss_of(bank: InstanceBank, sharpness: float, seed: int = 0) -> tuple[float, float]:
@@ -104,11 +112,10 @@ def test_sets_without_pairs_of_a_kind(labels: list[int], mask: list[bool], pairs
     expected = 2 * math.log(1 + math.exp(-1)) if pairs else 0.0
     assert loss == pytest.approx(expected, rel=1e-5) and accuracy == float(pairs)
     # The trainable one: its gradient is finite, and zero where there is no pair.
-    discriminator = build_discriminator(SETTINGS)
+    discriminator = build_discriminator(hidden=SETTINGS.hidden, symmetric=True)
     params = random_weights(jax.eval_shape(lambda: discriminator.init(jax.random.key(0), 4)))
-    gradient = jax.jit(jax.grad(lambda p: discriminator_loss(jax.random.key(0), p, bank, discriminator, SETTINGS)[0]))(
-        params
-    )
+    run = lambda p: pair_loss(jax.random.key(0), p, bank, discriminator, SETTINGS.pairs)[0]
+    gradient = jax.jit(jax.grad(run))(params)
     size = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
     assert math.isfinite(size) and (size > 0) == pairs
 
@@ -119,22 +126,45 @@ def test_mean_similarity_by_hand() -> None:
     width = batch.features.shape[-1]
     draws = np.random.default_rng(0)
     bank = dataclasses.replace(bank, features=jnp.asarray(draws.normal(size=(6, width)), jnp.float32))
-    discriminator = build_discriminator(SETTINGS)
+    discriminator = build_discriminator(hidden=SETTINGS.hidden, symmetric=True)
     params = random_weights(jax.eval_shape(lambda: discriminator.init(jax.random.key(0), width)))
     segments = jnp.asarray(np.sort(draws.uniform(0, 9, (2, 5, 2)), -1), jnp.float32)
     labels = jnp.array([[0, 1, 2, 3, 0], [2, 2, 3, 1, 0]])
     members = class_members(bank, 4)
     # Two of class 0, one of class 1, two of class 2, whose third row is empty.
     assert members.rows[:3].tolist() == [[0, 1], [2, 0], [3, 4]] and members.mask.sum(-1).tolist() == [2, 1, 2, 0]
-    run = jax.jit(lambda s, y: mean_similarity(params, bank, members, batch, s, y, discriminator, SETTINGS))
-    found = run(segments, labels)
+    known = Known({DISCRIMINATOR: params}, bank, members)
+    zero = jnp.zeros(labels.shape)
+    asked_of = Detections(segments, labels, zero, zero, zero, zero, zero == 0)
+    found = jax.jit(lambda k, v, d: mean_similarity(k, v, d, discriminator))(known, batch, asked_of)
     for v in range(2):
         pooled = pool_max(batch.features[v], segments[v], int(batch.mask[v].sum()))
         for k in range(5):
             related = [m for m in range(5) if bank.labels[m] == labels[v, k]]
-            asked, known = (discriminator.project(params, rows) for rows in (pooled[k], bank.features))
-            values = [float(discriminator.compare(params, asked, jax.tree.map(lambda x: x[m], known))) for m in related]
+            asked, others = (discriminator.project(params, rows) for rows in (pooled[k], bank.features))
+            values = [float(discriminator.compare(params, asked, jax.tree.map(lambda x: x[m], others))) for m in related]
             # No instance of class 3 is labelled (systems A19).
             expected = np.mean(values) if values else 0.5
             np.testing.assert_allclose(found[v, k], expected, rtol=1e-5)
     assert (found[labels == 3] == 0.5).all() and len(set(found.ravel().tolist())) > 6
+    # The link asks a discriminator of the width that was trained, both ways round or one.
+    for symmetric in (True, False):
+        link = build_icd(IcdSettings(symmetric=symmetric), DataFacts(width, 4))
+        observed = jax.jit(link.observe)(known, batch, asked_of)
+        assert bool(jnp.allclose(observed, found, rtol=1e-5)) == symmetric
+    assert link.owners == (DISCRIMINATOR,) and link.init() == ()
+
+
+def test_the_term_owns_the_discriminator_and_its_optimiser() -> None:
+    context = method_context(tiny_choice("actionformer"), 16, PerturbSettings())
+    term = icd_pairs(context, dataclasses.replace(SETTINGS, learning_rate=3e-4, weight_decay=2e-4))
+    params, state = term.init(jax.random.key(0))
+    assert set(params) == {DISCRIMINATOR} and state == ()
+    assert params[DISCRIMINATOR]["kernel"].shape[1] == SETTINGS.hidden
+    assert term.group == (3e-4, 2e-4) and term.weight == 1
+    bank, key = random_bank(), jax.random.key(4)
+    value = term.loss(TermInputs({}, {}, params, {"instances": bank}, (), key))
+    discriminator = build_discriminator(hidden=SETTINGS.hidden, symmetric=True)
+    loss, accuracy = pair_loss(key, params[DISCRIMINATOR], bank, discriminator, SETTINGS.pairs)
+    assert value.loss == loss and value.metrics == {"icd/loss": loss, "icd/accuracy": accuracy}
+    assert bank.features.shape[1] == FEATURE_WIDTH

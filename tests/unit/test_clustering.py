@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from apl_jax.ops.kmeans import Clusters, kmeans
+from apl_jax.ops.clustering import Clusters, kmeans
 
 
 def points(n: int = 64, width: int = 50, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apl_jax.ops.nms import Picks, suppress, vote
+from apl_jax.ops.suppression import Picks, suppress, vote
 
 M = 60
 SETTINGS = {"sigma": 0.4, "iou_threshold": 0.3, "min_score": 0.02}

@@ -1,0 +1,420 @@
+"""Law 10: changing a setting changes the fingerprint of the stages that read it, with all that come after them, and of
+no others.
+
+Which stages read a setting is written down here, by path, apart from how ``runs/plans.py`` hands settings out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from fixtures import CLASSES, FEATURE_WIDTH, tiny_choice
+
+from apl_jax.declarations import (
+    Chain,
+    Checked,
+    Choice,
+    SettingsError,
+    flat,
+    number,
+    override,
+    to_dict,
+    within_bounds,
+)
+from apl_jax.detectors import build_detector, register_detector
+from apl_jax.learning.method import register_method
+from apl_jax.learning.selection import register_selection
+from apl_jax.registry import DETECTORS, METHODS, SELECTION, Registry
+from apl_jax.runs import stages as stages_module
+from apl_jax.runs.context import READABLE
+from apl_jax.runs.plans import plan_stages
+from apl_jax.runs.settings import Settings
+from apl_jax.runs.stages import stage_fingerprint
+from apl_jax.settings import NmsSettings
+from apl_jax.structs import DataFacts
+
+FACTS = DataFacts(FEATURE_WIDTH, CLASSES, 64)
+BASELINES = ("supervised", "supervised_evaluation", "supervised_matched", "supervised_matched_evaluation")
+
+# ---- The specification: which stages read a setting. The first pattern that a path matches counts. ----
+
+ALL = ("*",)
+TRAININGS = ("supervised", "supervised_matched", "pretrain", "teacher", "self_train_?")
+SEMI_SUPERVISED = ("pretrain", "teacher*", "pseudo_label_?", "self_train_*")
+READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("seed", TRAININGS),
+    ("variants", ()),  # which stages there are, not what they do
+    ("detector.decoding.*", ("pseudo_label_?", "*_evaluation")),
+    ("detector.quality.*", SEMI_SUPERVISED),  # the baselines are the detector as published, without ALQA
+    ("detector.*", ALL),
+    ("data.max_length_t", TRAININGS),
+    ("data.stream_window", TRAININGS),
+    ("data.*", ()),  # through the digests of what is read
+    ("learning.rounds", ("supervised_matched",)),  # it trains for as many steps as all others together
+    ("learning.pretext.*", ("pretrain",)),
+    ("learning.teacher.*", ("teacher",)),
+    ("learning.method.*", ("self_train_?",)),
+    ("learning.pretrain.steps", ("pretrain", "supervised_matched")),
+    ("learning.pretrain.*", ("pretrain",)),
+    ("learning.supervised.*", ("supervised", "supervised_matched", "teacher")),
+    ("learning.self_train.steps", ("self_train_?", "supervised_matched")),
+    ("learning.self_train.*", ("self_train_?",)),
+    ("learning.selection.*", ("pseudo_label_?",)),
+    ("learning.candidates", ("pseudo_label_?",)),
+    ("evaluation.label_space.*", ("*_label_space",)),
+    ("evaluation.external_scores", ()),  # where the file is; what it holds has a digest
+    ("evaluation.*", ("*_evaluation",)),
+    ("runtime.steps_per_dispatch", TRAININGS),  # the programs that are run, hence rounding
+    ("runtime.*", ()),
+)
+# Which stages read what is in the data, by the kind of it.
+DATA_READERS: dict[str, tuple[str, ...]] = {
+    "training": (*TRAININGS, "pseudo_label_?", "*_label_space"),
+    "labelled": (*TRAININGS, "pseudo_label_?"),
+    "evaluation": ("*_evaluation",),
+    "unlabelled_truth": ("pseudo_label_?", "*_label_space"),  # for measuring
+    "evaluation_truth": ("*_evaluation",),
+}
+# Settings that decide which stages there are: of those that remain, the law holds as of any other.
+DECIDE_STAGES = ("variants", "learning.rounds", "learning.method.name", "evaluation.label_space.enabled")
+
+
+def readers_of(path: str, stages: Sequence[str]) -> set[str]:
+    """The stages that read a setting. Fails on a setting that the specification does not speak of."""
+    for pattern, names in READERS:
+        if fnmatchcase(path, pattern):
+            rounds_do_nothing = path == "learning.rounds" and "pseudo_label_1" not in stages
+            return set() if rounds_do_nothing else matching(stages, names)
+    raise AssertionError(f"{path}: which stages read this setting? Add it to READERS in {__file__}")
+
+
+def matching(stages: Sequence[str], names: Sequence[str]) -> set[str]:
+    return {stage for stage in stages if any(fnmatchcase(stage, name) for name in names)}
+
+
+def with_later(stages: Sequence[str], changed: set[str]) -> set[str]:
+    """These stages and all that come after them: pre-training, teacher, labels and students are one line, each stage
+    after all before it; what is measured of a network comes after its training."""
+    measured = lambda stage: stage.endswith(("_evaluation", "_label_space"))
+    line = [stage for stage in stages if stage not in BASELINES and not measured(stage)]
+    first = min((i for i, stage in enumerate(line) if stage in changed), default=len(line))
+    changed = changed | set(line[first:])
+    after = {s for s in stages if measured(s) and s.removesuffix("_evaluation").removesuffix("_label_space") in changed}
+    return changed | after
+
+
+# ---- Runs that between them have every kind of stage. ----
+
+
+class Case(NamedTuple):
+    settings: Settings
+    stages: tuple[str, ...]  # besides the baselines
+
+
+def chosen(registry: Registry, name: str, **changes: Any) -> Choice:
+    return Choice(name, dataclasses.replace(registry[name].settings(), **changes))
+
+
+def case(detector: str, changes: dict[str, Any], *stages: str) -> Case:
+    settings = dataclasses.replace(Settings(), detector=tiny_choice(detector))
+    return Case(override(settings, changes), stages)
+
+
+CASES = {
+    "defaults": case(
+        "actionformer", {},
+        "pretrain", "teacher", "teacher_evaluation", "pseudo_label_1", "self_train_1", "self_train_1_evaluation",
+    ),
+    "spot_nontarget": case(
+        "spot",
+        {
+            "learning.pretext.name": "foreground", "learning.method.name": "nontarget",
+            "evaluation.label_space.enabled": True,
+        },
+        "pretrain", "teacher", "teacher_evaluation", "teacher_label_space",
+        "self_train_1", "self_train_1_evaluation", "self_train_1_label_space",
+    ),
+    "both_papers": case(
+        "actionformer",
+        {
+            "learning.pretrain.steps": 0, "learning.method.name": "apl_nontarget",
+            "learning.selection.chain": ("fixed", "icd"), "evaluation.label_space.enabled": True,
+        },
+        "teacher", "teacher_evaluation", "teacher_label_space",
+        "pseudo_label_1", "self_train_1", "self_train_1_evaluation", "self_train_1_label_space",
+    ),
+    "stranger": case(
+        "conv",
+        {"learning.method.name": "steady", "learning.selection.chain": ("surest_share",), "learning.rounds": 2},
+        "pretrain", "teacher", "teacher_evaluation",
+        "pseudo_label_1", "self_train_1", "self_train_1_evaluation",
+        "pseudo_label_2", "self_train_2", "self_train_2_evaluation",
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class FakeContext:
+    """Stands for a run's data: a digest for each kind of them, and nothing else."""
+
+    changed: str = ""
+
+    def digest(self, read: str) -> str:
+        assert read in READABLE
+        return f"{read}, changed" if read == self.changed else read
+
+
+def marks(settings: Settings, context: FakeContext | None = None) -> dict[str, str]:
+    """The fingerprint of every stage of a run."""
+    found: dict[str, str] = {}
+    for stage in plan_stages(settings, FACTS):
+        found[stage.name] = stage_fingerprint(stage, context or FakeContext(), found)  # pyright: ignore
+    return found
+
+
+def differing(a: Mapping[str, str], b: Mapping[str, str]) -> set[str]:
+    """Stages of both runs whose fingerprints differ."""
+    return {name for name in a.keys() & b.keys() if a[name] != b[name]}
+
+
+# ---- Every setting, and another legal value of it. ----
+
+
+def walk(settings: Any, path: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Path, value and declaration of every setting, choices and chains included."""
+    for f in dataclasses.fields(settings):
+        name, value = f"{path}{f.name}", getattr(settings, f.name)
+        if isinstance(value, Choice):
+            yield f"{name}.name", value.name, {"choices": tuple(f.metadata["registry"])}
+            yield from walk(value.settings, f"{name}.")
+        elif isinstance(value, Chain):
+            yield f"{name}.chain", value.names, {"links": tuple(f.metadata["registry"])}
+            for link in value.links:
+                yield from walk(link.settings, f"{name}.{link.name}.")
+        elif dataclasses.is_dataclass(value):
+            yield from walk(value, f"{name}.")
+        else:
+            yield name, value, f.metadata
+
+
+def others(value: Any, declared: Mapping[str, Any]) -> Iterator[Any]:
+    """Other values that a setting's declaration allows."""
+    if "choices" in declared:
+        yield from (choice for choice in declared["choices"] if choice != value)
+    elif "links" in declared:
+        yield from ([value[:-1]] if len(value) > 1 else [])
+        yield from ((*value, link) for link in declared["links"] if link not in value)
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, str):
+        yield f"{value}x"
+    elif isinstance(value, tuple):
+        for i, entry in enumerate(value):
+            yield from ((*value[:i], other, *value[i + 1 :]) for other in others(entry, declared))
+        yield (*value, declared["entries"]("1")) if "entries" in declared else (value[:-1] if value else (1,))
+    else:
+        numbers = [value + 1, value * 2, value / 2, value + 0.01, value - 0.01, value - 1, value + 2]
+        numbers = [int(n) for n in numbers if n == int(n)] if isinstance(value, int) else numbers
+        bounds = declared.get("bounds")
+        yield from (n for n in numbers if n != value and (bounds is None or within_bounds(n, bounds)))
+
+
+def together(path: str, settings: Settings, file: Path) -> list[dict[str, Any]]:
+    """Changes of settings that cannot be changed alone: they have to agree with others, which the same stages read."""
+    if path == "detector.branch_blocks" and settings.detector.name == "actionformer":
+        s = settings.detector.settings
+        more = {"windows": (*s.windows, 0), "regression_ranges": (*s.regression_ranges, s.regression_ranges[-1])}
+        return [{path: s.branch_blocks + 1, **{f"detector.{name}": value for name, value in more.items()}}]
+    if path == "evaluation.protocol":
+        return [{path: "external", "evaluation.external_scores": str(file)}]
+    return []
+
+
+def changed_runs(
+    path: str, value: Any, declared: Mapping[str, Any], settings: Settings, file: Path
+) -> Iterator[tuple[Settings, dict[str, str]]]:
+    """Runs with another value of one setting, and their fingerprints; without those that a plan refuses."""
+    for change in together(path, settings, file) or ({path: other} for other in others(value, declared)):
+        try:
+            run = override(settings, change)
+            yield run, marks(run)
+        except SettingsError:
+            continue
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    """A file of class scores; only its bytes are looked at."""
+    file = tmp_path / "scores.json"
+    file.write_text("{}")
+    return file
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_setting(name: str, scores: Path) -> None:
+    """Each is changed alone, and reaches exactly the stages that the specification says."""
+    settings, stages = CASES[name].settings, (*BASELINES, *CASES[name].stages)
+    before = marks(settings)
+    assert tuple(before) == stages and before == marks(settings)
+    assert len(set(before.values())) == len(stages)
+    paths, wrong = [], []
+    for path, value, declared in walk(settings):
+        paths.append(path)
+        expected = with_later(stages, readers_of(path, stages))
+        run, after = next(changed_runs(path, value, declared, settings, scores), (None, {}))
+        assert run is not None, f"{path}: found no other legal value than {value!r}"
+        if path not in DECIDE_STAGES:
+            assert tuple(after) == stages, path
+        found, expected = differing(before, after), expected & after.keys()
+        if found != expected:
+            wrong.append(f"{path}: changed {sorted(found - expected)} besides, left {sorted(expected - found)}")
+    assert paths == list(dict.fromkeys(paths)) and set(paths) == set(flat(to_dict(settings)))
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "entry"),
+    [
+        (kind, path, entry)
+        for kind, path, registry in (
+            ("detector", "detector", DETECTORS),
+            ("method", "learning.pretext", METHODS),
+            ("method", "learning.teacher", METHODS),
+            ("method", "learning.method", METHODS),
+            ("selection", "learning.selection", SELECTION),
+        )
+        for entry in registry
+    ],
+)
+def test_every_entry_of_the_registries(kind: str, path: str, entry: str) -> None:
+    """In each of its places in a run: its own settings reach the stages of that place, whatever they are called."""
+    settings = dataclasses.replace(Settings(), detector=tiny_choice("actionformer"))
+    try:
+        if kind == "detector":
+            settings = dataclasses.replace(settings, detector=tiny_choice(entry))
+        else:
+            settings = override(settings, {f"{path}.{'chain' if kind == 'selection' else 'name'}": {
+                "method": entry, "selection": (entry,)}[kind]})  # fmt: skip
+        before = marks(settings)
+    except SettingsError as refused:
+        pytest.skip(f"a plan refuses it: {refused}")
+    stages, wrong = tuple(before), []
+    for name, value, declared in walk(settings):
+        if name.startswith(f"{path}.") and not name.endswith((".name", ".chain")):
+            run, after = next(changed_runs(name, value, declared, settings, Path()), (None, {}))
+            assert run is not None, f"{name}: found no other legal value than {value!r}"
+            found = differing(before, after)
+            expected = with_later(stages, readers_of(name, stages)) & after.keys()
+            wrong += [f"{name}: {sorted(found ^ expected)}"] if found != expected else []
+    assert not wrong, "\n".join(wrong)
+
+
+# ---- What is registered from outside: no list to extend. ----
+
+
+@dataclass(frozen=True)
+class Inner(Checked):
+    depth: int = number(1, at_least=0)
+
+
+@dataclass(frozen=True)
+class FreshSettings(Checked):
+    strength: float = number(1.0, at_least=0)
+    inner: Inner = field(default_factory=Inner)
+    decoding: NmsSettings = field(default_factory=NmsSettings)
+
+
+@contextmanager
+def registered(registry: Registry, name: str) -> Iterator[str]:
+    """Takes the entry ``name`` out of the registry at the end."""
+    try:
+        yield name
+    finally:
+        registry._entries.pop(name, None)
+
+
+def reached(settings: Settings, path: str, value: Any) -> set[str]:
+    return differing(marks(settings), marks(override(settings, {path: value})))
+
+
+def test_a_fresh_method() -> None:
+    with registered(METHODS, "fresh_method") as name:
+        build = lambda settings, context: METHODS["apl"].build(METHODS["apl"].settings(), context)
+        register_method(name, FreshSettings, build)
+        settings, stages = CASES["defaults"].settings, (*BASELINES, *CASES["defaults"].stages)
+        for place, first in (("pretext", "pretrain"), ("method", "self_train_1")):
+            own = override(settings, {f"learning.{place}.name": name})
+            for setting, value in (("strength", 2.0), ("inner.depth", 3), ("decoding.sigma", 0.7)):
+                found = reached(own, f"learning.{place}.{setting}", value)
+                assert found == with_later(stages, {first}), (place, setting)
+
+
+def test_a_fresh_link() -> None:
+    with registered(SELECTION, "fresh_link") as name:
+        build = lambda settings, facts: SELECTION["fixed"].build(SELECTION["fixed"].settings(), facts)
+        register_selection(name, FreshSettings, build)
+        settings, stages = CASES["defaults"].settings, (*BASELINES, *CASES["defaults"].stages)
+        own = override(settings, {"learning.selection.chain": (name, "icd")})
+        for setting, value in (("strength", 2.0), ("inner.depth", 3), ("decoding.sigma", 0.7)):
+            found = reached(own, f"learning.selection.{name}.{setting}", value)
+            assert found == with_later(stages, {"pseudo_label_1"}), setting
+        # The order of links counts, too.
+        turned = override(own, {"learning.selection.chain": ("icd", name)})
+        assert differing(marks(own), marks(turned)) == with_later(stages, {"pseudo_label_1"})
+
+
+def test_a_fresh_detector() -> None:
+    with registered(DETECTORS, "fresh_detector") as name:
+        build = lambda settings, facts: build_detector(tiny_choice("conv"), facts)
+        register_detector(name, FreshSettings, build)
+        settings, stages = CASES["defaults"].settings, (*BASELINES, *CASES["defaults"].stages)
+        own = override(settings, {"detector.name": name})
+        for setting, value in (("strength", 2.0), ("inner.depth", 3)):
+            assert reached(own, f"detector.{setting}", value) == set(stages), setting
+        decodes = with_later(stages, matching(stages, ("pseudo_label_?", "*_evaluation")))
+        assert reached(own, "detector.decoding.sigma", 0.7) == decodes
+
+
+# ---- What is no setting. ----
+
+
+@pytest.mark.parametrize("read", READABLE)
+@pytest.mark.parametrize("name", CASES)
+def test_other_data(name: str, read: str) -> None:
+    """A correction in the data does again what reads it: one of a test annotation scores again and trains nothing."""
+    settings, stages = CASES[name].settings, (*BASELINES, *CASES[name].stages)
+    expected = with_later(stages, matching(stages, DATA_READERS[read]))
+    assert differing(marks(settings), marks(settings, FakeContext(read))) == expected
+    if read.startswith("evaluation"):
+        assert not matching(tuple(expected), TRAININGS)
+
+
+def test_class_scores_by_content(scores: Path) -> None:
+    """A file of class scores that moved is no change, other scores are one, of what is scored."""
+    use = lambda file: override(
+        CASES["defaults"].settings, {"evaluation.protocol": "external", "evaluation.external_scores": str(file)}
+    )
+    before = marks(use(scores))
+    moved = scores.with_name("moved.json")
+    moved.write_bytes(scores.read_bytes())
+    assert marks(use(moved)) == before
+    moved.write_text('{"class": []}')
+    assert differing(marks(use(moved)), before) == matching(tuple(before), ("*_evaluation",))
+
+
+def test_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = marks(CASES["stranger"].settings)
+    monkeypatch.setattr(stages_module, "__version__", "0.0.0")
+    assert differing(before, marks(CASES["stranger"].settings)) == set(before)
+
+
+def test_a_setting_that_the_specification_forgot() -> None:
+    with pytest.raises(AssertionError, match="which stages read this setting"):
+        readers_of("learning.unheard_of", BASELINES)
