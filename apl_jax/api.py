@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
-
 from apl_jax.data.annotations import Annotations, parse_annotations, read_annotations
 from apl_jax.data.dataset import Dataset, open_dataset, open_truth
 from apl_jax.data.files import DataError, load_json, refusal
@@ -230,7 +228,9 @@ def evaluate(
     document, path = _predictions(predictions)
     found = parse_submission(document, path, [record.id for record in records], truth.classes)
     kinds = (("videos", found.unknown_videos), ("classes", found.unknown_labels))
-    notes = [f"{len(names)} {kind} of the predictions are unknown, such as {names[0]!r}" for kind, names in kinds if names]
+    notes = [
+        f"{len(names)} {kind} of the predictions are unknown, such as {names[0]!r}" for kind, names in kinds if names
+    ]
     known = instances_from_annotations(records)
     scores = average_precision(known, found.instances, tuple(tiou), len(truth.classes), tuple(recall_at))
     return Evaluation(scores, truth.classes, (*truth.notes, *notes))

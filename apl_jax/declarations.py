@@ -84,7 +84,9 @@ def within_bounds(value: float, bounds: tuple[float, float, float, float]) -> bo
 def bounds_in_words(bounds: tuple[float, float, float, float]) -> str:
     """The bounds of a number as a person would say them."""
     words = ("at least", "at most", "more than", "less than")
-    return " and ".join(f"{word} {b:g}" for word, b in zip(words, bounds, strict=True) if math.isfinite(b)) or "a number"
+    return (
+        " and ".join(f"{word} {b:g}" for word, b in zip(words, bounds, strict=True) if math.isfinite(b)) or "a number"
+    )
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,9 @@ def _changed_fields(old: Any, new: Any, where: str) -> Any:
 
 def _changed_choice(old: Choice, new: Any, where: str, registry: Registry) -> Choice:
     if not isinstance(new, Mapping):
-        raise SettingsError(f"`{where}`: found {new!r}, expected `{where}.name` and the settings of that {registry.kind}")
+        raise SettingsError(
+            f"`{where}`: found {new!r}, expected `{where}.name` and the settings of that {registry.kind}"
+        )
     name = str(new.get(_NAME, old.name))
     settings = old.settings if name == old.name else registry.get(name, f"{where}.{_NAME}").settings()
     return Choice(name, _changed(settings, {k: v for k, v in new.items() if k != _NAME}, where))
@@ -220,7 +224,9 @@ def _changed_chain(old: Chain, new: Any, where: str, registry: Registry) -> Chai
     if not isinstance(new, Mapping):
         raise SettingsError(f"`{where}`: found {new!r}, expected `{where}.chain` and the settings of its links")
     names = new.get(_CHAIN, old.names)
-    names = _changed_tuple(("",), _read_text(str(names), ()) if isinstance(names, _Text) else names, f"{where}.{_CHAIN}")
+    names = _changed_tuple(
+        ("",), _read_text(str(names), ()) if isinstance(names, _Text) else names, f"{where}.{_CHAIN}"
+    )
     if len(set(names)) < len(names):
         raise SettingsError(f"`{where}.{_CHAIN}`: found {names!r}, expected each link once")
     changes = {name: value for name, value in new.items() if name != _CHAIN}

@@ -30,7 +30,11 @@ class Registry:
         self._entries: dict[str, Entry] = {}
 
     def register(
-        self, name: str, settings: type, build: Callable[..., Any], plain: Callable[[Any], Any] = lambda settings: settings
+        self,
+        name: str,
+        settings: type,
+        build: Callable[..., Any],
+        plain: Callable[[Any], Any] = lambda settings: settings,
     ) -> None:
         """Adds an entry. The same name with another builder is an error, the same call a second time is none.
 

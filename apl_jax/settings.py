@@ -49,7 +49,9 @@ class GridSettings(Checked):
     # folders in root (rgb, flow) whose features are joined on channels, in this order; empty: one array per video
     streams: tuple[str, ...] = field(default=(), metadata={"entries": str})
     window: int = number(20, at_least=1)  # samples of raw signal per feature row
-    stride: int = number(10, at_least=0)  # samples between rows; 0: ready-made rows that span their video in equal parts
+    stride: int = number(
+        10, at_least=0
+    )  # samples between rows; 0: ready-made rows that span their video in equal parts
     # rows: as many as the recording has | resize: linear, to fixed_length_t (spec 1.2) | pool: BSN's (spec 2.6)
     grid: str = one_of("rows", "resize", "pool")
     fixed_length_t: int = number(192, at_least=2)  # rows after resize or pool; ActivityNet: 192, TSN for SPOT: 100

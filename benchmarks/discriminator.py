@@ -22,15 +22,15 @@ import numpy as np
 import optax
 from sklearn.metrics import roc_auc_score
 
+from apl_jax.devices import to_host
 from apl_jax.evaluation.detections import predict_batch
 from apl_jax.learning.instances import discriminator_loss, mean_similarity
 from apl_jax.learning.selection import build_selector
+from apl_jax.report.finished_run import open_run
 from apl_jax.runs.context import Room
 from apl_jax.runs.run import open_room
 from apl_jax.runs.training_stage import trained_parameters
-from apl_jax.report.finished_run import open_run
 from apl_jax.structs import Array, Detections, PyTree
-from apl_jax.devices import to_host
 
 RIGHT_TIOU, SECOND_TIOU = 0.5, 0.1
 STEPS = 500

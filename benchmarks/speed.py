@@ -23,6 +23,7 @@ from apl_jax.data.annotations import read_annotations
 from apl_jax.detectors.actionformer import build_actionformer
 from apl_jax.detectors.base import Detector
 from apl_jax.detectors.spot import build_spot
+from apl_jax.devices import enable_compile_cache
 from apl_jax.evaluation.average_precision import Instances, average_precision, instances_from_annotations
 from apl_jax.ops.clustering import kmeans
 from apl_jax.settings import (
@@ -33,7 +34,6 @@ from apl_jax.settings import (
     SpotSettings,
 )
 from apl_jax.structs import Batch, PyTree, Targets
-from apl_jax.devices import enable_compile_cache
 from apl_jax.training.optimizer import build_optimizer
 
 FORWARD_MULTIPLY_ADDS = 45.044e9  # per video of 2304 x 2048 steps: APL Table S6, with ALQA's branches

@@ -21,10 +21,10 @@ import numpy as np
 
 from apl_jax.cli import to_settings
 from apl_jax.data.dataset import open_dataset
-from apl_jax.feeds.passes import BatchPlan, map_streamed
-from apl_jax.settings import Settings
 from apl_jax.devices import build_mesh, replicated
+from apl_jax.feeds.passes import BatchPlan, map_streamed
 from apl_jax.feeds.streamed import stream_feed
+from apl_jax.settings import Settings
 
 BATCH = 32
 REPORTS = 4

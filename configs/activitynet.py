@@ -74,7 +74,9 @@ def get_config(variant: str = "apl") -> ConfigDict:
     for stage in (learning.pretrain, learning.supervised, learning.self_train):
         stage.optimizer.learning_rate = 1e-3
     epochs_to_steps(learning.pretrain, 15, TRAINING)  # 15 x 603 steps
-    epochs_to_steps(learning.supervised, 15, LABELLED)  # 15 x 60 steps of ActionFormer's epochs, and no less than on THUMOS14
+    epochs_to_steps(
+        learning.supervised, 15, LABELLED
+    )  # 15 x 60 steps of ActionFormer's epochs, and no less than on THUMOS14
     learning.supervised.steps = max(learning.supervised.steps, 2000)
     epochs_to_steps(learning.self_train, 15, UNLABELLED)  # 15 x 542 steps
     thumos14.warm_up(learning, 1 / 15, 5 / 15, 5 / 15)

@@ -63,7 +63,9 @@ def get_config(variant: str = "verb") -> ConfigDict:
     for stage in (learning.pretrain, learning.supervised, learning.self_train):
         stage.perturb.keep_ratio = 0.3
     epochs_to_steps(learning.pretrain, 15, TRAINING)  # 15 x 247 steps
-    epochs_to_steps(learning.supervised, 21, LABELLED)  # 21 x 25 steps of ActionFormer's epochs, and no less than on THUMOS14
+    epochs_to_steps(
+        learning.supervised, 21, LABELLED
+    )  # 21 x 25 steps of ActionFormer's epochs, and no less than on THUMOS14
     learning.supervised.steps = max(learning.supervised.steps, 2000)
     epochs_to_steps(learning.self_train, 21, UNLABELLED)  # 21 x 222 steps
     thumos14.warm_up(learning, 1 / 15, 5 / 21, 5 / 21)

@@ -12,15 +12,15 @@
 # ---
 
 # %% [markdown]
-# # What the pseudo labels of a run are worth
+# # How good the pseudo labels of a run are
 #
-# A semi-supervised run (`apl-jax run`) labels its unlabelled videos with its own predictions. This notebook opens the
-# folder of a finished run and asks whether those labels deserved to be believed: how they were scored (ALQA), where the
-# line was drawn (tau_pos), what the discriminator changed (ICD), and what the contrast (ACP) did to the features. The
-# *truth* it compares with is the annotation of the unlabelled videos, which training never saw.
+# A semi-supervised run (`apl-jax run`, or `apl_jax.train`) labels its unlabelled videos with its own predictions. This
+# notebook opens the folder of a finished run and compares those labels with the truth: how they were scored (ALQA),
+# which threshold they had to reach (tau_pos), what the discriminator changed (ICD), and how pre-training (ACP) changed
+# the features. The *truth* is the annotation of the unlabelled videos, which training never saw.
 #
 # Sections, equations and figures are those of the paper, *Towards Adaptive Pseudo-label Learning for Semi-Supervised
-# Temporal Action Localization*. Set `APL_RUN` to look at another run.
+# Temporal Action Localization*. Set the environment variable `APL_RUN` to the folder of another run.
 
 # %%
 import contextlib
@@ -31,17 +31,17 @@ import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from apl_jax.report import figures as plots
+import apl_jax as apl
 from apl_jax.evaluation.average_precision import find_overlaps, instances_from_annotations
 from apl_jax.evaluation.label_quality import POSITIVE_TIOU, quality_per_class, set_quality
-from apl_jax.report import print_table
+from apl_jax.report import figures as plots
 from apl_jax.report.finished_run import open_run
 from apl_jax.report.tables import MEASURES, aligned, percents
 from apl_jax.structs import Reason
 
 FOLDER = Path(os.environ.get("APL_RUN", "../runs/spsw")).resolve()
-with contextlib.chdir(".."):  # a relative data.root is meant from the project's folder
-    run = open_run(FOLDER)
+with contextlib.chdir(".."):  # a relative data.root counts from the project's folder
+    run = open_run(FOLDER)  # the run's files as arrays, and the truth
 
 
 def show(draw, height_in, *arrays, width_in=plots.FULL_WIDTH_IN):
@@ -51,19 +51,22 @@ def show(draw, height_in, *arrays, width_in=plots.FULL_WIDTH_IN):
     return HTML(plots.to_svg(figure))
 
 
-print_table(run.results)
+with contextlib.chdir(".."):
+    print(apl.load_run(FOLDER).table())
 
 # %% [markdown]
 # ## The labels of the last round
 #
-# One row per detection above tau_neg on an unlabelled video; weaker ones were forgotten at once. `reason` says what
-# became of it: *kept* or *promoted* (a pseudo label), *dropped*, or still a *candidate*.
+# One row for each detection above tau_neg on an unlabelled video; weaker ones were not considered. `reason` says what
+# was decided about it: *kept* and *promoted* ones are pseudo labels, *dropped* ones and *candidates* are not.
+# `apl.load_run(FOLDER).pseudo_labels()` gives the same detections by recording.
 
 # %%
 if not run.results["pseudo_labels"]:
-    raise SystemExit(f"{FOLDER}: this run has no pseudo labels; give one with the arm semi_supervised as APL_RUN")
+    raise SystemExit(f"{FOLDER}: this run has no pseudo labels; set APL_RUN to one with the variant semi_supervised")
 STAGE = list(run.results["pseudo_labels"])[-1]
 record, selection = run.results["pseudo_labels"][STAGE], run.settings.learning.selection
+dynamic, icd = selection.settings_of("dynamic"), selection.settings_of("icd")  # None where the chain has no such link
 labels, classes = run.pseudo_labels(STAGE), run.truth.classes
 confidence, reason = labels.instances.score, labels.reason
 truth = instances_from_annotations(run.records("unlabelled"))
@@ -71,11 +74,11 @@ colours = plots.class_colours(np.bincount(truth.label, minlength=len(classes)))
 print(STAGE, {r.name.lower(): int((reason == r).sum()) for r in plots.REASON_COLOURS})
 
 # %% [markdown]
-# ## Scores: does the network know what it knows?
+# ## Scores
 #
-# ALQA (section 3.1) multiplies the class probability by a predicted reliability of the borders (Eq. 4): *tIoU*, the
-# predicted overlap, less *tND*, the predicted distance of the centres (Eq. 1). A class score alone says nothing about
-# the borders.
+# ALQA (section 3.1) multiplies the class probability by a predicted reliability of start and end (Eq. 4): *tIoU*, the
+# predicted overlap, less *tND*, the predicted distance of the centres (Eq. 1). The class score alone does not depend on
+# start and end.
 
 # %%
 quality = np.clip(labels.tiou - labels.tnd, 0, 1)
@@ -83,8 +86,8 @@ numbers = {"score": labels.score, "tIoU": labels.tiou, "tND": labels.tnd, "confi
 show(plots.reason_histograms, 2.4, numbers, reason, {})
 
 # %% [markdown]
-# The overlap that a detection really has with the truth, against what was predicted for it. A number is useful for
-# choosing labels where the line rises: the higher the correlation r, the better it ranks the borders.
+# The overlap that a detection really has with the truth, against what was predicted for it. A number helps to choose
+# labels where its line rises: the higher the correlation r, the better the number ranks detections by their overlap.
 
 # %%
 overlaps = find_overlaps(truth, labels.instances, floor=0.0, same_class=False)
@@ -93,22 +96,24 @@ np.maximum.at(tiou, overlaps.prediction, overlaps.tiou)
 show(plots.calibration, 2.6, {"score": labels.score, "quality": quality, "confidence": confidence}, tiou)
 
 # %% [markdown]
-# ## tau_pos: where the line is drawn
+# ## tau_pos: the threshold
 #
-# The threshold follows the teacher: mean + standard deviation of the confidences (section 3.1, Eq. 6), pooled over all
-# detections above tau_neg unless the settings say otherwise, and clipped. The cell computes it again.
+# The rule `dynamic` sets the threshold to mean + standard deviation of the confidences (section 3.1, Eq. 6), times
+# `deviations`, pooled over all detections above tau_neg unless the settings say otherwise, and clipped. The cell
+# computes it again.
 
 # %%
-tau = np.clip(confidence.mean() + selection.deviations * confidence.std(), selection.tau_min, selection.tau_max)
-comparable = selection.rule == "dynamic" and selection.scope == "pooled"
-print(f"tau_pos of the run {record['tau_pos']:.4f}, mean + deviation {tau:.4f}" + ("" if comparable else " (pooled)"))
+if dynamic is not None:
+    tau = np.clip(confidence.mean() + dynamic.deviations * confidence.std(), dynamic.tau_min, dynamic.tau_max)
+    pooled = "" if dynamic.scope == "pooled" else " (pooled)"
+    print(f"tau_pos of the run {record['tau_pos']:.4f}, mean + deviation {tau:.4f}{pooled}")
 NAME = "confidence = score × quality"
-marks = {NAME: [(selection.tau_neg, "τ neg"), (record["tau_pos"], "τ pos")]}
+marks = {NAME: [(run.selection_setting("tau_neg") or 0.0, "τ neg"), (record["tau_pos"], "τ pos")]}
 show(plots.reason_histograms, 2.8, {NAME: confidence}, reason, marks)
 
 # %% [markdown]
 # What other thresholds would have selected from the same detections, before ICD. The fixed threshold of .3 is the
-# baseline of Table 2 and of Figure 3(c). A high threshold buys precision with recall.
+# baseline of Table 2 and of Figure 3(c). With a higher threshold precision rises and recall falls.
 
 # %%
 rows = [["tau_pos", "labels", *MEASURES.values()]]
@@ -121,20 +126,21 @@ print(aligned(rows))
 # ## ICD: what EAP and MPP changed
 #
 # The discriminator compares every detection with the labelled instances of its class (section 3.2, Eq. 10). EAP drops
-# positives whose similarity is too low, MPP promotes candidates whose similarity is high. Bars as in Figure 3(c).
+# detections above the threshold whose similarity is low, MPP promotes candidates whose similarity is high. Bars as in
+# Figure 3(c).
 
 # %%
 show(plots.quality_bars, 2.6, record["quality"], width_in=plots.HALF_WIDTH_IN)
 
 # %%
 NAME = "similarity to labelled instances of the class"
-marks = {NAME: [(selection.eliminate_below, "EAP below"), (selection.promote_above, "MPP above")]}
+marks = {NAME: [(icd.eliminate_below, "EAP below"), (icd.promote_above, "MPP above")]} if icd is not None else {}
 show(plots.reason_histograms, 2.8, {NAME: labels.similarity}, reason, marks)
 
 # %% [markdown]
-# Did it move the right ones? What EAP dropped should be mostly wrong, what MPP promoted mostly right (Figure S4 shows
-# examples). The last two lines ask the same of all detections: how often a right one (own class, tIoU of .5 or more)
-# is ranked above a wrong one. At 50 % a number knows nothing.
+# A detection is *right* when an instance of its class overlaps it by a tIoU of .5 or more. Those that EAP dropped
+# should be mostly wrong, those that MPP promoted mostly right (Figure S4 shows examples). The last two lines are about
+# all detections: how often a right one has a larger number than a wrong one. 50 % is what a random number reaches.
 
 # %%
 from sklearn.metrics import roc_auc_score
@@ -150,8 +156,8 @@ if 0 < right.sum() < len(right):
 # %% [markdown]
 # ## Classes
 #
-# A threshold for all classes favours those that are easy to score. Compare the coloured bar with the grey one: a class
-# with few pseudo labels is hardly taught.
+# With one threshold for all classes, classes with high scores get more pseudo labels than others. Compare the coloured
+# bar, the pseudo labels, with the grey one, the true instances.
 
 # %%
 per_class = quality_per_class(labels.instances, reason, truth, classes, "final")
@@ -169,13 +175,13 @@ show(plots.class_counts, height, classes, true, selected, correct, colours, widt
 # %% [markdown]
 # ## Timelines
 #
-# The four videos in which ICD changed most, or the first ones where it changed nothing. The more confident a detection,
-# the more opaque; point at one to read its class.
+# The four videos in which ICD changed most, or the first four where it changed nothing. Detections of higher confidence
+# are drawn more opaque; point at one to read its class.
 
 # %%
-moved = np.isin(reason, (Reason.DROPPED, Reason.PROMOTED))
+changed = np.isin(reason, (Reason.DROPPED, Reason.PROMOTED))
 videos = run.records("unlabelled")
-order = np.argsort(-np.bincount(labels.instances.video[moved], minlength=len(videos)), kind="stable")
+order = np.argsort(-np.bincount(labels.instances.video[changed], minlength=len(videos)), kind="stable")
 
 
 def lane(name, rows, colour):
@@ -198,27 +204,29 @@ show(plots.timelines, plots.timeline_height(panels), panels, colours)
 # %% [markdown]
 # ## Learnt frames, before and after ACP
 #
-# ACP (section 3.3) pulls frames of one action together and pushes actions and background apart, first without any
-# label. Here are the same frames of unlabelled videos in four representations: the input features, the detector as it
-# is initialised, after pre-training, and the teacher that made the labels of the first round. Every class and the
-# background give equally many frames, as far as they have them.
+# ACP (section 3.3) trains the network so that frames of one action become similar, and frames of actions and of the
+# background different, at first without any label. Here are the same frames of unlabelled videos in four
+# representations: the input features, the detector as it is initialised, after pre-training, and the teacher that made
+# the labels of the first round. Every class and the background give equally many frames, as far as they have them.
 
 # %%
+from apl_jax.runs.context import TRAINING, UNLABELLED_TRUTH
 from apl_jax.runs.frames import representations, sample_frames
-from apl_jax.runs.run import open_room
+from apl_jax.runs.run import open_run as open_context
 
 with contextlib.chdir(".."):
-    room = open_room(run.settings, FOLDER)
-frames = sample_frames(room, videos=32, frames=500)
+    inputs = open_context(run.settings, FOLDER).inputs((TRAINING, UNLABELLED_TRUTH))
+frames = sample_frames(inputs, videos=32, frames=500)
 row, kind, BACKGROUND = frames.row, frames.kind, len(classes)
 print(f"{len(kind)} frames: {(kind == BACKGROUND).sum()} of background")
 wanted = {"after ACP": "pretrain", "teacher": "teacher"}
-features = representations(room, {n: s for n, s in wanted.items() if s in run.results["steps"]}, frames)
+stages = {name: stage for name, stage in wanted.items() if stage in run.results["steps"]}
+features = representations(run.settings.detector, inputs, stages, frames)
 print("; ".join(f"{name}: {x.shape[-1]} numbers" for name, x in features.items()))
 
 # %% [markdown]
-# t-SNE keeps neighbours together; distances between clusters mean little. First action against background, as in
-# Figure 4(a), then the classes, as in Figure 4(b).
+# t-SNE draws frames near one another that are similar; distances between groups mean little. First action and
+# background, as in Figure 4(a), then the classes, as in Figure 4(b).
 
 # %%
 from sklearn.manifold import TSNE
@@ -226,7 +234,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 embed = TSNE(perplexity=min(30, len(kind) // 4), init="pca", random_state=0).fit_transform
-with threadpool_limits(1):  # so few points gain nothing from threads, and lose much on a busy machine
+with threadpool_limits(1):  # with so few points threads gain nothing, and on a busy machine they take longer
     points = {name: embed(StandardScaler().fit_transform(x)) for name, x in features.items()}
 two = [("background", kind == BACKGROUND, "#B0B0B0"), ("action", kind != BACKGROUND, "#CC6677")]
 show(plots.embeddings, 3.2, points, two)
@@ -236,8 +244,8 @@ named = [(classes[c], kind == c, colours[c]) for c in range(len(classes)) if (ki
 show(plots.embeddings, 3.2, points, [("background", kind == BACKGROUND, "#D8D8D8"), *named])
 
 # %% [markdown]
-# A picture can flatter. Table S2 asks a linear classifier instead: trained on the frames of half of these videos, how
-# many frames of the other half does it name right (classes and background), and how many on average over the classes?
+# Table S2 measures the same with a linear classifier, trained on the frames of half of these videos: which share of the
+# other half's frames it classifies rightly (classes and background), and which share on average over the classes.
 
 # %%
 from sklearn.linear_model import LogisticRegression

@@ -10,16 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from apl_jax.data.annotations import VideoRecord
-from apl_jax.data.files import refusal
-from apl_jax.data.grids import place_rows
 from apl_jax.data.features.manifest import check_clock
 from apl_jax.data.features.sources import FeatureSource
+from apl_jax.data.files import refusal
+from apl_jax.data.grids import place_rows
 from apl_jax.settings import DataSettings
-from apl_jax.structs import Batch, Targets, TimeGrid
+from apl_jax.structs import Batch, Detections, Targets, TimeGrid
 
 _ALIGNMENT = 64  # bytes
 _SILENT_S = 3.0  # reading that is done sooner shows no progress bar
@@ -37,6 +38,7 @@ class VideoTable:
     read: Callable[[int], np.ndarray]  # standardised feature rows [T_v, D] float32 of a video, by its place in records
     width: int  # D
     length_t: int  # T
+    proposals: Detections | None = None  # [V, K] numpy, for detectors that want them
 
     @functools.cached_property
     def ids(self) -> tuple[str, ...]:
@@ -75,7 +77,8 @@ class VideoTable:
         """The videos of some rows, padded to the longest of these only."""
         records, grids = tuple(self.records[v] for v in rows), tuple(self.grids[v] for v in rows)
         longest = max((grid.length for grid in grids), default=1)
-        return VideoTable(records, grids, lambda v: self.read(rows[v]), self.width, longest)
+        proposals = jax.tree.map(lambda x: x[np.asarray(rows)], self.proposals)
+        return VideoTable(records, grids, lambda v: self.read(rows[v]), self.width, longest, proposals)
 
     def join(self, other: VideoTable) -> VideoTable:
         """The videos of two tables of equal T as one table."""
@@ -239,4 +242,5 @@ def build_targets(
 def whole_table(table: VideoTable, max_instances: int | None = None) -> Batch:
     """All V videos of a table as one host-side :class:`Batch`; row v is video v."""
     targets = build_targets(table.records, table.grids, max_instances)
-    return Batch(table.features, table.mask, targets, np.arange(len(table.records), dtype=np.int32))  # pyright: ignore[reportArgumentType]  # numpy leaves, until they are placed
+    numbers = np.arange(len(table.records), dtype=np.int32)
+    return Batch(table.features, table.mask, targets, numbers, table.proposals)  # pyright: ignore[reportArgumentType]  # numpy leaves, until they are placed

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.batching import RowStore, Standardizer, VideoTable, padded_length
 from apl_jax.data.features.folder import open_features
+from apl_jax.data.features.sources import SYNTHETIC_NOTE, data_root
 from apl_jax.data.published import read_published
-from apl_jax.data.features.sources import SYNTHETIC_NOTE, FeatureSource, data_root
 from apl_jax.data.splits import Split, build_split
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings

@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.files import refusal
-from apl_jax.data.grids import build_grid
 from apl_jax.data.features.layouts import Unusable
 from apl_jax.data.features.manifest import Manifest, read_manifest, write_manifest
-from apl_jax.data.published import annotation_file, read_published
 from apl_jax.data.features.sources import SYNTHETIC, FeatureSource, data_root
+from apl_jax.data.files import refusal
+from apl_jax.data.grids import build_grid
+from apl_jax.data.published import annotation_file, read_published
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
 from apl_jax.structs import TimeGrid

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from apl_jax.data.batching import VideoTable, aligned_zeros, bucket_length, build_targets
+from apl_jax.devices import first_rows, shard_batch, to_host
 from apl_jax.ops.masking import map_rows
 from apl_jax.structs import Batch, PyTree, Targets
-from apl_jax.devices import first_rows, shard_batch, to_host
 
 BatchFn = Callable[[PyTree, Batch], PyTree]  # (params, videos [B]) -> results [B, ...]; traceable
 
@@ -96,7 +96,8 @@ class _Batches:
             features[i, : len(values)], mask[i, : len(values)] = values, True
         pad = lambda x: np.pad(x[rows], [(0, fill)] + [(0, 0)] * (x.ndim - 1))
         numbers = pad(np.arange(len(self.table.ids), dtype=np.int32))
-        return Batch(features, mask, jax.tree.map(pad, self.targets), numbers)  # pyright: ignore[reportArgumentType]  # numpy leaves
+        proposals = jax.tree.map(pad, self.table.proposals)
+        return Batch(features, mask, jax.tree.map(pad, self.targets), numbers, proposals)  # pyright: ignore[reportArgumentType]  # numpy leaves
 
 
 def _in_order(parts: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -17,10 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from apl_jax.data.batching import VideoTable, aligned_zeros, build_targets
+from apl_jax.devices import DATA_AXIS, place, replicated, to_host
 from apl_jax.feeds.resident import Feed, draw_all_rows, role_key
 from apl_jax.settings import RuntimeSettings
 from apl_jax.structs import Array, Batch, PyTree, Targets
-from apl_jax.devices import DATA_AXIS, place, replicated, to_host
 
 _MIB = 2**20
 
@@ -63,7 +63,7 @@ class Portions:
         rows = role.order[steps.start : steps.stop]
         features = aligned_zeros((*rows.shape, role.steps_t, role.table.width))
         mask = np.zeros((*rows.shape, role.steps_t), bool)
-        targets = jax.tree.map(lambda x: x[rows], role.targets)
+        targets, proposals = jax.tree.map(lambda x: x[rows], (role.targets, role.table.proposals))
         for i, step in enumerate(steps):
             for b in range(*role.local.indices(rows.shape[1])):
                 v = rows[i, b]
@@ -73,9 +73,11 @@ class Portions:
                     start = window_start(draws, len(values), role.steps_t, targets.segments_t[i, b], targets.mask[i, b])
                     values = values[start : start + role.steps_t]
                     targets.segments_t[i, b] -= start
+                    if proposals is not None:
+                        proposals.segments_t[i, b] -= start
                 features[i, b, : len(values)] = values
                 mask[i, b, : len(values)] = True
-        return Batch(features, mask, targets, rows.astype(np.int32))  # pyright: ignore[reportArgumentType]  # numpy
+        return Batch(features, mask, targets, rows.astype(np.int32), proposals)  # pyright: ignore[reportArgumentType]  # numpy
 
 
 def window_start(draws: np.random.Generator, length: int, window: int, segments_t: np.ndarray, mask: np.ndarray) -> int:

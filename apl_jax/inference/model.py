@@ -31,11 +31,11 @@ from apl_jax.devices import build_mesh, enable_compile_cache, place, replicated
 from apl_jax.evaluation.detections import predict_batch
 from apl_jax.registry import DETECTORS
 from apl_jax.settings import GridSettings
-from apl_jax.structs import Batch, DataFacts, Detections, PyTree, leaves_by_name, nested
+from apl_jax.structs import Array, Batch, DataFacts, Detections, PyTree, leaves_by_name, nested
 
 FOLDER, CARD, PARAMETERS = "model", "model.json", "params.safetensors"
 FORMAT = 2
-OWNER = "detector"  # whose parameters prediction needs
+OWNER, GENERATOR = "detector", "generator"  # whose parameters prediction needs: the second where proposals are wanted
 _FORMER_CARD = "model.json"  # of version 0.1, in the run folder itself
 
 
@@ -53,6 +53,7 @@ class ModelCard:
     fps: float | None  # of all training videos, where it is one
     standardizer: Standardizer  # [D]
     prediction_batch: int = 16  # videos that are predicted together
+    generator: Choice | None = None  # that makes the proposals which the detector wants
     data: str = ""  # name of the data set
     licence: str = ""  # of the data
 
@@ -68,13 +69,17 @@ class Model:
     """A trained detector and all that turns recordings into its input; :func:`apl_jax.load_model` opens one."""
 
     card: ModelCard
-    params: PyTree  # the detector's, averaged, on every device
+    params: PyTree  # averaged, on every device: the detector's, or with a generator those of both by owner
     mesh: Mesh
 
     @functools.cached_property
     def detector(self) -> Detector:
-        """Its pure functions."""
-        return build_detector(self.card.detector, DataFacts(self.card.feature_width, len(self.card.classes)))
+        """Its pure functions; of a detector that wants proposals, together with the generator that makes them."""
+        facts = DataFacts(self.card.feature_width, len(self.card.classes))
+        detector = build_detector(self.card.detector, facts)
+        if self.card.generator is None:
+            return detector
+        return with_generator(detector, build_detector(self.card.generator, facts))
 
     @functools.cached_property
     def program(self) -> Callable[[PyTree, Batch], Detections]:
@@ -98,6 +103,16 @@ class Model:
         from apl_jax.inference.arrays import predict_arrays
 
         return predict_arrays(self, recordings, fps, duration_s)
+
+
+def with_generator(detector: Detector, generator: Detector) -> Detector:
+    """A detector that wants proposals as one that makes them itself; its parameters are those of both, by owner."""
+
+    def apply(params: PyTree, batch: Batch, key: Array | None) -> Any:
+        proposals = generator.decode(generator.apply(params[GENERATOR], batch, None))
+        return detector.apply(params[OWNER], dataclasses.replace(batch, proposals=proposals), key)
+
+    return detector._replace(apply=apply)
 
 
 def write_parameters(folder: Path, params: PyTree) -> None:
@@ -135,11 +150,12 @@ def open_model(path: Path, stage: str = "") -> Model:
     card = _read_card(folder / CARD, document)
     if hashlib.sha256(content).hexdigest() != document.get("parameters"):
         found = "other parameters than those that model.json was written for"
-        raise refusal(str(folder / PARAMETERS), found, "both files of one model", "copy the folder again, or train again")
-    leaves = _parse(folder / PARAMETERS, content)
-    own = {name.removeprefix(f"{OWNER}/"): leaf for name, leaf in leaves.items() if name.startswith(f"{OWNER}/")}
-    mesh = build_mesh()
-    return Model(card, place(nested(own), replicated(mesh)), mesh)
+        raise refusal(
+            str(folder / PARAMETERS), found, "both files of one model", "copy the folder again, or train again"
+        )
+    owners, mesh = nested(_parse(folder / PARAMETERS, content)), build_mesh()
+    params = owners[OWNER] if card.generator is None else {name: owners[name] for name in (OWNER, GENERATOR)}
+    return Model(card, place(params, replicated(mesh)), mesh)
 
 
 def read_card(path: Path, stage: str = "") -> ModelCard:
@@ -184,7 +200,9 @@ def _parse(path: Path, content: bytes) -> dict[str, np.ndarray]:
     except Exception as error:  # the library raises its own error, and what numpy does on damaged headers
         words = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         found = f"an unreadable file ({words})"
-        raise refusal(str(path), found, "a complete safetensors file", "copy the folder again, or train again") from None
+        raise refusal(
+            str(path), found, "a complete safetensors file", "copy the folder again, or train again"
+        ) from None
 
 
 def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
@@ -195,6 +213,7 @@ def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
     _check_numbers(path, document, again)
     try:
         choice = _read_choice(document["detector"])
+        generator = _read_choice(document["generator"]) if document.get("generator") else None
         grid = from_dict(GridSettings, document["grid"], "grid")
     except (SettingsError, KeyError, TypeError) as error:
         known = isinstance(error, SettingsError)
@@ -205,7 +224,13 @@ def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
     plain = {n: document[n] for n in ("stage", "features", "feature_width", "longest_t", "fps", "prediction_batch")}
     about = {n: str(document.get(n, "")) for n in ("data", "licence")}
     return ModelCard(
-        detector=choice, grid=grid, classes=tuple(document["classes"]), standardizer=standardizer, **plain, **about
+        detector=choice,
+        generator=generator,
+        grid=grid,
+        classes=tuple(document["classes"]),
+        standardizer=standardizer,
+        **plain,
+        **about,
     )
 
 
@@ -236,7 +261,9 @@ def _check_numbers(path: Path, document: Mapping[str, Any], again: str) -> None:
 
 def describe(card: ModelCard) -> str:
     """One line about a model."""
-    return f"{card.detector.name}, {len(card.classes)} classes, {card.feature_width} features per row, stage {card.stage}"
+    return (
+        f"{card.detector.name}, {len(card.classes)} classes, {card.feature_width} features per row, stage {card.stage}"
+    )
 
 
 __all__ = ["Model", "ModelCard", "describe", "open_model", "read_card", "read_parameters", "write_card",

@@ -17,18 +17,18 @@ import numpy as np
 
 from apl_jax.data.annotations import LONGEST_S, Annotations, VideoRecord, read_annotations, unannotated
 from apl_jax.data.batching import bucket_length, stack_table, whole_table
-from apl_jax.data.files import refusal, write_text
-from apl_jax.data.grids import count_samples, place_rows
 from apl_jax.data.features.loose_files import open_loose
 from apl_jax.data.features.manifest import check_clock
 from apl_jax.data.features.sources import FeatureSource
+from apl_jax.data.files import refusal, write_text
+from apl_jax.data.grids import count_samples, place_rows
+from apl_jax.devices import first_rows, shard_batch, to_host
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
 from apl_jax.evaluation.detections import to_instances
 from apl_jax.evaluation.submission import read_submission, write_submission
 from apl_jax.evaluation.thresholds import Thresholds, best_thresholds, read_thresholds, select_confident
 from apl_jax.inference.model import Model, open_model, read_card
 from apl_jax.structs import TimeGrid
-from apl_jax.devices import first_rows, shard_batch, to_host
 
 _SUFFIXES = (".json", ".csv")
 _COLUMNS = ("video", "label", "segments_s", "score")

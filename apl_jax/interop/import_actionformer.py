@@ -15,17 +15,17 @@ from apl_jax import __version__
 from apl_jax.data.annotations import Annotations
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import DataError, refusal, write_json
-from apl_jax.interop.torch_files import read_state_dict
 from apl_jax.declarations import fingerprint, to_dict
 from apl_jax.detectors import build_detector
-from apl_jax.interop.actionformer_weights import import_model
-from apl_jax.nn.pyramid import legal_length
+from apl_jax.devices import build_mesh, replicated
 from apl_jax.inference.model import FORMAT, MODEL
+from apl_jax.interop.actionformer_weights import import_model
+from apl_jax.interop.torch_files import read_state_dict
+from apl_jax.nn.pyramid import legal_length
 from apl_jax.runs.training_stage import abstract_arm
 from apl_jax.settings import DataSettings, Settings
 from apl_jax.structs import PyTree
 from apl_jax.training.checkpoint import Checkpoints
-from apl_jax.devices import build_mesh, replicated
 
 STAGE = "imported"
 _AVERAGED, _PLAIN = "state_dict_ema", "state_dict"

@@ -106,7 +106,11 @@ def non_target_losses(relation: Array, log_in: Array, log_out: Array) -> Relatio
     ``log_in`` and ``log_out`` ``[..., C + 1]`` are log-likelihoods of being, and of not being, of a class.
     """
     total = lambda kind, value: -jnp.where(relation == kind, value, 0.0).sum(-1)
-    return RelationLosses(total(ClassRelation.TARGET, log_in), total(ClassRelation.POSITIVE, log_in), total(ClassRelation.NEGATIVE, log_out))
+    return RelationLosses(
+        total(ClassRelation.TARGET, log_in),
+        total(ClassRelation.POSITIVE, log_in),
+        total(ClassRelation.NEGATIVE, log_out),
+    )
 
 
 def labelled_negative_loss(classes: Array, log_out: Array) -> Array:

@@ -199,7 +199,9 @@ def owners_of(method: Method) -> dict[str, GroupSettings | None]:
         own, _ = jax.eval_shape(term.init, jax.random.key(0))
         for owner in own:
             if owner in owners or owner == DETECTOR:
-                raise SettingsError(f"term {name!r}: found parameters called {owner!r} a second time, expected another name")
+                raise SettingsError(
+                    f"term {name!r}: found parameters called {owner!r} a second time, expected another name"
+                )
             owners[owner] = term.group
     return owners
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from apl_jax.settings import PerturbSettings
-from apl_jax.structs import Array, Batch, Targets
+from apl_jax.structs import Array, Batch, Detections, Targets
+
+Segments = TypeVar("Segments", Targets, Detections)
 
 
 def perturb(key: Array, batch: Batch, settings: PerturbSettings, steps: int, edge_t: float = 0.0) -> Batch:
@@ -41,7 +44,7 @@ def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps
         drawn = jax.random.randint(length_key, (), shortest, jnp.maximum(length, shortest) + 1)
         crop = jnp.where(length <= steps, drawn, steps)
         starts = jax.random.randint(start_key, (settings.crop_attempts,), 0, jnp.maximum(length - crop, 0) + 1)
-        crops = jax.vmap(lambda start: clip_targets(video.targets, start, crop, settings.keep_ratio, edge_t))(starts)
+        crops = jax.vmap(lambda start: clip_segments(video.targets, start, crop, settings.keep_ratio, edge_t))(starts)
         usable = (crops.mask & ~crops.ignore_mask).any(-1)
         chosen = jnp.argmax(usable)
         rows = starts[chosen] + jnp.arange(steps)
@@ -52,19 +55,21 @@ def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps
             valid,
             jax.tree.map(lambda x: x[chosen], crops),
             video.video,
+            video.proposals and clip_segments(video.proposals, starts[chosen], crop, settings.keep_ratio, edge_t),
         )
 
     return jax.vmap(one_video)(jax.random.split(key, batch.features.shape[0]), batch)
 
 
-def clip_targets(targets: Targets, start: Array, length: Array, keep_ratio: float, edge_t: float = 0.0) -> Targets:
-    """Instances ``[N, ...]`` of one video as seen from the crop [start, start + length), widened by ``edge_t``."""
+def clip_segments(found: Segments, start: Array, length: Array, keep_ratio: float, edge_t: float = 0.0) -> Segments:
+    """Instances, or proposals, ``[N, ...]`` of one video as seen from the crop [start, start + length), widened by
+    ``edge_t``."""
     low, high = start.astype(jnp.float32), (start + length).astype(jnp.float32)
-    clipped = jnp.clip(targets.segments_t, low - edge_t, high + edge_t)
+    clipped = jnp.clip(found.segments_t, low - edge_t, high + edge_t)
     inside = clipped[:, 1] - clipped[:, 0]
-    whole = jnp.maximum(targets.segments_t[:, 1] - targets.segments_t[:, 0], 1e-6)
-    kept = targets.mask & (inside / whole >= keep_ratio)
-    return dataclasses.replace(targets, segments_t=clipped - low, mask=kept)
+    whole = jnp.maximum(found.segments_t[:, 1] - found.segments_t[:, 0], 1e-6)
+    kept = found.mask & (inside / whole >= keep_ratio)
+    return dataclasses.replace(found, segments_t=clipped - low, mask=kept)
 
 
 def add_noise(key: Array, batch: Batch, settings: PerturbSettings) -> Batch:

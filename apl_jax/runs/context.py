@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from safetensors.numpy import load_file, save
 
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.batching import VideoTable, build_targets, padded_length, whole_table
 from apl_jax.data.dataset import Dataset, annotation_digest
+from apl_jax.data.files import write_bytes
 from apl_jax.devices import first_rows, place, replicated, shard_batch, to_host
 from apl_jax.feeds.passes import BatchFn, BatchPlan, map_resident, map_streamed
 from apl_jax.inference.model import FOLDER, read_parameters, write_parameters
 from apl_jax.learning.icd import ClassMembers, InstanceBank, build_bank, class_members, pool_instances
 from apl_jax.runs.ledger import Ledger
 from apl_jax.settings import RuntimeSettings
-from apl_jax.structs import Batch, DataFacts, PyTree, nested
+from apl_jax.structs import Batch, DataFacts, Detections, PyTree, nested
 
+PROPOSALS = "proposals.safetensors"
 _GIB = 2**30
 
 # What a stage may read, and be asked to name.
@@ -109,13 +113,15 @@ class RunContext:
         """One of the tables: labelled, unlabelled, training, evaluation."""
         return self.dataset.all_training if videos == "training" else getattr(self.dataset, videos)
 
-    def map_videos(self, videos: str, function: BatchFn, params: PyTree) -> PyTree:
+    def map_videos(self, videos: str, function: BatchFn, params: PyTree, proposals: Detections | None = None) -> PyTree:
         """``function(params, videos)`` of all V videos of a table, some at a time: ``[V, ...]``, on the devices, or as
-        numpy where data is streamed."""
+        numpy where data is streamed. ``proposals [V, K]`` (numpy) become those of the videos."""
         table = self.table(videos)
         if self.streamed:
+            table = dataclasses.replace(table, proposals=proposals)
             return map_streamed(function, params, table, self.batches, self.mesh)
-        found = map_resident(function, params, getattr(self, videos), self.batches.batch, self.mesh)
+        batch = with_proposals(getattr(self, videos), proposals, self.mesh)
+        found = map_resident(function, params, batch, self.batches.batch, self.mesh)
         return jax.jit(lambda t: first_rows(t, len(table.ids)))(found)
 
     def map_few(self, table: VideoTable, function: BatchFn, params: PyTree) -> PyTree:
@@ -151,7 +157,29 @@ class RunContext:
         return sum(padded) + max(padded) + shared
 
 
-_NEEDED = {"labelled": (TRAINING, LABELLED), "unlabelled": (TRAINING,), "training": (TRAINING,), "evaluation": (EVALUATION,)}
+def write_proposals(folder: Path, videos: str, found: Detections) -> None:
+    """Keeps proposals ``[V, K]`` (numpy) of all videos of a table."""
+    columns = {f.name: np.asarray(getattr(found, f.name), order="C") for f in dataclasses.fields(found)}
+    write_bytes(folder / PROPOSALS, save({f"{videos}/{name}": column for name, column in columns.items()}))
+
+
+def read_proposals(folder: Path) -> dict[str, Detections]:
+    """The proposals that a stage left, by table."""
+    tables = nested(load_file(folder / PROPOSALS))
+    return {videos: Detections(**columns) for videos, columns in tables.items()}
+
+
+def with_proposals(batch: Batch, proposals: Detections | None, mesh: Mesh) -> Batch:
+    """A table on the devices with proposals ``[V, K]`` (numpy) beside its features."""
+    return batch if proposals is None else dataclasses.replace(batch, proposals=shard_batch(proposals, mesh))
+
+
+_NEEDED = {
+    "labelled": (TRAINING, LABELLED),
+    "unlabelled": (TRAINING,),
+    "training": (TRAINING,),
+    "evaluation": (EVALUATION,),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,6 +188,7 @@ class StageInputs:
 
     _context: RunContext
     _reads: frozenset[str]
+    _proposals: Mapping[str, Detections] = dataclasses.field(default_factory=dict)  # by table, numpy
 
     @property
     def facts(self) -> DataFacts:
@@ -194,12 +223,12 @@ class StageInputs:
     def table(self, videos: str) -> VideoTable:
         """The videos called labelled, unlabelled, training or evaluation."""
         self._require(*_NEEDED[videos])
-        return self._context.table(videos)
+        return dataclasses.replace(self._context.table(videos), proposals=self._proposals.get(videos))
 
     def resident(self, videos: str) -> Batch:
         """The same, on the devices."""
         self._require(*_NEEDED[videos])
-        return getattr(self._context, videos)
+        return with_proposals(getattr(self._context, videos), self._proposals.get(videos), self.mesh)
 
     def pseudo_labelled(self, table: VideoTable, max_instances: int) -> Batch:
         """The unlabelled videos on the devices, with the annotations that they have in ``table``."""
@@ -232,11 +261,22 @@ class StageInputs:
     def map_videos(self, videos: str, function: BatchFn, params: PyTree) -> PyTree:
         """As :meth:`RunContext.map_videos`."""
         self._require(*_NEEDED[videos])
-        return self._context.map_videos(videos, function, params)
+        return self._context.map_videos(videos, function, params, self._proposals.get(videos))
 
     def map_few(self, table: VideoTable, function: BatchFn, params: PyTree) -> PyTree:
         """As :meth:`RunContext.map_few`, of a table that :meth:`table` gave."""
         return self._context.map_few(table, function, params)
+
+    def with_proposals(self, stage: str) -> StageInputs:
+        """The same inputs, with the proposals that a stage left beside the features; "" changes nothing."""
+        if not stage:
+            return self
+        found = read_proposals(self.folder(stage))
+        labelled = len(self._context.dataset.labelled.ids)
+        if TRAINING in found:  # labelled videos come first
+            part = lambda low, high: jax.tree.map(lambda x: x[low:high], found[TRAINING])
+            found |= {"labelled": part(0, labelled), "unlabelled": part(labelled, None)}
+        return dataclasses.replace(self, _proposals={**self._proposals, **found})
 
     def folder(self, stage: str) -> Path:
         """Where an earlier stage left its files."""
@@ -260,4 +300,6 @@ class StageInputs:
     def _require(self, *needed: str) -> None:
         missing = set(needed) - self._reads
         if missing:
-            raise RuntimeError(f"a stage reads {', '.join(sorted(missing))} without having said so: a fault of the stage")
+            raise RuntimeError(
+                f"a stage reads {', '.join(sorted(missing))} without having said so: a fault of the stage"
+            )

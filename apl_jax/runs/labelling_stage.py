@@ -36,6 +36,7 @@ class LabellingPart:
     selection: Chain
     candidates: str  # ignore | background: what unselected candidates are in training (A14)
     teacher: str  # stage whose averaged parameters label
+    proposals: str = ""  # stage that left proposals, for detectors that want them
     before: str = ""  # labelling stage of the round before, whose selection state this one continues
 
 
@@ -47,6 +48,7 @@ def build_selection(selection: Chain, facts: DataFacts) -> Link:
 def label(part: LabellingPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
     """Predicts the whole unlabelled set with the teacher's averaged parameters, selects, and writes the decisions as
     annotations; then scores them against the truth that training never sees (Figure 3(c))."""
+    inputs = inputs.with_proposals(part.proposals)
     labels = select_pseudo_labels(part, inputs, folder)
     inputs.write(folder / PSEUDO_LABELS, as_annotations(part, inputs, labels))
     table, reasons = inputs.table("unlabelled"), np.asarray(labels.reason)

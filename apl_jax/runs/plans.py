@@ -11,17 +11,21 @@ import dataclasses
 
 from apl_jax.data.splits import Split
 from apl_jax.declarations import Choice, SettingsError, Unhashed
-from apl_jax.detectors import without_decoding
+from apl_jax.detectors import build_detector, without_decoding
 from apl_jax.evaluation.external import external_digest
+from apl_jax.inference.model import GENERATOR
 from apl_jax.learning.method import PSEUDO_LABELLED, Method, owners_of
 from apl_jax.runs import context as reads
 from apl_jax.runs.labelling_stage import LabellingPart, build_selection, label
+from apl_jax.runs.proposal_stage import ProposalPart, propose
 from apl_jax.runs.scoring_stages import EvaluationPart, LabelSpacePart, evaluate, measure_label_space
 from apl_jax.runs.settings import Settings, matched_steps, plain_detector, plain_method
 from apl_jax.runs.stages import Stage
 from apl_jax.runs.training_stage import TrainingPart, build_method, train
 from apl_jax.settings import LabelSpaceSettings, StageSettings
 from apl_jax.structs import DataFacts
+
+_PROPOSALS, _EVALUATION_PROPOSALS = "proposals", "evaluation_proposals"
 
 
 def plan_stages(settings: Settings, facts: DataFacts) -> list[Stage]:
@@ -39,7 +43,8 @@ def plan_stages(settings: Settings, facts: DataFacts) -> list[Stage]:
         stages += _baseline(settings, baseline, "supervised_matched", longer)
     if "semi_supervised" in settings.variants:
         stages += _semi_supervised(settings, facts)
-    return stages
+    first = _proposals(settings, facts)
+    return first + _beside_proposals(stages) if first else stages
 
 
 def total_steps(settings: Settings, facts: DataFacts) -> int:
@@ -63,6 +68,45 @@ def check_split(settings: Settings, split: Split) -> None:
             f"`data.label_ratio`: found {settings.data.label_ratio:g}, which leaves no video unlabelled; expected less than "
             "1 for the variant 'semi_supervised'. Try: `variants=('supervised',)`."
         )
+
+
+def generator_of(detector: Choice, facts: DataFacts) -> Choice | None:
+    """The detector that makes proposals for one that wants them, as its setting ``generator`` says; else None.
+
+    Raises :class:`~apl_jax.declarations.SettingsError` where that one wants proposals itself.
+    """
+    if not build_detector(detector, facts).facts.wants_proposals:
+        return None
+    generator = plain_detector(detector.settings.generator)
+    if build_detector(generator, facts).facts.wants_proposals:
+        found = f"`detector.generator`: found {generator.name!r}, which wants proposals itself"
+        raise SettingsError(f"{found}, expected a detector that finds segments by itself")
+    return generator
+
+
+def _proposals(settings: Settings, facts: DataFacts) -> list[Stage]:
+    """The generator, trained on the labelled videos only, and its proposals for all videos."""
+    generator = generator_of(settings.detector, facts)
+    if generator is None:
+        return []
+    part = TrainingPart(
+        GENERATOR, settings.seed, without_decoding(generator), plain_method(), settings.learning.supervised,
+        settings.data.max_length_t, settings.data.stream_window, settings.runtime.steps_per_dispatch,
+    )  # fmt: skip
+    stages = [Stage(GENERATOR, (), (reads.TRAINING, reads.LABELLED), part, train)]
+    for name, read in ((_PROPOSALS, reads.TRAINING), (_EVALUATION_PROPOSALS, reads.EVALUATION)):
+        stages.append(Stage(name, (GENERATOR,), (read,), ProposalPart(generator, GENERATOR, read), propose))
+    return stages
+
+
+def _beside_proposals(stages: list[Stage]) -> list[Stage]:
+    """The stages, each with the proposals that its videos need."""
+    found = []
+    for stage in stages:
+        name = _EVALUATION_PROPOSALS if stage.work is evaluate else _PROPOSALS
+        handed = dataclasses.replace(stage.handed, proposals=name)
+        found.append(stage._replace(needs=(*stage.needs, name), handed=handed))
+    return found
 
 
 def _baseline(settings: Settings, detector: Choice, name: str, stage: StageSettings) -> list[Stage]:

@@ -20,10 +20,10 @@ from apl_jax.detectors import build_detector
 from apl_jax.devices import build_mesh, device_bytes, enable_compile_cache, host_bytes
 from apl_jax.evaluation.external import check_protocol, external_digest, protocol_words, read_class_scores
 from apl_jax.feeds.passes import BatchPlan
-from apl_jax.inference.model import FOLDER, PARAMETERS, ModelCard, write_card
+from apl_jax.inference.model import FOLDER, GENERATOR, PARAMETERS, ModelCard, write_card
 from apl_jax.runs.context import RunContext
 from apl_jax.runs.ledger import Ledger
-from apl_jax.runs.plans import check_split, plan_stages, total_steps
+from apl_jax.runs.plans import check_split, generator_of, plan_stages, total_steps
 from apl_jax.runs.settings import Settings, default_settings, plain_detector
 from apl_jax.runs.stages import Stage, stage_fingerprint
 from apl_jax.settings import GridSettings
@@ -31,6 +31,7 @@ from apl_jax.structs import DataFacts
 from apl_jax.training.state import describe_parameters
 
 BASELINES = ("supervised", "supervised_matched")  # stages that train the plain detector
+UNSCORED = ("pretrain", GENERATOR)  # training stages whose network is no detector of the run yet, or another one
 _EVALUATION, _LABEL_SPACE = "_evaluation", "_label_space"
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def run(settings: Settings, workdir: Path, command: str = "") -> dict[str, Any]:
         for number, stage in enumerate(stages, 1):
             fingerprints[stage.name] = stage_fingerprint(stage, context, fingerprints)
             results[stage.name] = carry_out(stage, fingerprints[stage.name], context, f"{number}/{len(stages)}")
-            if "steps" in results[stage.name] and stage.name != "pretrain" and ledger.first_process:
+            if "steps" in results[stage.name] and stage.name not in UNSCORED and ledger.first_process:
                 write_card(ledger.folder(stage.name) / FOLDER, describe_model(settings, context, stage.name))
         summary = summarise(settings, context, results) | {"command": command}
         if ledger.first_process:
@@ -160,6 +161,7 @@ def describe_model(settings: Settings, context: RunContext, stage: str) -> Model
         fps=rates.pop() if len(rates) == 1 and min(rates) > 0 else None,
         standardizer=dataset.standardizer,
         prediction_batch=settings.runtime.prediction_batch,
+        generator=generator_of(settings.detector, context.facts),
         data=dataset.name,
         licence=dataset.licence,
     )

@@ -35,6 +35,7 @@ class EvaluationPart:
     external_digest: str  # of the file of class scores, "" under the strict protocol
     external_scores: Unhashed  # where that file is
     trained: str  # stage whose averaged parameters are scored
+    proposals: str = ""  # stage that left proposals, for detectors that want them
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class LabelSpacePart:
     detector: Choice
     label_space: LabelSpaceSettings
     trained: str
+    proposals: str = ""
 
 
 def evaluate(part: EvaluationPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def evaluate(part: EvaluationPart, inputs: StageInputs, folder: Path) -> dict[st
 
     Under the external protocol, what is written and scored has the classes of its file, which may not change meanwhile.
     """
+    inputs = inputs.with_proposals(part.proposals)
     detector, table = build_detector(part.detector, inputs.facts), inputs.table("evaluation")
     predict = lambda params, videos: predict_batch(detector, params, videos)
     params = inputs.parameters(part.trained)["detector"]
@@ -73,6 +76,7 @@ def measure_label_space(part: LabelSpacePart, inputs: StageInputs, folder: Path)
     The counts go into the results, a few whole distributions into ``label_space.json`` (Figure 6). Of a detector whose
     head has no background, points without a class score above ``foreground_score`` are left out.
     """
+    inputs = inputs.with_proposals(part.proposals)
     detector, s = build_detector(part.detector, inputs.facts), part.label_space
     division = DivisionSettings(closeness=s.closeness)
     background = detector.facts.background_class

@@ -17,9 +17,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import apl_jax.detectors
-import apl_jax.learning
-from apl_jax.declarations import Chain, Checked, Choice, SettingsError, chain, choice, from_dict, number, one_of, to_dict
+from apl_jax.declarations import (
+    Chain,
+    Checked,
+    Choice,
+    SettingsError,
+    chain,
+    choice,
+    from_dict,
+    number,
+    one_of,
+    to_dict,
+)
 from apl_jax.detectors import without_decoding
 from apl_jax.learning.methods import plain_supervised
 from apl_jax.registry import DETECTORS, METHODS, SELECTION
@@ -177,7 +186,9 @@ def _find(name: str) -> str | Path:
     if name in configurations():
         return f"apl_jax.configs.{name}"
     known = ", ".join(configurations())
-    raise SettingsError(f"`config`: found no file {name!r}, expected a path, or one of {known}, with :variant behind it")
+    raise SettingsError(
+        f"`config`: found no file {name!r}, expected a path, or one of {known}, with :variant behind it"
+    )
 
 
 def _load(where: str | Path) -> ModuleType:

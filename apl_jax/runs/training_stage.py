@@ -22,7 +22,9 @@ from apl_jax.detectors import build_detector
 from apl_jax.devices import replicated, to_host
 from apl_jax.feeds.resident import Feed, device_feed
 from apl_jax.feeds.streamed import stream_feed
+from apl_jax.inference.model import GENERATOR
 from apl_jax.learning.method import (
+    DETECTOR,
     INSTANCES,
     LABELLED,
     PSEUDO_LABELLED,
@@ -35,7 +37,7 @@ from apl_jax.learning.method import (
 from apl_jax.registry import METHODS
 from apl_jax.runs.context import StageInputs
 from apl_jax.settings import StageSettings
-from apl_jax.structs import Array, DataFacts, PyTree, leaves_by_name
+from apl_jax.structs import Array, DataFacts, leaves_by_name
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.loop import Plan, fit
 from apl_jax.training.optimizer import build_optimizer
@@ -61,9 +63,12 @@ class TrainingPart:
     steps_per_dispatch: int
     start: str = ""  # stage whose averaged parameters it begins with
     labels: str = ""  # stage whose pseudo labels it learns from
+    proposals: str = ""  # stage that left proposals, for detectors that want them
 
 
-def build_method(method: Choice, detector: Choice, stage: StageSettings, facts: DataFacts) -> tuple[Method, MethodContext]:
+def build_method(
+    method: Choice, detector: Choice, stage: StageSettings, facts: DataFacts
+) -> tuple[Method, MethodContext]:
     """The method that a stage trains by, and what it was built from."""
     context = MethodContext(build_detector(detector, facts), random_view(stage.perturb, facts), facts)
     return METHODS[method.name].build(method.settings, context), context
@@ -71,6 +76,7 @@ def build_method(method: Choice, detector: Choice, stage: StageSettings, facts: 
 
 def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
     """Trains one method; interrupted, it goes on from its latest checkpoint, bit for bit."""
+    inputs = inputs.with_proposals(part.proposals)
     key = stage_key(inputs.mesh, part.seed, part.name)
     method, context = build_method(part.method, part.detector, part.stage, inputs.facts)
     objective = build_objective(method, context)
@@ -95,7 +101,10 @@ def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, An
     final = fit(state, dispatch, key, feed, plan, store, writer)
     writer.close()
     store.close()
-    inputs.write_parameters(folder, final.ema_params)
+    params = final.ema_params
+    if part.proposals:  # prediction makes proposals itself
+        params = params | {GENERATOR: inputs.parameters(GENERATOR)[DETECTOR]}
+    inputs.write_parameters(folder, params)
     return {"steps": int(to_host(final.step))}
 
 
@@ -108,7 +117,9 @@ def fresh_state(
         fresh = leaves_by_name(jax.eval_shape(objective.init, jax.random.key(0))[0])
         own = [name for name, leaf in fresh.items() if not inherits(leaf, inherited.get(name))]
         if own:
-            log.info("%s: %d of %d parameters are not %s's, such as %s", part.name, len(own), len(fresh), part.start, own[0])
+            log.info(
+                "%s: %d of %d parameters are not %s's, such as %s", part.name, len(own), len(fresh), part.start, own[0]
+            )
     # Compiled as one program, for parts computed one by one take seconds.
     make = jax.jit(lambda k, old: initial_state(k, objective, optimizer, old), out_shardings=replicated(inputs.mesh))
     return make(key, inherited)
@@ -163,5 +174,3 @@ def stage_key(mesh: Mesh, seed: int, name: str) -> Array:
     number = zlib.crc32(name.encode()) & 0x7FFFFFFF  # Python's own hash changes from process to process
     make = jax.jit(lambda s, n: jax.random.fold_in(jax.random.key(s), n), out_shardings=replicated(mesh))
     return make(np.uint32(seed), np.uint32(number))
-
-

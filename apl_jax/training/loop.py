@@ -9,11 +9,11 @@ from typing import NamedTuple
 import jax
 from tqdm import tqdm
 
+from apl_jax.devices import to_host
 from apl_jax.feeds.resident import Feed
 from apl_jax.settings import RuntimeSettings
 from apl_jax.structs import Array
 from apl_jax.training.checkpoint import Checkpoints
-from apl_jax.devices import to_host
 from apl_jax.training.state import TrainState
 from apl_jax.training.step import Dispatch
 from apl_jax.training.writers import MetricWriter

@@ -25,7 +25,10 @@ class TrainState:
 
 
 def initial_state(
-    key: Array, objective: Objective, optimizer: optax.GradientTransformation, inherited: Mapping[str, Array] | None = None
+    key: Array,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    inherited: Mapping[str, Array] | None = None,
 ) -> TrainState:
     """A fresh state; parameters that ``inherited`` has by name and shape are an earlier stage's averaged ones."""
     params, terms = objective.init(key)
@@ -44,6 +47,6 @@ def inherits(fresh: Array, old: Array | None) -> bool:
 def describe_parameters(params: PyTree) -> str:
     """Number of parameters of each part of each owner and altogether, from arrays or from their shapes."""
     parts = {f"{owner}/{part}": tree for owner, parts in params.items() for part, tree in parts.items()}
-    count = parameter_overview.count_parameters
-    rows = [f"    {name:<28}{int(count(part)):>12,}" for name, part in sorted(parts.items())]
-    return "  parameters\n" + "\n".join([*rows, f"    {'all':<28}{int(count(params)):>12,}"])
+    count = lambda tree: int(parameter_overview.count_parameters({"": tree}))  # a part may be a single array
+    rows = [f"    {name:<28}{count(part):>12,}" for name, part in sorted(parts.items())]
+    return "  parameters\n" + "\n".join([*rows, f"    {'all':<28}{count(params):>12,}"])

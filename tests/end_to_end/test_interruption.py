@@ -71,7 +71,8 @@ def test_interrupted_from_the_keyboard(small_run: Path, tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "interrupted. The same command goes on" in said and "Traceback" not in said
     output = finish(workdir, "--config.variants=('supervised',)")
     assert "supervised" in output
     assert_same_state(small_run, workdir, "supervised")

@@ -13,10 +13,10 @@ import numpy as np
 REPOSITORY = Path(__file__).parents[2]
 RATE, WIDTH, CLASS = 12.5, 7, "прыжок вверх"
 FLAGS = (
-    "--config=configs/spsw.py:smoke", "--config.data.window=3", "--config.data.stride=2",
-    "--config.data.label_ratio=0.3", "--config.data.name=мои прыжки", "--config.arms=('semi_supervised',)",
-    "--config.learning.pretrain.steps=0", "--config.learning.contrastive.later=none",
-    "--config.evaluation.label_space=False",
+    "--config=spsw:smoke", "--config.data.window=3", "--config.data.stride=2",
+    "--config.data.label_ratio=0.3", "--config.data.name=мои прыжки", "--config.variants=('semi_supervised',)",
+    "--config.learning.pretrain.steps=0", "--config.learning.teacher.contrast.weight=0",
+    "--config.learning.method.contrast.weight=0", "--config.evaluation.label_space.enabled=False",
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_five_steps_without_code(tmp_path: Path) -> None:
     command(*apl, "run", *FLAGS, root, f"--workdir={workdir}")
     results = json.loads((workdir / "results.json").read_text("utf-8"))
     assert results["data"]["classes"] == [CLASS] and results["data"]["evaluated"] == 3
-    assert 0 <= results["arms"]["self_train_1"]["average_map"] <= 1
+    assert 0 <= results["variants"]["self_train_1"]["average_map"] <= 1
 
     new = tmp_path / "новое"
     new.mkdir()

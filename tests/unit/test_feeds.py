@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from fixtures import random_bank, random_batch
 
+from apl_jax.data.batching import whole_table
 from apl_jax.data.dataset import open_dataset
-from apl_jax.feeds.resident import device_feed, draw_rows, whole_table
+from apl_jax.feeds.resident import device_feed, draw_rows
 from apl_jax.settings import DataSettings
 
 

@@ -18,7 +18,7 @@ from apl_jax.data.files import DataError
 from apl_jax.data.grids import build_grid, extracted_rows, place_rows, pool_rows, resize_rows, window_signal
 from apl_jax.data.features.loose_files import open_loose
 from apl_jax.declarations import SettingsError
-from apl_jax.learning.perturb import clip_targets, random_truncation
+from apl_jax.learning.perturb import clip_segments, random_truncation
 from apl_jax.nn.snippets import to_snippets
 from apl_jax.inference.model import Model, ModelCard
 from apl_jax.inference.prediction import read_video
@@ -279,7 +279,7 @@ def test_a_crop_of_the_whole_video_is_the_reference_rule():
     segments_t = np.stack([start, start + draws.uniform(0.01, 60, 500)], 1)
     edge = 192.5
     kept = (start < edge) & ((np.minimum(segments_t[:, 1], edge) - start) / (segments_t[:, 1] - start) >= 0.5)
-    found = clip_targets(as_targets(segments_t), jnp.array(0), jnp.array(192), 0.5, 0.5)
+    found = clip_segments(as_targets(segments_t), jnp.array(0), jnp.array(192), 0.5, 0.5)
     assert 0.1 < kept.mean() < 0.95 and np.array_equal(found.mask, kept)
     np.testing.assert_allclose(found.segments_t[kept], np.minimum(segments_t, edge)[kept], atol=1e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,39 +11,42 @@ import numpy as np
 import optax
 import pytest
 
+from apl_jax.devices import build_mesh, place, replicated
 from apl_jax.feeds.resident import Feed
-from apl_jax.learning.objective import Method
-from apl_jax.settings import RuntimeSettings
+from apl_jax.learning.method import Objective
+from apl_jax.settings import OptimizerSettings, RuntimeSettings
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.loop import NotFiniteError, Plan, fit
-from apl_jax.devices import build_mesh, place, replicated
 from apl_jax.training.state import initial_state
-from apl_jax.training.step import build_dispatch
+from apl_jax.training.step import build_dispatch, build_step
 from apl_jax.training.writers import open_writers
 
 RUNTIME = RuntimeSettings(steps_per_dispatch=2, checkpoint_every=2, log_every=2, progress=False)
+AVERAGING = OptimizerSettings(ema_decay=0.5, ema_ramp=False)
 
 
-def parabola(poison: float) -> Method:
+def parabola(poison: float) -> Objective:
     """Minimises x^2; after the fifth step one term of the loss is multiplied by ``poison``."""
 
-    def loss(params: dict, averaged: dict, state: jax.Array, batches: dict, key: jax.Array):
-        del averaged, batches, key
+    def loss(params: dict, ema_params: dict, state: jax.Array, batches: dict, key: jax.Array):
+        del ema_params, batches, key
         term = jnp.where(state >= 5, poison, 1.0) * params["x"] ** 2
         return term, (state + 1, {"role/class": term, "role/regression": jnp.zeros(())})
 
-    return Method(lambda key: ({"x": jnp.ones(())}, jnp.int32(0)), loss, lambda averaged, params, step: params)
+    return Objective(lambda key: ({"x": jnp.ones(())}, jnp.int32(0)), loss, {"x": None})  # pyright: ignore
 
 
 def train(poison: float, folder: Path) -> tuple[Checkpoints, dict]:
-    mesh, method, optimizer = build_mesh(1), parabola(poison), optax.sgd(0.1)
-    like = place(initial_state(jax.random.key(0), method, optimizer), replicated(mesh))
+    mesh, objective, optimizer = build_mesh(1), parabola(poison), optax.sgd(0.1)
+    like = place(initial_state(jax.random.key(0), objective, optimizer), replicated(mesh))
     feed = Feed({}, lambda arrays, key, step: {}, {})
     store = Checkpoints(folder / "checkpoints", RUNTIME.checkpoint_every)
     inputs = place(jax.random.key_data(jax.random.key(0)), replicated(mesh))
     key = jax.jit(jax.random.wrap_key_data, out_shardings=replicated(mesh))(inputs)
-    dispatch = lambda count: build_dispatch(method, optimizer, feed, mesh, count)
-    fit(like, dispatch, key, feed, Plan("lesson", 8, RUNTIME), store, open_writers(folder, 0, True))
+    step = build_step(objective, optimizer, AVERAGING)
+    dispatch = lambda count: build_dispatch(step, feed, mesh, count)
+    plan = Plan("lesson", 8, RUNTIME.steps_per_dispatch, RUNTIME)
+    fit(like, dispatch, key, feed, plan, store, open_writers(folder, 0, True))
     return store, like
 
 
@@ -59,5 +63,31 @@ def test_a_term_that_is_not_finite_is_named(poison: float, tmp_path: Path) -> No
 def test_without_poison_it_ends(tmp_path: Path) -> None:
     store, like = train(1.0, tmp_path)
     assert store.latest() == 8
-    assert float(store.restore(like).params["x"]) == pytest.approx(0.8**8, rel=1e-5)
+    state = store.restore(like)
+    assert float(state.params["x"]) == pytest.approx(0.8**8, rel=1e-5) and int(state.step) == 8
+    average = 1.0
+    for step in range(1, 9):
+        average = 0.5 * average + 0.5 * 0.8**step
+    assert float(state.ema_params["x"]) == pytest.approx(average, rel=1e-5)
+    store.close()
+
+
+def test_portions_go_on_at_their_own_multiples(tmp_path: Path) -> None:
+    """A run that was broken off within a portion catches up first, so that it then executes the very same programs."""
+    mesh, objective, optimizer = build_mesh(1), parabola(1.0), optax.sgd(0.1)
+    state = initial_state(jax.random.key(0), objective, optimizer)
+    state = dataclasses.replace(state, step=jnp.int32(3))
+    counts: list[int] = []
+
+    def dispatch(count: int):
+        counts.append(count)
+        return build_dispatch(build_step(objective, optimizer, AVERAGING), feed, mesh, count)
+
+    feed = Feed({}, lambda arrays, key, step: {}, {})
+    store = Checkpoints(tmp_path / "checkpoints", RUNTIME.checkpoint_every)
+    key = jax.jit(lambda: jax.random.key(0), out_shardings=replicated(mesh))()
+    plan, writer = Plan("lesson", 14, 4, RUNTIME), open_writers(tmp_path, 3, True)
+    final = fit(place(state, replicated(mesh)), dispatch, key, feed, plan, store, writer)
+    assert counts == [1, 4, 4, 2] and int(final.step) == 14
+    writer.close()
     store.close()

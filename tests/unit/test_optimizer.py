@@ -1,4 +1,4 @@
-"""AdamW as in the reference: schedule, clipping, decay by role, one optimiser each, and the average (systems 1.8)."""
+"""AdamW as in the reference: schedule, clipping, decay by role, one optimiser each, and the average (spec 1.8)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import optax
 import pytest
 
 from apl_jax.detectors.actionformer import build_actionformer
-from apl_jax.learning.objective import exponential_average
-from apl_jax.settings import ActionFormerSettings, DiscriminatorSettings, OptimizerSettings, QualitySettings
-from apl_jax.training.optimizer import build_optimizer, clip_by_norm, decay_mask, warmup_cosine
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings, QualitySettings
+from apl_jax.learning.method import GroupSettings
+from apl_jax.settings import OptimizerSettings
+from apl_jax.structs import DataFacts
+from apl_jax.training.optimizer import build_optimizer, clip_by_norm, decay_mask, update_ema, warmup_cosine
 
 THUMOS = OptimizerSettings(learning_rate=1e-4, warmup_fraction=500 / 3500)
 # 35 epochs of 100 steps, 5 of them warm-up.
@@ -48,7 +50,7 @@ def test_clipping_divides_by_the_norm_and_a_millionth(scale: float) -> None:
 def test_decay_groups_of_the_thumos14_model() -> None:
     """Weights of convolutions and projections decay: 71 tensors; norms, biases and scales do not: 158."""
     settings = ActionFormerSettings(quality=QualitySettings(branches="none"))
-    shapes = jax.eval_shape(build_actionformer(settings, 2048, 20).init, jax.random.key(0))[0]
+    shapes = jax.eval_shape(build_actionformer(settings, DataFacts(2048, 20)).init, jax.random.key(0))[0]
     size = {True: [0, 0], False: [0, 0]}
     for leaf, decays in zip(jax.tree.leaves(shapes), jax.tree.leaves(decay_mask(shapes)), strict=True):
         size[decays][0] += 1
@@ -57,7 +59,7 @@ def test_decay_groups_of_the_thumos14_model() -> None:
 
 
 SETTINGS = OptimizerSettings(learning_rate=0.1, weight_decay=0.3, warmup_fraction=0.25)
-ICD = DiscriminatorSettings(learning_rate=0.02, weight_decay=0.2)
+GROUPS = {"detector": None, "discriminator": GroupSettings(learning_rate=0.02, weight_decay=0.2)}
 STEPS = 8
 
 
@@ -71,7 +73,7 @@ def gradients_of(step: int, size: float = 1.0) -> dict:
 
 def trained(size: float = 1.0) -> dict:
     """Parameters after five steps from ones."""
-    optimizer = build_optimizer(SETTINGS, ICD, STEPS)
+    optimizer = build_optimizer(SETTINGS, GROUPS, STEPS)
     params = jax.tree.map(jnp.ones_like, gradients_of(0))
     state = optimizer.init(params)
 
@@ -121,7 +123,7 @@ def test_average() -> None:
     """A ramp of min(.999, (1 + i) / (10 + i)), or the reference's constant."""
     old, new = {"a": jnp.zeros(2)}, {"a": jnp.ones(2)}
     for step, decay in ((0, 0.1), (8, 0.5), (90, 0.91), (10**5, 0.999)):
-        found = exponential_average(old, new, jnp.int32(step), OptimizerSettings())
+        found = update_ema(old, new, jnp.int32(step), OptimizerSettings())
         np.testing.assert_allclose(found["a"], 1 - decay, atol=1e-6)
     constant = dataclasses.replace(OptimizerSettings(), ema_ramp=False)
-    np.testing.assert_allclose(exponential_average(old, new, jnp.int32(0), constant)["a"], 0.001, atol=1e-6)
+    np.testing.assert_allclose(update_ema(old, new, jnp.int32(0), constant)["a"], 0.001, atol=1e-6)

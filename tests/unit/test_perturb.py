@@ -1,4 +1,4 @@
-"""Random views: truncation keeps its promises for any draw (systems 1.2), noise touches what it should."""
+"""Random views: truncation keeps its promises for any draw (spec 1.2), noise touches what it should."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from fixtures import random_batch
 
-from apl_jax.learning.perturb import add_noise, clip_targets, perturb, random_truncation
+from apl_jax.learning.perturb import add_noise, clip_segments, perturb, random_truncation
 from apl_jax.settings import PerturbSettings
-from apl_jax.structs import Batch, Targets
+from apl_jax.structs import Batch, Detections, Targets
 
 LENGTHS, STEPS = (32, 24, 10, 1), 32
 SETTINGS = PerturbSettings(crop_ratio=0.6, keep_ratio=0.5)
@@ -93,25 +93,38 @@ def test_a_crop_looks_for_an_instance() -> None:
 
 
 def test_a_video_without_instances_is_cropped_too() -> None:
-    """Unlabelled videos (systems A15): every start is equally likely."""
+    """Unlabelled videos (spec A15): every start is equally likely."""
     found = views(one_instance(0.0, 1.0, count=0), SETTINGS, 8)
     starts = np.bincount(found.features[:, 0, 0, 1].astype(int), minlength=25)
     assert len(starts) == 25 and (starts > 0).all() and starts.max() < 25
     assert not found.targets.mask.any() and (found.mask.sum(-1) == 8).all()
 
 
-def test_clip_targets_by_hand() -> None:
+def test_clip_segments_by_hand() -> None:
     targets = Targets(
         jnp.array([[2.0, 6.0], [4.0, 12.0], [4.0, 12.1], [9.0, 20.0], [5.0, 7.0]]), jnp.arange(5),
         jnp.array([True, True, True, True, False]), jnp.ones(5), jnp.zeros(5, bool),
     )  # fmt: skip
-    found = clip_targets(targets, jnp.array(4), jnp.array(4), 0.5)
+    found = clip_segments(targets, jnp.array(4), jnp.array(4), 0.5)
     assert found.mask.tolist() == [True, True, False, False, False]
     assert found.segments_t[:2].tolist() == [[0, 2], [0, 4]]
     # Windows that reach one step further see one step more of the second and third, 6 of 8 and of 8.1.
-    wider = clip_targets(targets, jnp.array(4), jnp.array(4), 0.5, 1.0)
+    wider = clip_segments(targets, jnp.array(4), jnp.array(4), 0.5, 1.0)
     assert wider.mask.tolist() == [True, True, True, False, False]
     assert wider.segments_t[:3].tolist() == [[-1, 2], [0, 5], [0, 5]]
+
+
+def test_proposals_are_cut_as_their_videos_are() -> None:
+    """A proposal at every instance: in every view it is where the instance is, and survives where that does."""
+    batch = numbered()
+    targets = batch.targets
+    zero = jnp.zeros(targets.mask.shape)
+    proposals = Detections(targets.segments_t, targets.labels, zero, zero, zero, zero, targets.mask)
+    found = views(dataclasses.replace(batch, proposals=proposals), SETTINGS, 16)
+    assert found.proposals is not None
+    assert (found.proposals.mask == found.targets.mask).all() and found.proposals.mask.any()
+    np.testing.assert_array_equal(found.proposals.segments_t, found.targets.segments_t)
+    assert views(batch, SETTINGS, 16).proposals is None
 
 
 def test_no_crop_is_asked_for() -> None:

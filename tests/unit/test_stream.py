@@ -9,11 +9,12 @@ import pytest
 from fixtures import random_bank
 from streams import SIZES, TABLES, WIDTH, batches_of, stream, table
 
-from apl_jax.feeds.resident import device_feed, draw_all_rows, draw_rows, whole_table
-from apl_jax.feeds.passes import BatchPlan, map_resident, map_streamed
-from apl_jax.structs import Batch
+from apl_jax.data.batching import whole_table
 from apl_jax.devices import build_mesh, shard_batch
+from apl_jax.feeds.passes import BatchPlan, map_resident, map_streamed
+from apl_jax.feeds.resident import device_feed, draw_all_rows, draw_rows
 from apl_jax.feeds.streamed import window_start
+from apl_jax.structs import Batch
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(12, 4), (13, 4), (3, 8)])
@@ -28,7 +29,7 @@ def test_stream_and_device_feed_bring_the_same(portion_mib: float) -> None:
     assert streamed.most_steps == {1e-6: 1, 2e-3: 1, 1.0: 4}[portion_mib]
     placed = {name: shard_batch(whole_table(videos), build_mesh()) for name, videos in TABLES.items()}
     resident = device_feed(
-        placed, {name: len(videos.ids) for name, videos in TABLES.items()}, SIZES, {"bank": random_bank()}
+        placed, {name: len(videos.ids) for name, videos in TABLES.items()}, SIZES, {"instances": random_bank()}
     )
     for one, other in zip(batches_of(streamed), batches_of(resident), strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from apl_jax.data.features import layouts
-from apl_jax.data.files import DataError, refusal
 from apl_jax.data.features.manifest import Manifest, check_settings, read_manifest
-from apl_jax.data.synthetic import open_synthetic
 from apl_jax.data.features.sources import (
     SYNTHETIC,
     FeatureFile,
@@ -25,6 +23,8 @@ from apl_jax.data.features.sources import (
     StreamFolders,
     data_root,
 )
+from apl_jax.data.files import DataError, refusal
+from apl_jax.data.synthetic import open_synthetic
 from apl_jax.settings import DataSettings, GridSettings
 
 

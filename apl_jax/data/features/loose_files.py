@@ -15,10 +15,10 @@ import numpy as np
 
 from apl_jax.data.features import layouts
 from apl_jax.data.features.folder import open_folder
-from apl_jax.data.files import refusal
 from apl_jax.data.features.layouts import AGAIN, READERS, words_of
 from apl_jax.data.features.manifest import check_settings, read_manifest
 from apl_jax.data.features.sources import FeatureFile, FeatureSource
+from apl_jax.data.files import refusal
 from apl_jax.settings import GridSettings
 
 _H5 = (".h5", ".hdf5")
@@ -37,7 +37,6 @@ class LooseFiles(FeatureSource):
     def place(self, video_id: str) -> Path:
         name = self.find(video_id)
         return next(iter(self._arrays.values()))[0] if name is None else self._arrays[name][0]
-
 
     def _load(self, name: str) -> np.ndarray:
         path, member = self._arrays[name]

@@ -7,7 +7,6 @@ Which source a folder needs, :mod:`apl_jax.data.features.folder` finds out.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.resources
 import unicodedata
 import zipfile
@@ -18,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data.features import layouts
-from apl_jax.data.files import DataError, refusal
 from apl_jax.data.features.layouts import AGAIN, READERS, Unusable, words_of
 from apl_jax.data.features.manifest import Manifest
+from apl_jax.data.files import DataError, refusal
 from apl_jax.settings import DataSettings
 
 SYNTHETIC = "synthetic"  # first word of a manifest's source where features are synthetic (data/synthetic.py)
@@ -118,7 +117,6 @@ class FeatureSource(ABC):
     def place(self, video_id: str) -> Path:
         """The file that holds, or should hold, the video."""
 
-
     @abstractmethod
     def _load(self, name: str) -> np.ndarray:
         """The array stored under a name of ``ids``; raises :class:`Unusable` or whatever its decoder does."""
@@ -149,7 +147,6 @@ class SignalArchive(FeatureSource):
         name = self.find(video_id)
         return self._archive[name][0] if name is not None else self._paths[0]
 
-
     def _load(self, name: str) -> np.ndarray:
         return layouts.read_npz_member(self._archive[name][1], name + ".npy")
 
@@ -168,7 +165,6 @@ class FeatureFolder(FeatureSource):
     def place(self, video_id: str) -> Path:
         name = self.find(video_id)
         return self._folder / f"{video_id}{self._suffix}" if name is None else self._paths[name]
-
 
     def _load(self, name: str) -> np.ndarray:
         path = self._paths[name]
@@ -193,7 +189,6 @@ class FeatureFile(FeatureSource):
 
     def place(self, video_id: str) -> Path:
         return self._path
-
 
     def _load(self, name: str) -> np.ndarray:
         return layouts.read_h5_dataset(layouts.find_h5_dataset(self._file, name))
@@ -229,7 +224,6 @@ class StreamFolders(FeatureSource):
         """The file of the first stream, or of the first that lacks the video."""
         streams = tuple(self._streams.values())
         return next((s for s in streams if s.find(video_id) is None), streams[0]).place(video_id)
-
 
     def _load(self, name: str) -> np.ndarray:
         return self.read(name)
