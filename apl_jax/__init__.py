@@ -58,11 +58,37 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 _ROOMS = ("detectors", "ops")
 
 __all__ = [
-    "Checked", "Data", "DataError", "Detection", "Evaluation", "Instances", "Model", "PseudoLabel", "Run", "SettingsError",
-    "__version__", "average_precision", "choose", "choose_selection", "default_config", "detectors", "evaluate",
-    "load_dataset", "load_model", "load_plugin", "load_run", "number", "numbers", "one_of", "ops", "read_config",
-    "register_detector", "register_method", "register_selection", "train",
-]  # fmt: skip
+    "Checked",
+    "Data",
+    "DataError",
+    "Detection",
+    "Evaluation",
+    "Instances",
+    "Model",
+    "PseudoLabel",
+    "Run",
+    "SettingsError",
+    "__version__",
+    "average_precision",
+    "choose",
+    "choose_selection",
+    "default_config",
+    "detectors",
+    "evaluate",
+    "load_dataset",
+    "load_model",
+    "load_plugin",
+    "load_run",
+    "number",
+    "numbers",
+    "one_of",
+    "ops",
+    "read_config",
+    "register_detector",
+    "register_method",
+    "register_selection",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

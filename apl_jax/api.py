@@ -138,7 +138,9 @@ def _pseudo_labels(entry: Mapping[str, Any]) -> Iterable[PseudoLabel]:
     names = PseudoLabel._fields[4:]
     for kind in ("annotations", "ignored", "unselected"):
         for row in entry.get(kind, ()):
-            yield PseudoLabel(row["label"], *row["segment"], kind == "annotations", *(row[name] for name in names))
+            start_s, end_s = row["segment"]
+            scores = {name: row[name] for name in names}
+            yield PseudoLabel(row["label"], start_s, end_s, kind == "annotations", **scores)
 
 
 def train(
@@ -284,5 +286,15 @@ def _fields(row: Any, argument: str, video: Any) -> tuple[Any, ...]:
     return (str(label), *values)
 
 
-__all__ = ["Data", "DataError", "Evaluation", "PseudoLabel", "Run", "evaluate", "load_dataset", "load_model", "load_run",
-           "train"]  # fmt: skip
+__all__ = [
+    "Data",
+    "DataError",
+    "Evaluation",
+    "PseudoLabel",
+    "Run",
+    "evaluate",
+    "load_dataset",
+    "load_model",
+    "load_run",
+    "train",
+]

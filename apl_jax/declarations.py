@@ -66,7 +66,7 @@ class Checked:
             if choices and found not in choices:
                 raise SettingsError(f"`{f.name}`: found {found!r}, expected one of {', '.join(choices)}")
             for value in _leaves(found) if bounds else ():
-                if not within_bounds(value, bounds):
+                if bounds and not within_bounds(value, bounds):
                     raise SettingsError(f"`{f.name}`: found {found!r}, expected {bounds_in_words(bounds)}")
 
 
@@ -154,8 +154,8 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
 def override(settings: Any, changes: Mapping[str, Any], text: bool = False) -> Any:
     """Settings with some values changed, by dotted path: ``{"learning.self_train.steps": 300}``.
 
-    A new ``name`` of a :class:`Choice` (or ``chain`` of a :class:`Chain`) comes first, whatever the order: it brings its
-    own defaults, which the other changes then meet. With ``text`` values are read from text, as a command line has
+    A new ``name`` of a :class:`Choice` (or ``chain`` of a :class:`Chain`) comes first, whatever the order: it brings
+    its own defaults, which the other changes then meet. With ``text`` values are read from text, as a command line has
     them. Raises :class:`SettingsError`.
     """
     structural = lambda path: path.rpartition(".")[2] not in (_NAME, _CHAIN)

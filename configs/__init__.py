@@ -1,1 +1,2 @@
-"""Configurations by name: one file per data set and family of methods; they state differences from the defaults only."""
+"""Configurations by name: one file per data set and family of methods; they state differences from the defaults
+only."""

@@ -56,7 +56,8 @@ def get_config(variant: str = "apl") -> ConfigDict:
 
 
 def contrasts(learning: ConfigDict) -> list[ConfigDict]:
-    """The settings of every contrast of frames: of pre-training, of the teacher and, where it has one, of the method."""
+    """The settings of every contrast of frames: of pre-training, of the teacher and, where it has one, of the
+    method."""
     own = [learning.method.contrast] if "contrast" in learning.method else []
     return [learning.pretext, learning.teacher.contrast, *own]
 

@@ -63,8 +63,8 @@ def use_spot(config: ConfigDict) -> None:
     spot.width = 128
     spot.head_width = 32
     # SPOT expects the features of a video backbone, which have seen a second or more around them; here they are raw
-    # signals. On held-out subjects, three folds, two convolutions: 78.9, 69.6, 70.0; three: 78.6, 60.7, 71.8; none: 43.9
-    # (one fold).
+    # signals. On held-out subjects, three folds, two convolutions: 78.9, 69.6, 70.0; three: 78.6, 60.7, 71.8; none:
+    # 43.9 # (one fold).
     spot.embedding_convs = 2
     spot.mask_head = "bilinear"
     spot.target_edges = "nearest"

@@ -28,8 +28,8 @@ them); weights, gradients, averages and moments of 29.3 million parameters .6 GB
 of activations. One GPU of 8 GB and a machine of 16 GB. `synthetic` is made for two CPU cores.
 
 Not from the papers: at least 2,000 steps of supervised training, the averaged weights' ramp, which 20 videos are
-labelled, and whatever is unlike 1.1 of the specification in the settings, where it stands; of SPOT here: windows, embedding
-width and batch, since its THUMOS14 code was never released.
+labelled, and whatever is unlike 1.1 of the specification in the settings, where it stands; of SPOT here: windows,
+embedding width and batch, since its THUMOS14 code was never released.
 """
 
 from ml_collections import ConfigDict

@@ -111,7 +111,7 @@ class RowStore:
         for record in tqdm(self._records, desc="reading features", unit="video", delay=_SILENT_S, disable=None):
             grid, rows = read_rows(record, source, settings)
             self.grids.append(grid)
-            self.digests.append(hashlib.sha256(np.ascontiguousarray(rows)).hexdigest()[:16])
+            self.digests.append(hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()[:16])
             self.width, self.bytes = rows.shape[1], self.bytes + rows.nbytes
             if self.bytes > hold_bytes:
                 self._held = None

@@ -147,9 +147,9 @@ def write_synthetic(
 ) -> int:
     """Writes synthetic features as a data folder and returns how many videos it has features of.
 
-    ``features/<video>.npy`` (float32), a manifest that says that they are synthetic, and copies of the annotation files.
-    Files are written beside and renamed, those that are there already are kept: the same command goes on after an
-    interruption. ``limit``: only so many videos, to try out how fast a folder is read. ``follow`` hands on the ids
+    ``features/<video>.npy`` (float32), a manifest that says that they are synthetic, and copies of the annotation
+    files. Files are written beside and renamed, those that are there already are kept: the same command goes on after
+    an interruption. ``limit``: only so many videos, to try out how fast a folder is read. ``follow`` hands on the ids
     that are about to be written, one by one (a progress bar).
 
     Raises :class:`~apl_jax.data.files.DataError` for a folder with other features, and ``OSError``.

@@ -27,7 +27,8 @@ def label_space(part: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> dict[s
     """Shares of snippets by what their true class is to them, as JSON types.
 
     Args:
-        part: :class:`ClassRelation` of every class of every snippet ``[V, S, C + 1]``; mask: ``[V, S]``; truth: ``[V, S]``
+        part: :class:`ClassRelation` of every class of every snippet ``[V, S, C + 1]``; mask: ``[V, S]``; truth: ``[V,
+        S]``
             in [0, C], C being background.
 
     Returns:

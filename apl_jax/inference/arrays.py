@@ -56,11 +56,12 @@ def predict_arrays(
     Returns:
         A list of :class:`Detection` for one array, a list of lists for a list, a dict for a dict.
 
-    Raises :class:`~apl_jax.data.files.DataError` for arrays that are not two-dimensional, not finite, or of another width
-    than in training, and where no rate is known.
+    Raises :class:`~apl_jax.data.files.DataError` for arrays that are not two-dimensional, not finite, or of another
+    width than in training, and where no rate is known.
     """
     single = not isinstance(recordings, (Mapping, list, tuple))
-    named = recordings if isinstance(recordings, Mapping) else _numbered([recordings] if single else recordings)
+    some = [recordings] if single else recordings
+    named: Mapping[Any, Any] = some if isinstance(some, Mapping) else _numbered(some)
     for name, number in (("fps", fps), ("duration_s", duration_s)):
         if number is not None and not 0 < number < math.inf:
             raise refusal(f"`{name}`", f"{number!r}", "a positive number", "leave it out where training tells it")
@@ -69,7 +70,9 @@ def predict_arrays(
     source = ArraySource({str(name): np.asarray(array) for name, array in named.items()}, model.windowed)
     rate = fps or model.card.grid.fps or model.card.fps or 0.0
     records = [unannotated(str(name), duration_s or math.nan, rate) for name in named]
-    _, instances = predict_videos(model, source, records) if records else ((), None)
+    if not records:
+        return {} if isinstance(recordings, Mapping) else []
+    instances = predict_videos(model, source, records)[1]
     found = [_detections(instances, v, model.classes) for v in range(len(records))]
     if isinstance(recordings, Mapping):
         return dict(zip(recordings, found, strict=True))
@@ -84,4 +87,5 @@ def _detections(instances: Instances, video: int, classes: Sequence[str]) -> lis
     own = instances.select(instances.video == video)
     own = own.select(np.argsort(-own.score, kind="stable"))
     rows = zip(own.label.tolist(), own.segments_s.tolist(), own.score.tolist(), strict=True)
-    return [Detection(classes[label], start_s, end_s, score) for label, (start_s, end_s), score in rows]
+    names = tuple(classes)
+    return [Detection(names[label], start_s, end_s, score) for label, (start_s, end_s), score in rows]

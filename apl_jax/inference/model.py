@@ -165,7 +165,8 @@ def read_card(path: Path, stage: str = "") -> ModelCard:
 
 
 def model_folder(path: Path, stage: str = "") -> Path:
-    """The folder of the two files that a path means. Raises :class:`~apl_jax.data.files.DataError` with what there is."""
+    """The folder of the two files that a path means. Raises :class:`~apl_jax.data.files.DataError` with what there
+    is."""
     path = path.absolute()
     if (path / PARAMETERS).is_file() and (path / CARD).is_file():
         if stage:
@@ -221,8 +222,10 @@ def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
         remedy = "load the plug-in that registers its detector first" if "no such detector" in words else again
         raise DataError(f"{path}: {words} Try: {remedy}.") from None
     standardizer = Standardizer(np.array(document["mean"], np.float32), np.array(document["std"], np.float32))
-    plain = {n: document[n] for n in ("stage", "features", "feature_width", "longest_t", "fps", "prediction_batch")}
-    about = {n: str(document.get(n, "")) for n in ("data", "licence")}
+    plain: dict[str, Any] = {
+        n: document[n] for n in ("stage", "features", "feature_width", "longest_t", "fps", "prediction_batch")
+    }
+    plain |= {n: str(document.get(n, "")) for n in ("data", "licence")}
     return ModelCard(
         detector=choice,
         generator=generator,
@@ -230,7 +233,6 @@ def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
         classes=tuple(document["classes"]),
         standardizer=standardizer,
         **plain,
-        **about,
     )
 
 
@@ -243,18 +245,20 @@ def _read_choice(document: Mapping[str, Any]) -> Choice:
 
 def _check_numbers(path: Path, document: Mapping[str, Any], again: str) -> None:
     """Refuses a card whose plain entries cannot be."""
-    width, classes = document.get("feature_width"), document.get("classes")
+    width: Any = document.get("feature_width")
+    classes: Any = document.get("classes")
     numbers = all(
         isinstance(document.get(name), list) and len(document[name]) == width and all(map(is_number, document[name]))
         for name in ("mean", "std")
     )
     scaled = numbers and min(document["std"], default=0) > 0
     named = isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes)
+    named = named and len(set(classes)) == len(classes)
     clock = document.get("fps") is None or (is_number(document["fps"]) and document["fps"] > 0)
     counts = [document.get(name) for name in ("longest_t", "prediction_batch", "feature_width")]
     counted = all(type(count) is int and count > 0 for count in counts)
     texts = isinstance(document.get("stage"), str) and document.get("features") in ("rows", "signal")
-    if not (scaled and named and len(set(classes)) == len(classes) and clock and counted and texts):
+    if not (scaled and named and clock and counted and texts):
         expected = "stage, classes (each once), feature_width, features, longest_t, fps, mean and std (above 0)"
         raise refusal(str(path), "a damaged file", expected, again)
 

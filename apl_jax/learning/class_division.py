@@ -52,7 +52,8 @@ _SLACK = 1e-6
 
 
 def divide_classes(probability: Array, settings: DivisionSettings, labelled: Array | None = None) -> Array:
-    """The :class:`ClassRelation` of every class: ``[..., C + 1]`` int32 from probabilities ``[..., C + 1]`` that sum to 1.
+    """The :class:`ClassRelation` of every class: ``[..., C + 1]`` int32 from probabilities ``[..., C + 1]`` that sum to
+    1.
 
     Negative: the largest set of least likely classes whose probabilities sum to at most that of the target (Eq. 8).
     Positive: at least ``closeness`` times as likely as the target (Eq. 10), the ``max_positives`` likeliest of them;

@@ -129,7 +129,8 @@ def class_contrast_loss(
 def contrast_loss(
     key: Array, seen: PassResult, settings: ContrastSettings, label: Callable[[Array, Array, Array], FrameLabels]
 ) -> tuple[Array, Array]:
-    """Coarse and fine InfoNCE of frames that ``label(key, rows, mask)`` labels (APL Eq. 11); 0 for a part that is off."""
+    """Coarse and fine InfoNCE of frames that ``label(key, rows, mask)`` labels (APL Eq. 11); 0 for a part that is
+    off."""
     frame_key, label_key = jax.random.split(key)
     rows, mask = sample_frames(frame_key, seen.view.mask, settings.partitions)
     frames, labels = seen.outputs.represent(rows), label(label_key, rows, mask)
@@ -170,7 +171,7 @@ def class_contrast(context: MethodContext, settings: ContrastSettings, seen: str
 
     def loss(inputs: TermInputs) -> TermValue:
         found = class_contrast_loss(inputs.key, inputs.passes[seen], settings, context.facts.num_classes)
-        return TermValue(sum(found), _metrics(found, f"{seen}/"))
+        return TermValue(found[0] + found[1], _metrics(found, f"{seen}/"))
 
     return Term(loss, (seen,), weight=weight)
 
@@ -181,7 +182,7 @@ def build_contrast(settings: ClusterContrastSettings, context: MethodContext) ->
 
     def loss(inputs: TermInputs) -> TermValue:
         found = cluster_contrast_loss(inputs.key, inputs.passes["training"], settings)
-        return TermValue(sum(found), _metrics(found))
+        return TermValue(found[0] + found[1], _metrics(found))
 
     return Method({"training": Pass(TRAINING)}, {"contrast": Term(loss, ("training",))}, teacher=False)
 

@@ -15,8 +15,8 @@ def detection(
     """The detection loss on the pass ``seen``, with a running normaliser of its own; gives the
     :class:`~apl_jax.detectors.base.DetectionLoss`.
 
-    ``targets(inputs)`` replaces the annotations of the view, for on-line pseudo labels; ``needs`` are the passes that it
-    reads besides ``seen``.
+    ``targets(inputs)`` replaces the annotations of the view, for on-line pseudo labels; ``needs`` are the passes that
+    it reads besides ``seen``.
     """
 
     def loss(inputs: TermInputs) -> TermValue:

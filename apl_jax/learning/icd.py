@@ -142,8 +142,8 @@ def icd_pairs(context: MethodContext, settings: IcdPairSettings) -> Term:
 def mean_similarity(known: Known, videos: Batch, detections: Detections, discriminator: InstanceDiscriminator) -> Array:
     """Similarity S ``[B, K]`` of each detection to all labelled instances of its class (APL Eq. 10).
 
-    A class without a labelled instance gives .5, at which nothing is dropped or promoted (A19). One video is asked about
-    at a time, so that memory stays bounded.
+    A class without a labelled instance gives .5, at which nothing is dropped or promoted (A19). One video is asked
+    about at a time, so that memory stays bounded.
     """
     params, members = known.params[DISCRIMINATOR], known.members
     projected = discriminator.project(params, known.instances.features)

@@ -2,8 +2,8 @@
 
 Labelled snippets exclude every other class. Unlabelled ones learn, besides their pseudo label, from the positive and
 negative classes of the snippet's own distribution. Where background is a class of the head (SPOT), every snippet has a
-distribution worth dividing; where it is not (ActionFormer's sigmoids), a point has one only if its pseudo label calls it
-foreground (C11): far from any action all scores are low, and their ratios say nothing. Where pseudo labels are the
+distribution worth dividing; where it is not (ActionFormer's sigmoids), a point has one only if its pseudo label calls
+it foreground (C11): far from any action all scores are low, and their ratios say nothing. Where pseudo labels are the
 teacher's, a snippet's own surest class may be another than its label's; then both count as target and neither is
 excluded. On sigmoids the classes are divided as if an action were there (``given_action``): background is only what the
 surest class leaves, and below a score of .5 it would be the target, and the action itself one of the negatives.

@@ -1,8 +1,8 @@
 """Which detections on unlabelled videos become pseudo labels: a chain of links, as optax chains transformations.
 
-A link is a record of pure functions. Everything here is a masked computation on padded arrays ``[V, K]`` and runs inside
-``jax.jit``: first every link *observes* each batch of videos while the network has seen it, then the whole set is
-*selected* from at once.
+A link is a record of pure functions. Everything here is a masked computation on padded arrays ``[V, K]`` and runs
+inside ``jax.jit``: first every link *observes* each batch of videos while the network has seen it, then the whole set
+is *selected* from at once.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Link(NamedTuple):
 
     ``init() -> state``: what it remembers from round to round; ``()`` for one that looks at one round only.
     ``observe(known, videos, detections) -> observed [B, ...]``: what it needs of the features of a batch of videos.
-    ``select(state, labels, observed) -> (state, labels)``: its decision on the whole set, given that of the links before
-    it. Before the first link every detection is below the threshold.
+    ``select(state, labels, observed) -> (state, labels)``: its decision on the whole set, given that of the links
+    before it. Before the first link every detection is below the threshold.
     ``owners``: owners of parameters that the teacher must have trained.
     """
 

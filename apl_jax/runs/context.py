@@ -1,7 +1,7 @@
 """What the stages of one run share: data on the devices or on its way there, the devices, the ledger. No settings.
 
-A stage is handed :class:`StageInputs`: the same, cut down to the data that the stage said it reads. Its fingerprint holds
-the digests of exactly these, so that nothing it depends on can be forgotten.
+A stage is handed :class:`StageInputs`: the same, cut down to the data that the stage said it reads. Its fingerprint
+holds the digests of exactly these, so that nothing it depends on can be forgotten.
 """
 
 from __future__ import annotations

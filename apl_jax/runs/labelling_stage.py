@@ -22,7 +22,7 @@ from apl_jax.learning.selection import Known, Link, chain, unselected
 from apl_jax.registry import SELECTION
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.training_stage import PSEUDO_LABELS
-from apl_jax.structs import Array, Batch, DataFacts, Detections, PseudoLabels, PyTree, Reason, leaves_by_name
+from apl_jax.structs import Batch, DataFacts, Detections, PseudoLabels, PyTree, Reason, leaves_by_name
 
 SELECTION_STATE = "selection_state.safetensors"
 
@@ -101,7 +101,9 @@ def read_selection_state(link: Link, folder: Path) -> PyTree:
 def as_annotations(part: LabellingPart, inputs: StageInputs, labels: PseudoLabels) -> dict[str, Any]:
     """Annotation JSON: selected instances as ``annotations``, the others as ``ignored``, each with its scores."""
     table, classes = inputs.table("unlabelled"), inputs.classes
-    columns: dict[str, Array] = {name: np.asarray(getattr(labels, name)) for name in ("similarity", "reason", "weight")}
+    columns: dict[str, np.ndarray] = {
+        name: np.asarray(getattr(labels, name)) for name in ("similarity", "reason", "weight")
+    }
     rows = to_rows(labels.detections, table.records, table.grids, classes, columns)
     database = {}
     for record in table.records:

@@ -65,8 +65,8 @@ def check_split(settings: Settings, split: Split) -> None:
     """Refuses a semi-supervised variant without unlabelled videos."""
     if not split.unlabelled and "semi_supervised" in settings.variants:
         raise SettingsError(
-            f"`data.label_ratio`: found {settings.data.label_ratio:g}, which leaves no video unlabelled; expected less than "
-            "1 for the variant 'semi_supervised'. Try: `variants=('supervised',)`."
+            f"`data.label_ratio`: found {settings.data.label_ratio:g}, which leaves no video unlabelled; expected less "
+            "than 1 for the variant 'semi_supervised'. Try: `variants=('supervised',)`."
         )
 
 
@@ -141,7 +141,8 @@ def _semi_supervised(settings: Settings, facts: DataFacts) -> list[Stage]:
 
 
 def _check_owners(settings: Settings, facts: DataFacts) -> None:
-    """Refuses a selection chain that asks for parameters which the teacher, or the student of a round, does not train."""
+    """Refuses a selection chain that asks for parameters which the teacher, or the student of a round, does not
+    train."""
     learning, network = settings.learning, without_decoding(settings.detector)
     needed = build_selection(learning.selection, facts).owners
     trainers = {"teacher": (learning.teacher, learning.supervised)}

@@ -185,7 +185,8 @@ def _write_final_model(context: RunContext, stage: str | None) -> None:
 
 
 def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``results.json`` holds: variants with their mAP, pseudo-label quality per round, and where they come from."""
+    """What ``results.json`` holds: variants with their mAP, pseudo-label quality per round, and where they come
+    from."""
     variants = {n.removesuffix(_EVALUATION): value for n, value in results.items() if n.endswith(_EVALUATION)}
     dataset, data = context.dataset, settings.data
     trained = [name for name in variants if name.startswith("self_train")]

@@ -128,7 +128,8 @@ def _with_tuples(value: Any) -> Any:
 
 
 def to_settings(config: ConfigDict | Mapping[str, Any]) -> Settings:
-    """A ConfigDict as settings. Raises :class:`~apl_jax.declarations.SettingsError` for unknown or impossible entries."""
+    """A ConfigDict as settings. Raises :class:`~apl_jax.declarations.SettingsError` for unknown or impossible
+    entries."""
     return from_dict(Settings, config.to_dict() if isinstance(config, ConfigDict) else config)
 
 
@@ -139,7 +140,7 @@ def choose(config: ConfigDict, path: str, name: str) -> ConfigDict:
     """
     registry = DETECTORS if path == "detector" else METHODS
     parent, _, last = path.rpartition(".")
-    holder = config[parent] if parent else config
+    holder: Any = config[parent] if parent else config
     holder[last] = to_config(Choice(name, registry.get(name, f"{path}.name").settings()))
     return holder[last]
 
@@ -213,6 +214,19 @@ def load_file(path: Path, what: str) -> ModuleType:
 
 
 __all__ = [
-    "LearningSettings", "Settings", "choose", "choose_selection", "configurations", "default_config", "default_settings", "load_file", "matched_steps",
-    "plain_detector", "plain_method", "read_config", "to_config", "to_settings", "without_decoding",
-]  # fmt: skip
+    "LearningSettings",
+    "Settings",
+    "choose",
+    "choose_selection",
+    "configurations",
+    "default_config",
+    "default_settings",
+    "load_file",
+    "matched_steps",
+    "plain_detector",
+    "plain_method",
+    "read_config",
+    "to_config",
+    "to_settings",
+    "without_decoding",
+]

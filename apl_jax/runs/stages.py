@@ -14,9 +14,9 @@ from apl_jax.runs.context import RunContext, StageInputs
 class Stage(NamedTuple):
     """One step of a run.
 
-    ``work(handed, inputs, folder)`` reads what earlier stages wrote, writes into its own folder, and returns JSON types.
-    It sees nothing else of the run's settings than ``handed``, and of the data what ``reads`` names: its fingerprint is
-    the hash of both, of the stages that it needs and of the package's version.
+    ``work(handed, inputs, folder)`` reads what earlier stages wrote, writes into its own folder, and returns JSON
+    types. It sees nothing else of the run's settings than ``handed``, and of the data what ``reads`` names: its
+    fingerprint is the hash of both, of the stages that it needs and of the package's version.
     """
 
     name: str

@@ -227,7 +227,9 @@ def read_command(arguments: list[str]) -> None:
     from apl_jax.cli.configuration import read_settings
     from apl_jax.cli.dispatch import COMMANDS
     from apl_jax.cli.parser import parse
-    from apl_jax.runs.plans import plan_stages
+    from apl_jax.detectors import build_detector
+    from apl_jax.runs.labelling_stage import build_selection
+    from apl_jax.runs.plans import chosen_method
     from apl_jax.structs import DataFacts
 
     arguments = [re.sub(r"^(--(?:plugin|config)=)(examples|configs)/", rf"\1{REPOSITORY}/\2/", a) for a in arguments]
@@ -238,7 +240,10 @@ def read_command(arguments: list[str]) -> None:
     found = parse(COMMANDS, arguments)
     if COMMANDS[found.command].configured:
         settings = read_settings(found)
-        plan_stages(settings, DataFacts(8, 3, settings.data.max_length_t))
+        facts = DataFacts(8, 3, settings.data.max_length_t)
+        build_detector(settings.detector, facts)
+        chosen_method(settings, facts)
+        build_selection(settings.learning.selection, facts)
 
 
 # Python, executed

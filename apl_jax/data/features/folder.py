@@ -3,8 +3,8 @@
 One layout per folder. ``signals_*.npz``: raw signals, one array ``[samples, channels]`` per recording, windowed at
 load. ``features/<video>`` as .npy, .npz, .csv, .h5; ``features.h5`` with all videos; or the folders of
 ``settings.streams``, joined on channels: rows ``[T, D]`` that were extracted elsewhere with the window and stride of
-the settings (in frames), which ``features.json`` (:mod:`apl_jax.data.features.manifest`) can state. Only plain numeric arrays:
-pickles are never opened.
+the settings (in frames), which ``features.json`` (:mod:`apl_jax.data.features.manifest`) can state. Only plain numeric
+arrays: pickles are never opened.
 """
 
 from __future__ import annotations

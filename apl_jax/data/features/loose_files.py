@@ -1,7 +1,7 @@
 """Features that somebody hands over to be predicted: one file, a folder of files, or a whole data folder.
 
-The data folder of training (:mod:`apl_jax.data.features.folder`) has a fixed tree, and annotations that say which of its
-videos count. Here there may be nothing but ``walk.npy``.
+The data folder of training (:mod:`apl_jax.data.features.folder`) has a fixed tree, and annotations that say which of
+its videos count. Here there may be nothing but ``walk.npy``.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class LooseFiles(FeatureSource):
 def open_loose(path: str | Path, settings: GridSettings, windowed: bool) -> FeatureSource:
     """What can be predicted at ``path``; ``windowed``: the files hold feature rows, not samples of a raw signal.
 
-    A folder in the tree of :func:`~apl_jax.data.features.folder.open_folder` is read as that. Otherwise each .npy, .csv or
-    .h5 file is a video of its name, and so is a .npz with one array (or one named feats or features); of a .npz with
+    A folder in the tree of :func:`~apl_jax.data.features.folder.open_folder` is read as that. Otherwise each .npy, .csv
+    or .h5 file is a video of its name, and so is a .npz with one array (or one named feats or features); of a .npz with
     several, and of raw signals also with one, each array is a recording of the array's own name. ``features.json``
     beside the files is held against the settings. Raises :class:`~apl_jax.data.files.DataError`.
     """
