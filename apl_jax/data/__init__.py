@@ -1,4 +1,4 @@
-"""The porch: files on the host become records, grids and padded numpy arrays. No jax transformation happens here."""
+"""Data: files on the host become records, grids and padded numpy arrays. No jax transformation happens here."""
 
 from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
 from apl_jax.data.batching import RowStore, Standardizer, VideoTable, build_targets

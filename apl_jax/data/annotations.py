@@ -1,7 +1,7 @@
 """Annotation files: the ActivityNet JSON layout in, checked records out.
 
 Layout: ``database[id] = {subset, duration, fps, subject, annotations: [{segment: [start, end], label, label_id}]}``,
-times in seconds. ``fps``, ``subject``, ``label_id`` may be absent. Pseudo labels come back through this same door: each
+times in seconds. ``fps``, ``subject``, ``label_id`` may be absent. Pseudo labels are read by this same reader: each
 annotation may also carry ``weight`` (in [0, 1]) and ``ignore`` (bool); any other key is tolerated. BMN's ActivityNet
 layout (no ``database``, ``duration_second``, subsets in ``*_video_info.csv`` beside the file) is read too; CSV
 tables are the business of ``annotation_tables.py``.

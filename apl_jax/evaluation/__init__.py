@@ -1,1 +1,1 @@
-"""The scales: what a run's predictions and pseudo labels are worth against annotations that training never saw."""
+"""Scores: what a run's predictions and pseudo labels are worth against annotations that training never saw."""

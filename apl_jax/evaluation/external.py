@@ -83,10 +83,10 @@ def external_digest(evaluation: EvaluationSettings) -> str:
 
 
 def check_unchanged(evaluation: EvaluationSettings, digest: str) -> None:
-    """Refuses a file of class scores that is no longer what ``digest`` was taken of: a run's arms must share one."""
+    """Refuses a file of class scores that is no longer what ``digest`` was taken of: a run's variants must share one."""
     if external_digest(evaluation) != digest:
         expected = "the content that it had when the run began"
-        remedy = "run the same command again: it evaluates all arms with the new file, and trains none again"
+        remedy = "run the same command again: it evaluates all variants with the new file, and trains none again"
         raise refusal(evaluation.external_scores, "another content", expected, remedy)
 
 

@@ -40,7 +40,7 @@ class Request:
     """What is to be predicted, and how it is to be shown. Raises ``ValueError`` for impossible values."""
 
     features: Path  # a file or a folder (data/loose_files.py)
-    stage: str = ""  # "" = that of the final arm
+    stage: str = ""  # "" = that of the final variant
     annotations: Path | None = None  # fps and duration of the videos; instances in it are not looked at
     fps: float | None = None  # of videos that the annotations do not know
     duration_s: float | None = None  # of a single video; None = as long as its features

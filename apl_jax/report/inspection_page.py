@@ -54,9 +54,9 @@ def write_inspection(found: Inspection, folder: Path, command: str) -> Path:
         Section("Grid", "grid", dict([*grid_facts(found), ("command", command)])),
         Section("Instances that no grid point covers", "uncovered", _uncovered(found)),
     ]
-    verdict = f"{_count(len(found.errors), 'error')}, {_count(len(found.notes), 'note')}. {found.root.absolute()}"
+    summary = f"{_count(len(found.errors), 'error')}, {_count(len(found.notes), 'note')}. {found.root.absolute()}"
     path = folder / PAGE
-    write_text(path, render_page("inspection.html", headline(found), verdict, sections))
+    write_text(path, render_page("inspection.html", headline(found), summary, sections))
     return path
 
 

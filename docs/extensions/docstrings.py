@@ -35,8 +35,8 @@ def field_comments(module: str) -> dict[str, dict[str, str]]:
     """The comments of all annotated fields of a module's classes: class name -> field -> words."""
     try:
         text = Path(str(importlib.import_module(module).__file__)).read_text("utf-8")
-    except (AttributeError, ImportError, OSError):
-        return {}  # such as builtins
+    except (AttributeError, ImportError, OSError, ValueError):
+        return {}  # such as builtins, or a file that is only shown
     comments: dict[int, tuple[str, bool]] = {}  # line -> its comment, and whether nothing else is on the line
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith(_DIRECTIVES):

@@ -63,7 +63,9 @@ class SettingsTable(SphinxDirective):
 
 def _row(cls: type, field: dataclasses.Field, prefix: str) -> str:
     default = getattr(cls(), field.name)
-    words = next((w for c in cls.__mro__ if (w := field_comments(c.__module__).get(c.__name__, {}).get(field.name))), "")
+    words = next(
+        (w for c in cls.__mro__ if (w := field_comments(c.__module__).get(c.__name__, {}).get(field.name))), ""
+    )
     allowed = ""
     if choices := field.metadata.get("choices"):
         allowed = ", ".join(f"`{choice}`" for choice in choices)

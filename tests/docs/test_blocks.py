@@ -141,7 +141,9 @@ def test_every_block_says_what_it_is() -> None:
     known = (*SHELL, *PYTHON, CELL, INCLUDED, *DATA, *PLAIN)
     strange = [f"{b.place}: {b.language!r}" for b in BLOCKS if b.language not in known]
     assert not strange, "no such kind of block; name its language:\n" + "\n".join(strange)
-    hidden = [f"{b.place}: {b.text.splitlines()[0]}" for b in BLOCKS if b.language in ("text", "") and _is_command(b.text)]
+    hidden = [
+        f"{b.place}: {b.text.splitlines()[0]}" for b in BLOCKS if b.language in ("text", "") and _is_command(b.text)
+    ]
     assert not hidden, "commands in a block that is not tested:\n" + "\n".join(hidden)
 
 
@@ -174,6 +176,24 @@ def test_tests_that_are_named_exist() -> None:
     assert not missing, "no such test:\n" + "\n".join(missing)
 
 
+def test_blocks_that_another_test_runs_stand_there() -> None:
+    """Statement by statement, in a string of that test; a training is shorter there, so the call of it may differ."""
+    for block in RUNNABLE:
+        if block.mark == "run by" and block.language in PYTHON:
+            test = ast.parse((REPOSITORY / block.reason.split("::")[0]).read_text("utf-8"))
+            texts = [n.value for n in ast.walk(test) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            there = {statement for text in texts if "apl." in text for statement in _statements(text)}
+            missing = [s for s in _statements(block.text) if s not in there and "apl.train(" not in s]
+            assert not missing, f"{block.place}: not in {block.reason}: {missing}"
+
+
+def _statements(text: str) -> list[str]:
+    try:
+        return [ast.unparse(statement) for statement in ast.parse(text).body]
+    except SyntaxError:
+        return []
+
+
 def test_included_files_exist() -> None:
     for block in BLOCKS:
         if block.language == INCLUDED:
@@ -201,7 +221,9 @@ LINES = [(block, words) for block in RUNNABLE if block.language in SHELL for wor
 FOREIGN = ("pip", "git", "cd", "kubectl", "sbatch", "source", "pytest", "cat", "head")
 
 
-@pytest.mark.parametrize(("block", "words"), [pytest.param(*line, id=f"{line[0].place}-{i}") for i, line in enumerate(LINES)])
+@pytest.mark.parametrize(
+    ("block", "words"), [pytest.param(*line, id=f"{line[0].place}-{i}") for i, line in enumerate(LINES)]
+)
 def test_command_lines_can_be_read(block: Block, words: list[str]) -> None:
     """Flags, settings, configurations, files of the repository and targets of make that a command names exist."""
     program, *rest = words
@@ -269,7 +291,9 @@ def test_python_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with(slow))
-def test_pages_with_a_finished_run(page: Path, tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_with_a_finished_run(
+    page: Path, tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     furnish(tmp_path, small_run)
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -280,7 +304,11 @@ def test_pages_with_a_finished_run(page: Path, tmp_path: Path, small_run: Path, 
         elif slow(block):
             script = f"set -euo pipefail\n{block.text}"
             done = subprocess.run(
-                ["bash", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=LONGEST_S
+                ["bash", "-c", script],
+                env=os.environ | {"PATH": path},
+                capture_output=True,
+                text=True,
+                timeout=LONGEST_S,
             )
             assert done.returncode == 0, f"{block.place}\n{done.stdout}\n{done.stderr}"
 

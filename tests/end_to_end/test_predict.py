@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 from fixtures import smoke_settings
 
-from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.data.features.sources import embedded_root
+from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.data.grids import window_signal
 from apl_jax.evaluation.submission import read_submission
 from apl_jax.inference.model import model_folder, read_card
@@ -284,7 +283,9 @@ def test_a_run_of_version_0_1_is_refused_with_what_to_do(small_run: Path, tmp_pa
     shutil.copytree(small_run / "stages" / "teacher" / "checkpoints", former / "stages" / "teacher" / "checkpoints")
     write_json(former / "model.json", {"format": 1, "version": "0.1.0", "stage": "teacher"})
     for stage in ("", "teacher"):
-        with pytest.raises(DataError, match=r"apl_jax 0\.1, .*checkpoints.*another `workdir`; or predict with apl_jax 0"):
+        with pytest.raises(
+            DataError, match=r"apl_jax 0\.1, .*checkpoints.*another `workdir`; or predict with apl_jax 0"
+        ):
             predict(former, Request(embedded_root(), stage, fps=RATE))
 
 

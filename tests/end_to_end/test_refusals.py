@@ -122,9 +122,7 @@ SPOILED = [
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda f: f.__name__.removeprefix("spoil_"))
 def test_spoiled_data_is_one_clear_message(spoil: Callable[[Path], list[str]], data: Path, tmp_path: Path) -> None:
     expected = spoil(data)
-    result = command(
-        "run", "--config=spsw:smoke", f"--workdir={tmp_path / 'run'}", f"--config.data.root={data}"
-    )
+    result = command("run", "--config=spsw:smoke", f"--workdir={tmp_path / 'run'}", f"--config.data.root={data}")
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     for words in expected:

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import proposal_detector
 import pytest
 from fixtures import CLASSES, FEATURE_WIDTH, tiny_choice
 
@@ -46,14 +47,17 @@ BASELINES = ("supervised", "supervised_evaluation", "supervised_matched", "super
 # ---- The specification: which stages read a setting. The first pattern that a path matches counts. ----
 
 ALL = ("*",)
-TRAININGS = ("supervised", "supervised_matched", "pretrain", "teacher", "self_train_?")
+TRAININGS = ("generator", "supervised", "supervised_matched", "pretrain", "teacher", "self_train_?")
+GENERATED = ("proposals", "evaluation_proposals")
 SEMI_SUPERVISED = ("pretrain", "teacher*", "pseudo_label_?", "self_train_*")
 READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("seed", TRAININGS),
     ("variants", ()),  # which stages there are, not what they do
     ("detector.decoding.*", ("pseudo_label_?", "*_evaluation")),
+    ("detector.generator.decoding.*", GENERATED),
+    ("detector.generator.*", ALL),
     ("detector.quality.*", SEMI_SUPERVISED),  # the baselines are the detector as published, without ALQA
-    ("detector.*", ALL),
+    ("detector.*", (*BASELINES, *SEMI_SUPERVISED)),
     ("data.max_length_t", TRAININGS),
     ("data.stream_window", TRAININGS),
     ("data.*", ()),  # through the digests of what is read
@@ -63,7 +67,7 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("learning.method.*", ("self_train_?",)),
     ("learning.pretrain.steps", ("pretrain", "supervised_matched")),
     ("learning.pretrain.*", ("pretrain",)),
-    ("learning.supervised.*", ("supervised", "supervised_matched", "teacher")),
+    ("learning.supervised.*", ("generator", "supervised", "supervised_matched", "teacher")),
     ("learning.self_train.steps", ("self_train_?", "supervised_matched")),
     ("learning.self_train.*", ("self_train_?",)),
     ("learning.selection.*", ("pseudo_label_?",)),
@@ -76,16 +80,16 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 # Which stages read what is in the data, by the kind of it.
 DATA_READERS: dict[str, tuple[str, ...]] = {
-    "training": (*TRAININGS, "pseudo_label_?", "*_label_space"),
+    "training": (*TRAININGS, "proposals", "pseudo_label_?", "*_label_space"),
     "labelled": (*TRAININGS, "pseudo_label_?"),
-    "evaluation": ("*_evaluation",),
+    "evaluation": ("evaluation_proposals", "*_evaluation"),
     "unlabelled_truth": ("pseudo_label_?", "*_label_space"),  # for measuring
     "evaluation_truth": ("*_evaluation",),
 }
 # Settings that decide which stages there are, some of them only at some values.
 DECIDE_STAGES = (
-    "variants", "learning.rounds", "learning.method.name", "learning.method.pseudo_labels", "learning.pretrain.steps",
-    "evaluation.label_space.enabled",
+    "variants", "detector.name", "learning.rounds", "learning.method.name", "learning.method.pseudo_labels",
+    "learning.pretrain.steps", "evaluation.label_space.enabled",
 )  # fmt: skip
 
 
@@ -116,13 +120,20 @@ def matching(stages: Sequence[str], names: Sequence[str]) -> set[str]:
 
 def with_later(stages: Sequence[str], changed: set[str]) -> set[str]:
     """These stages and all that come after them: pre-training, teacher, labels and students are one line, each stage
-    after all before it; what is measured of a network comes after its training."""
-    measured = lambda stage: stage.endswith(("_evaluation", "_label_space"))
-    line = [stage for stage in stages if stage not in BASELINES and not measured(stage)]
+    after all before it; what is measured of a network comes after its training. Where there are proposals, all comes
+    after those of its videos, and these after the training of their generator."""
+    scores = matching(stages, ("*_evaluation",))
+    measured = scores | matching(stages, ("*_label_space",))
+    if "generator" in changed:
+        return set(stages)
+    if "proposals" in changed:
+        return set(stages) - {"generator", *({"evaluation_proposals"} - changed)}
+    if "evaluation_proposals" in changed:
+        changed = changed | scores
+    line = [stage for stage in stages if stage not in (*BASELINES, "generator", *GENERATED, *measured)]
     first = min((i for i, stage in enumerate(line) if stage in changed), default=len(line))
     changed = changed | set(line[first:])
-    after = {s for s in stages if measured(s) and s.removesuffix("_evaluation").removesuffix("_label_space") in changed}
-    return changed | after
+    return changed | {s for s in measured if s.removesuffix("_evaluation").removesuffix("_label_space") in changed}
 
 
 # ---- Runs that between them have every kind of stage. ----
@@ -130,16 +141,12 @@ def with_later(stages: Sequence[str], changed: set[str]) -> set[str]:
 
 class Case(NamedTuple):
     settings: Settings
-    stages: tuple[str, ...]  # besides the baselines
-
-
-def chosen(registry: Registry, name: str, **changes: Any) -> Choice:
-    return Choice(name, dataclasses.replace(registry[name].settings(), **changes))
+    stages: tuple[str, ...]
 
 
 def case(detector: str, changes: dict[str, Any], *stages: str) -> Case:
     settings = dataclasses.replace(Settings(), detector=tiny_choice(detector))
-    return Case(override(settings, changes), stages)
+    return Case(override(settings, changes), (*BASELINES, *stages))
 
 
 CASES = {
@@ -266,8 +273,8 @@ def together(path: str, settings: Settings, file: Path) -> list[dict[str, Any]]:
 def changed_runs(
     path: str, value: Any, declared: Mapping[str, Any], settings: Settings, file: Path
 ) -> Iterator[dict[str, str]]:
-    """Fingerprints of runs with another value of one setting, without those that a plan refuses; of a word, or of one of
-    a few names, with every other one."""
+    """Fingerprints of runs with another value of one setting, without those that a plan refuses; of one of a few names
+    with every other one."""
     few = "choices" in declared or "links" in declared
     for change in together(path, settings, file) or ({path: other} for other in others(value, declared)):
         try:
@@ -302,16 +309,33 @@ def scores(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_setting(name: str, scores: Path) -> None:
-    """Each is changed alone, and reaches exactly the stages that the specification says."""
-    settings = CASES[name].settings
+def assert_law_of_settings(settings: Settings, stages: tuple[str, ...], scores: Path) -> None:
     before = marks(settings)
-    assert tuple(before) == (*BASELINES, *CASES[name].stages) and before == marks(settings)
+    assert tuple(before) == stages and before == marks(settings)
     assert len(set(before.values())) == len(before)
     paths = [path for path, _, _ in walk(settings)]
     assert len(paths) == len(set(paths)) > 150 and set(paths) == set(flat(to_dict(settings)))
     assert not (wrong := wrong_changes(settings, "", scores)), "\n".join(wrong)
+
+
+def assert_law_of_data(settings: Settings, stages: tuple[str, ...]) -> None:
+    for read in READABLE:
+        expected = with_later(stages, matching(stages, DATA_READERS[read]))
+        assert differing(marks(settings), marks(settings, FakeContext(read))) == expected, read
+        if read.startswith("evaluation"):  # a correction of test videos scores again and trains nothing
+            assert not matching(tuple(expected), TRAININGS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_setting(name: str, scores: Path) -> None:
+    """Each is changed alone, and reaches exactly the stages that the specification says."""
+    assert_law_of_settings(*CASES[name], scores)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_data(name: str) -> None:
+    """A correction in the data does again what reads it, and what comes after that."""
+    assert_law_of_data(*CASES[name])
 
 
 PLACES = [(path, entry) for path in ("learning.pretext", "learning.teacher", "learning.method") for entry in METHODS]
@@ -358,7 +382,7 @@ def test_a_fresh_method() -> None:
     with registered(METHODS, "fresh_method") as name:
         build = lambda settings, context: METHODS["apl"].build(METHODS["apl"].settings(), context)
         register_method(name, FreshSettings, build)
-        settings, stages = CASES["defaults"].settings, (*BASELINES, *CASES["defaults"].stages)
+        settings, stages = CASES["defaults"].settings, CASES["defaults"].stages
         for place, first in (("pretext", "pretrain"), ("method", "self_train_1")):
             own = override(settings, {f"learning.{place}.name": name})
             for setting, value in (("strength", 2.0), ("inner.depth", 3), ("decoding.sigma", 0.7)):
@@ -370,7 +394,7 @@ def test_a_fresh_link() -> None:
     with registered(SELECTION, "fresh_link") as name:
         build = lambda settings, facts: SELECTION["fixed"].build(SELECTION["fixed"].settings(), facts)
         register_selection(name, FreshSettings, build)
-        settings, stages = CASES["defaults"].settings, (*BASELINES, *CASES["defaults"].stages)
+        settings, stages = CASES["defaults"].settings, CASES["defaults"].stages
         own = override(settings, {"learning.selection.chain": (name, "icd")})
         for setting, value in (("strength", 2.0), ("inner.depth", 3), ("decoding.sigma", 0.7)):
             found = reached(own, f"learning.selection.{name}.{setting}", value)
@@ -384,7 +408,7 @@ def test_a_fresh_detector() -> None:
     with registered(DETECTORS, "fresh_detector") as name:
         build = lambda settings, facts: build_detector(tiny_choice("conv"), facts)
         register_detector(name, FreshSettings, build)
-        settings, stages = CASES["defaults"].settings, (*BASELINES, *CASES["defaults"].stages)
+        settings, stages = CASES["defaults"].settings, CASES["defaults"].stages
         own = override(settings, {"detector.name": name})
         for setting, value in (("strength", 2.0), ("inner.depth", 3)):
             assert reached(own, f"detector.{setting}", value) == set(stages), setting
@@ -392,18 +416,47 @@ def test_a_fresh_detector() -> None:
         assert reached(own, "detector.decoding.sigma", 0.7) == decodes
 
 
+def test_a_detector_that_wants_proposals(scores: Path) -> None:
+    """Its generator is a stage of its own, before all others."""
+    with registered(DETECTORS, "naming"):
+        proposal_detector.register()
+        naming = proposal_detector.NamingSettings(generator=tiny_choice("conv"))
+        settings = dataclasses.replace(CASES["defaults"].settings, detector=Choice("naming", naming))
+        stages = ("generator", *GENERATED, *CASES["defaults"].stages)
+        assert_law_of_settings(settings, stages, scores)
+        assert_law_of_data(settings, stages)
+        assert_handed(settings)
+
+
 # ---- What is no setting. ----
 
+# Which stages a field of what a stage is handed may name.
+HANDED = {
+    "start": ("pretrain", "teacher", "self_train_?"),
+    "labels": ("pseudo_label_?",),
+    "teacher": ("teacher", "self_train_?"),
+    "before": ("pseudo_label_?",),
+    "trained": TRAININGS,
+    "proposals": GENERATED,
+}
 
-@pytest.mark.parametrize("read", READABLE)
+
+def assert_handed(settings: Settings) -> None:
+    """Stages are handed the names of the earlier stages that they need, each in its place."""
+    done: list[str] = []
+    for stage in plan_stages(settings, FACTS):
+        assert set(stage.needs) <= set(done) and set(stage.reads) <= set(READABLE), stage.name
+        named = {name: getattr(stage.handed, name) for name in HANDED if getattr(stage.handed, name, "")}
+        assert sorted(named.values()) == sorted(stage.needs), stage.name
+        for name, earlier in named.items():
+            assert matching((earlier,), HANDED[name]), f"{stage.name}: {name} is {earlier}"
+        done.append(stage.name)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_other_data(name: str, read: str) -> None:
-    """A correction in the data does again what reads it: one of a test annotation scores again and trains nothing."""
-    settings, stages = CASES[name].settings, (*BASELINES, *CASES[name].stages)
-    expected = with_later(stages, matching(stages, DATA_READERS[read]))
-    assert differing(marks(settings), marks(settings, FakeContext(read))) == expected
-    if read.startswith("evaluation"):
-        assert not matching(tuple(expected), TRAININGS)
+def test_stages_are_handed_the_stages_that_they_need(name: str) -> None:
+    """A fingerprint holds those of the stages in ``needs``: what a stage may look up is among them."""
+    assert_handed(CASES[name].settings)
 
 
 def test_class_scores_by_content(scores: Path) -> None:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from run_folders import assert_same_state
 from fixtures import smoke_settings
+from run_folders import assert_same_state
 
 from apl_jax.data.dataset import open_dataset, open_truth
 from apl_jax.data.features.sources import embedded_root

@@ -184,7 +184,7 @@ def test_perfect_predictions_score_one(detector_name: str, variant: str) -> None
 
 @pytest.mark.parametrize(("detector_name", "variant"), CASES)
 def test_what_the_loss_asks_for_scores_one(detector_name: str, variant: str) -> None:
-    """Of whatever is registered, with nothing known of it but its record: what the loss teaches is what decoding reads."""
+    """Of whatever is registered, with nothing known of it but its record: the loss teaches what decoding reads."""
     choice = wide_decoding(variants(detector_name)[variant])
     detector, videos = build_detector(choice, DataFacts(FEATURE_WIDTH, CLASSES)), annotated(choice)
     assert_score_one(detector, learnt_outputs(detector, as_targets(videos), MASK), videos)

@@ -21,7 +21,7 @@ ORDER = jnp.array([2, 0, 1])
     ("detector_name", "variant"), [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
 )
 def test_detector(detector_name: str, variant: str) -> None:
-    """Outputs, detections and targets move with their videos; losses and distances, which are of the whole batch, stay."""
+    """Outputs, detections and targets move with their videos; losses and distances, of the whole batch, stay."""
     detector = build_detector(variants(detector_name)[variant], DataFacts(FEATURE_WIDTH, CLASSES))
     params, state = random_weights(jax.eval_shape(detector.init, jax.random.key(0)))
 

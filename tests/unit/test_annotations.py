@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from apl_jax.data.annotations import read_annotations
-from apl_jax.data.files import DataError, load_csv, write_json
 from apl_jax.data.features.sources import embedded_root
+from apl_jax.data.files import DataError, load_csv, write_json
 from apl_jax.structs import TimeGrid
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -85,7 +85,7 @@ def test_activitynet_as_published():
 
 
 def resized(fps, stride, window, length):
-    """The grid of a recording resized to a fixed number of rows, by its duration (systems.md 1.2)."""
+    """The grid of a recording resized to a fixed number of rows, by its duration (spec 1.2)."""
 
     def grid(duration_s):
         rows = max(1, 1 + (int(duration_s * fps) - window) // stride)
@@ -104,7 +104,7 @@ def rows(fps, stride, window):
 @pytest.mark.parametrize(
     ("file", "grid_of"),
     [
-        ("thumos14.json", lambda record: rows(record.fps, 4, 16)),  # I3D; systems.md 1.1
+        ("thumos14.json", lambda record: rows(record.fps, 4, 16)),  # I3D; spec 1.1
         ("thumos14.json", lambda record: rows(30.0, 16, 32)),  # EPIC-KITCHENS-100's grid on real durations
         ("activitynet13_anno.json", lambda record: resized(15.0, 16, 16, 192)),  # TSP
         ("activitynet13_anno.json", lambda record: resized(25.0, 16, 16, 192)),  # I3D

@@ -57,7 +57,7 @@ def twin_ranking(predictions: Instances, rows: list[int]) -> list[int]:
 
 
 def twin_ap(truth: Instances, predictions: Instances, threshold: float, label: int) -> float:
-    """AP of one class by the rules of systems.md 1.10, one prediction at a time."""
+    """AP of one class by the rules of spec 1.10, one prediction at a time."""
     wanted = [(video, segment) for video, c, segment in twin_truth(truth) if c == label]
     if not wanted:
         return float("nan")

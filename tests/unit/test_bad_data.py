@@ -116,7 +116,9 @@ def test_ratio_that_leaves_a_class_uncovered(folder):
     _, database, _, open_it = folder
     for i, name in enumerate(["v0", "v1", "v2"]):
         database[name]["annotations"] = [{"segment": [1.0, 2.0], "label": f"rare{i}"}]
-    refused(open_it, "`data.label_ratio=0.4`", "2 labelled of 5", "`data.label_ratio=0.8`", "`data.allow_uncovered=True`")
+    refused(
+        open_it, "`data.label_ratio=0.4`", "2 labelled of 5", "`data.label_ratio=0.8`", "`data.allow_uncovered=True`"
+    )
     assert open_it(label_ratio=0.8).split.uncovered_classes == ()
     split = open_it(allow_uncovered=True).split
     assert split.labelled == ("v0", "v1") and split.uncovered_classes == ("rare2", "turn", "walk")
@@ -124,7 +126,7 @@ def test_ratio_that_leaves_a_class_uncovered(folder):
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5])
 def test_impossible_ratio(folder, ratio):
-    with pytest.raises(SettingsError, match="`label_ratio`: found .*, expected at most 1 and more than 0"):
+    with pytest.raises(SettingsError, match=r"`label_ratio`: found .*, expected at most 1 and more than 0"):
         folder[3](label_ratio=ratio)
 
 

@@ -13,9 +13,9 @@ from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.batching import Standardizer, build_targets
 from apl_jax.data.dataset import Dataset, open_dataset, open_truth
 from apl_jax.data.features.folder import open_features
+from apl_jax.data.features.sources import embedded_root
 from apl_jax.data.files import DataError
 from apl_jax.data.grids import window_signal
-from apl_jax.data.features.sources import embedded_root
 from apl_jax.settings import DataSettings
 from apl_jax.structs import TimeGrid
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +9,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from fixtures import FEATURE_WIDTH, variants
 from jax import export
-from fixtures import CLASSES, FEATURE_WIDTH, random_weights, variants
+from small_models import FPS, STRIDE, WINDOW, make_run, small_card
 
-from apl_jax import __version__
 from apl_jax.data.files import DataError, load_json
 from apl_jax.data.grids import place_rows
-from apl_jax.declarations import fingerprint
-from apl_jax.detectors import build_detector
 from apl_jax.inference import export_example
 from apl_jax.inference.export import export_model
-from apl_jax.interop.import_actionformer import write_run
 from apl_jax.inference.prediction import Predictions, Request, predict
-from apl_jax.settings import DataSettings, Settings
+from apl_jax.settings import DataSettings, GridSettings
 
-FPS, WINDOW, STRIDE = 12.5, 4, 3
 TOLERANCE = 1e-4
 # What must not be there when the example runs.
 BLOCKER = """
@@ -38,25 +33,6 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 CASES = [("actionformer", "identity"), ("actionformer", "fpn"), ("spot", "resize"), ("spot", "windows")]
-
-
-def make_run(
-    folder: Path, settings: Settings, windowed: bool, fps: float | None = None, data: DataSettings | None = None
-) -> Path:
-    """A run folder of a small network with random weights and a standardisation that matters."""
-    rows = DataSettings(window=WINDOW if windowed else 2, stride=STRIDE, length_multiple=8, max_length_t=40)
-    settings = dataclasses.replace(settings, data=data or rows)
-    shapes = jax.eval_shape(build_detector(settings, FEATURE_WIDTH, CLASSES).init, jax.random.key(0))[0]
-    draws = np.random.default_rng(1)
-    card = {
-        "format": 1, "version": __version__, "settings_fingerprint": fingerprint(settings), "stage": "supervised_x",
-        "classes": [f"größe {c}" for c in range(CLASSES)], "feature_width": FEATURE_WIDTH,
-        "features": "rows" if windowed else "signal", "fps": fps,
-        "longest_t": settings.data.max_length_t if settings.data.grid == "rows" else settings.data.fixed_length_t,
-        "mean": draws.normal(size=FEATURE_WIDTH).tolist(), "std": draws.uniform(0.5, 2, FEATURE_WIDTH).tolist(),
-    }  # fmt: skip
-    write_run(folder, settings, card, random_weights(shapes))
-    return folder
 
 
 def record(folder: Path, samples: int, channels: int, seed: int = 0) -> Path:
@@ -87,7 +63,7 @@ def assert_same(rows: list[list[str]], found: Predictions) -> None:
 
 @pytest.mark.parametrize(("detector", "variant"), CASES)
 def test_example_finds_what_predict_finds(detector: str, variant: str, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", variants(detector)[variant], windowed=True)
+    run = make_run(tmp_path / "run", small_card(variants(detector)[variant]))
     card = export_model(run, tmp_path / "out", length_t=33)
     assert card == load_json(tmp_path / "out" / "model.json")
     assert card["length"] == 40 and card["platforms"] == ["cpu", "cuda", "tpu"] and card["detector"] == detector
@@ -97,7 +73,7 @@ def test_example_finds_what_predict_finds(detector: str, variant: str, tmp_path:
 
 
 def test_raw_signals_and_the_rate_of_training(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", variants("actionformer")["identity"], windowed=False, fps=FPS)
+    run = make_run(tmp_path / "run", small_card(windowed=False, fps=FPS))
     export_model(run, tmp_path / "out")
     recording = record(tmp_path / "in", 84, FEATURE_WIDTH // 2)
     assert_same(run_example(tmp_path / "out", recording), predict(run, Request(recording, min_score=0.0)))
@@ -105,8 +81,8 @@ def test_raw_signals_and_the_rate_of_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("grid", "stride"), [("resize", STRIDE), ("pool", STRIDE), ("resize", 0), ("rows", 0)])
 def test_grids_of_one_length(grid: str, stride: int, tmp_path: Path) -> None:
-    data = DataSettings(window=WINDOW, stride=stride, grid=grid, fixed_length_t=20, length_multiple=8, max_length_t=40)
-    run = make_run(tmp_path / "run", variants("actionformer")["identity"], windowed=True, data=data)
+    placed = GridSettings(window=WINDOW, stride=stride, grid=grid, fixed_length_t=20, length_multiple=8)
+    run = make_run(tmp_path / "run", small_card(grid=placed, longest_t=40 if grid == "rows" else 20))
     card = export_model(run, tmp_path / "out")
     assert card["length"] == (40 if grid == "rows" else 24)
     recording, duration_s = record(tmp_path / "in", 33, FEATURE_WIDTH), (32 * STRIDE + WINDOW) / FPS
@@ -129,7 +105,7 @@ def test_the_example_places_rows_as_the_package_does(grid: str, length: int) -> 
 
 @pytest.mark.parametrize(("detector", "variant"), CASES[::2])
 def test_batches_of_any_size_and_whatever_stands_in_padding(detector: str, variant: str, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", variants(detector)[variant], windowed=True)
+    run = make_run(tmp_path / "run", small_card(variants(detector)[variant]))
     card = export_model(run, tmp_path / "out")
     program = export.deserialize(bytearray((tmp_path / "out" / "model.stablehlo").read_bytes()))
     recordings = [record(tmp_path / "in", n, FEATURE_WIDTH, n) for n in (9, 40, 23)]
@@ -154,14 +130,18 @@ def test_batches_of_any_size_and_whatever_stands_in_padding(detector: str, varia
 
 
 def test_refusals(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", variants("actionformer")["identity"], windowed=True)
-    before = (run / "model.json").read_bytes()
+    run = make_run(tmp_path / "run", small_card())
+    before = (run / "model" / "model.json").read_bytes()
     with pytest.raises(DataError, match=r"whose model\.json would be lost"):
-        export_model(run, run)
-    assert (run / "model.json").read_bytes() == before and not (run / "example.py").exists()
-    with pytest.raises(DataError, match="--length: found 0"):
+        export_model(run, run / "model")
+    assert (run / "model" / "model.json").read_bytes() == before and not (run / "model" / "example.py").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "settings.json").write_text("{}")
+    with pytest.raises(DataError, match=r"whose model\.json would be lost"):
+        export_model(run, tmp_path / "other")
+    with pytest.raises(DataError, match="`length`: found 0"):
         export_model(run, tmp_path / "out", length_t=0)
-    with pytest.raises(DataError, match="--stage"):
+    with pytest.raises(DataError, match="`stage`: found no model of a stage 'teacher'"):
         export_model(run, tmp_path / "out", stage="teacher")
     with pytest.raises(DataError, match="a finished run"):
         export_model(tmp_path / "nowhere", tmp_path / "out")
@@ -169,11 +149,11 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_recording_longer_than_the_export(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", variants("actionformer")["identity"], windowed=True)
+    run = make_run(tmp_path / "run", small_card())
     export_model(run, tmp_path / "out", length_t=8)
     recording = record(tmp_path / "in", 9, FEATURE_WIDTH)
     result = subprocess.run(
         [sys.executable, "-I", str(tmp_path / "out" / "example.py"), str(recording), "12.5"],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert result.returncode != 0 and "9 rows" in result.stderr and "--length" in result.stderr
+    assert result.returncode != 0 and "9 rows" in result.stderr and "--length=9" in result.stderr

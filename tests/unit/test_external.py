@@ -211,7 +211,10 @@ def test_a_video_twice_in_a_table_is_refused(tmp_path: Path) -> None:
 def test_protocol_and_file_come_together() -> None:
     for alone, words in (
         (EvaluationSettings(protocol="external"), "`evaluation.external_scores`: found '' with protocol external"),
-        (EvaluationSettings(external_scores="a.json"), "`evaluation.external_scores`: found 'a.json' with protocol strict"),
+        (
+            EvaluationSettings(external_scores="a.json"),
+            "`evaluation.external_scores`: found 'a.json' with protocol strict",
+        ),
     ):
         with pytest.raises(DataError, match=words):
             check_protocol(alone)
@@ -247,7 +250,9 @@ def test_every_variant_depends_on_the_content_of_the_file(tmp_path: Path) -> Non
     def depends(file: Path) -> dict[str, str]:
         stages = plan_stages(dataclasses.replace(Settings(), evaluation=external(file)), DataFacts(8, 3, 64))
         found = {s.name: s for s in stages if s.name.endswith("_evaluation")}
-        assert len(found) == 4 and {s.handed.external_digest for s in found.values()} == {external_digest(external(file))}
+        assert len(found) == 4 and {s.handed.external_digest for s in found.values()} == {
+            external_digest(external(file))
+        }
         earlier = {need: "" for stage in found.values() for need in stage.needs}
         return {name: stage_fingerprint(stage, context, earlier) for name, stage in found.items()}
 

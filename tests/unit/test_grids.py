@@ -14,14 +14,14 @@ from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import Standardizer, read_rows
 from apl_jax.data.dataset import open_dataset, open_truth
 from apl_jax.data.features.folder import open_features
+from apl_jax.data.features.loose_files import open_loose
 from apl_jax.data.files import DataError
 from apl_jax.data.grids import build_grid, extracted_rows, place_rows, pool_rows, resize_rows, window_signal
-from apl_jax.data.features.loose_files import open_loose
 from apl_jax.declarations import SettingsError
-from apl_jax.learning.perturb import clip_segments, random_truncation
-from apl_jax.nn.snippets import to_snippets
 from apl_jax.inference.model import Model, ModelCard
 from apl_jax.inference.prediction import read_video
+from apl_jax.learning.perturb import clip_segments, random_truncation
+from apl_jax.nn.snippets import to_snippets
 from apl_jax.settings import DataSettings, PerturbSettings
 from apl_jax.structs import Batch, Targets
 
@@ -47,7 +47,7 @@ def test_seconds_to_grid_and_back(name):
 
 
 def test_known_times():
-    """THUMOS14: window 16, stride 4 at 30 fps has an offset of 2 steps (systems.md 1.2)."""
+    """THUMOS14: window 16, stride 4 at 30 fps has an offset of 2 steps (spec 1.2)."""
     grid = build_grid(30.0, 1000, 16, 4)
     assert grid.offset == 2.0 and grid.length == 247
     np.testing.assert_allclose(grid.to_t(np.array([0.0, 16 / 60, 10.0])), [-2.0, 0.0, 73.0])
@@ -110,7 +110,7 @@ def ramp(count):
 
 
 def test_resize_by_hand():
-    """The goldens of systems.md 1.2; nothing is smoothed when rows become fewer."""
+    """The goldens of spec 1.2; nothing is smoothed when rows become fewer."""
     golden = [0, 0.4375, 1.0625, 1.6875, 2.3125, 2.9375, 3.5625, 4]
     np.testing.assert_allclose(resize_rows(ramp(5), 8)[:, 0], golden, atol=1e-6)
     np.testing.assert_allclose(resize_rows(ramp(8), 5)[:, 0], [0.3, 1.9, 3.5, 5.1, 6.7], atol=1e-6)
@@ -235,7 +235,7 @@ def test_refusals_of_fixed_grids(settings):
             place(fixed_length_t=length)
     with pytest.raises(SettingsError, match="`stride`: found -1, expected at least 0"):
         place(stride=-1)
-    with pytest.raises(DataError, match="`data.stride`: found 0, and raw signals"):
+    with pytest.raises(DataError, match=r"`data.stride`: found 0, and raw signals"):
         place(stride=0, windowed=False)
     with pytest.raises(DataError, match="'v': found no duration; expected seconds"):
         place(stride=0, duration_s=None)
@@ -260,7 +260,7 @@ def test_spot_sees_the_rows_of_a_fixed_grid_as_they_are():
     assert snippets.mask.all() and snippets.scale_t.tolist() == [1.0]
 
 
-# The reference's training rule on fixed grids (systems 1.2): V = 192 + o; segments that start at V or beyond are left
+# The reference's training rule on fixed grids (spec 1.2): V = 192 + o; segments that start at V or beyond are left
 # out, and those with less than keep_ratio before V; the others end at V at the latest. Targets keep them all:
 # random_truncation, which training draws, does the same as soon as it crops.
 

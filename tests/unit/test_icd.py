@@ -142,8 +142,10 @@ def test_mean_similarity_by_hand() -> None:
         for k in range(5):
             related = [m for m in range(5) if bank.labels[m] == labels[v, k]]
             asked, others = (discriminator.project(params, rows) for rows in (pooled[k], bank.features))
-            values = [float(discriminator.compare(params, asked, jax.tree.map(lambda x: x[m], others))) for m in related]
-            # No instance of class 3 is labelled (systems A19).
+            values = [
+                float(discriminator.compare(params, asked, jax.tree.map(lambda x: x[m], others))) for m in related
+            ]
+            # No instance of class 3 is labelled (spec A19).
             expected = np.mean(values) if values else 0.5
             np.testing.assert_allclose(found[v, k], expected, rtol=1e-5)
     assert (found[labels == 3] == 0.5).all() and len(set(found.ravel().tolist())) > 6

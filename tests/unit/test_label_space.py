@@ -9,7 +9,9 @@ from apl_jax.data.annotations import VideoRecord
 from apl_jax.evaluation.label_space import examples, frame_truth, label_space, planar_embedding
 from apl_jax.learning.class_division import ClassRelation
 
-T, P, N, A = (int(x) for x in (ClassRelation.TARGET, ClassRelation.POSITIVE, ClassRelation.NEGATIVE, ClassRelation.AMBIGUOUS))
+T, P, N, A = (
+    int(x) for x in (ClassRelation.TARGET, ClassRelation.POSITIVE, ClassRelation.NEGATIVE, ClassRelation.AMBIGUOUS)
+)
 # Two videos of four snippets over two actions and background; the last snippet of the second is padding.
 PART = np.array(
     [

@@ -265,9 +265,7 @@ def test_npz_with_several_arrays(tmp_path):
     np.savez(path, features=ROWS, stride=np.array(4))
     np.testing.assert_array_equal(open_folder(tmp_path, DataSettings()).read("a"), ROWS)
     np.savez(path, x=ROWS, y=ROWS)
-    refused(
-        lambda: open_folder(tmp_path, DataSettings()).read("a"), "'a'", "2 of them ('x', 'y')", "feats or features"
-    )
+    refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "'a'", "2 of them ('x', 'y')", "feats or features")
     np.savez(path, feats=ROWS, features=ROWS)
     refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "2 of them ('feats', 'features')")
     np.savez(path)

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from apl_jax.data.files import DataError
 from apl_jax.data.features.loose_files import open_loose
+from apl_jax.data.files import DataError
 from apl_jax.settings import DataSettings
 
 SETTINGS = DataSettings(window=4, stride=2)

@@ -9,8 +9,8 @@ import pytest
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import read_rows
 from apl_jax.data.features.folder import open_folder
-from apl_jax.data.files import DataError
 from apl_jax.data.features.manifest import Manifest, check_clock, check_settings, read_manifest, write_manifest
+from apl_jax.data.files import DataError
 from apl_jax.settings import DataSettings
 
 THUMOS = Manifest(stride=4, window=16, width=6, order=("rgb", "flow"), source="I3D, Kinetics")

@@ -190,9 +190,7 @@ def test_soft_labels_replace_the_class_loss() -> None:
 
 def test_a_complementary_label_is_one_more_term() -> None:
     baseline, found = hybrid(**OFF), hybrid(**OFF, rival="complementary")
-    np.testing.assert_allclose(
-        found.total, baseline.total + 1.7 * found.terms["unlabelled/complementary"], rtol=2e-5
-    )
+    np.testing.assert_allclose(found.total, baseline.total + 1.7 * found.terms["unlabelled/complementary"], rtol=2e-5)
 
 
 def test_both_papers_at_once() -> None:

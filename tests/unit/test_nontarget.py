@@ -100,10 +100,8 @@ def test_positive_and_negative_classes(background: bool, foreground_only: bool, 
     value, metrics = value_of(term, passes, "detection_unlabelled")
     divided = rankable_probs((other if divided_by else seen).probability, background, SETTINGS)
     each = non_target_losses(divide_classes(divided, SETTINGS, taught.classes), seen.log_in, seen.log_out)
-    if foreground_only or not background:
-        mask = seen.mask & taught.foreground_mask
-    else:
-        mask = seen.mask & ~taught.silent_mask
+    trusted = taught.foreground_mask if foreground_only or not background else ~taught.silent_mask
+    mask = seen.mask & trusted
     positive, negative = mean_over(each.positive, mask), mean_over(each.negative, mask)
     assert metrics == {
         "unlabelled/positive": pytest.approx(positive, rel=1e-5),

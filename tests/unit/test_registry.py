@@ -133,7 +133,7 @@ class NoDataclass:
 @pytest.mark.parametrize("wrong", [NotFrozen, WithoutDefault, Named, Chained, NoDataclass, dict])
 def test_settings_classes_that_cannot_be(registry: Registry, wrong: type) -> None:
     """They are refused when they are registered, not when somebody first names them."""
-    with pytest.raises(SettingsError, match="`yours`: found .* as settings of a gadget, expected a frozen dataclass"):
+    with pytest.raises(SettingsError, match=r"`yours`: found .* as settings of a gadget, expected a frozen dataclass"):
         registry.register("yours", wrong, build_other)
     assert list(registry) == ["mine"]
 
@@ -163,7 +163,7 @@ def test_a_registered_entry_can_be_chosen(registry: Registry) -> None:
     assert to_dict(Whole()) == {"gadget": {"name": "mine", "size": 3}}
     found = from_dict(Whole, {"gadget": {"size": 4}})
     assert found.gadget == Choice("mine", Mine(4)) and hash(found) == hash(dataclasses.replace(found))
-    with pytest.raises(SettingsError, match="`gadget.size`: found 0, expected at least 1"):
+    with pytest.raises(SettingsError, match=r"`gadget.size`: found 0, expected at least 1"):
         from_dict(Whole, {"gadget": {"size": 0}})
 
 

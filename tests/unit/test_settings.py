@@ -34,6 +34,7 @@ from apl_jax.learning.icd import IcdSettings
 from apl_jax.learning.methods import AplSettings, NonTargetSettings, SupervisedSettings
 from apl_jax.learning.selection import DynamicSettings, FixedSettings
 from apl_jax.registry import DETECTORS, METHODS, SELECTION
+from apl_jax.runs.plans import plan_stages
 from apl_jax.runs.settings import (
     LearningSettings,
     Settings,
@@ -48,6 +49,7 @@ from apl_jax.runs.settings import (
     to_settings,
 )
 from apl_jax.settings import DataSettings, RuntimeSettings
+from apl_jax.structs import DataFacts
 
 CHANGED = dataclasses.replace(
     Settings(),
@@ -117,18 +119,39 @@ def test_what_is_not_said_is_the_default() -> None:
         ({"data": 3}, r"`data`: found 3, expected settings by name, such as \w+, \w+, \w+"),
         ({"detector": {"layer_scale": 1}}, r"`detector\.layer_scale`: found 1, expected True or False"),
         ({"detector": {"windows": 19}}, r"`detector\.windows`: found 19, expected a list like \[19, 19"),
-        ({"detector": "spot"}, r"`detector`: found 'spot', expected `detector\.name` and the settings of that detector"),
+        (
+            {"detector": "spot"},
+            r"`detector`: found 'spot', expected `detector\.name` and the settings of that detector",
+        ),
         ({"detector": {"name": "spott"}}, r"`detector\.name`: found 'spott', no such detector; .* mean 'spot'\?"),
-        ({"detector": {"name": "spot", "stem_blocks": 1}}, r"`detector\.stem_blocks`: no such setting; there are steps"),
-        ({"detector": {"quality": {"branches": "x"}}}, r"`detector\.quality\.branches`: found 'x', expected one of tiou"),
+        (
+            {"detector": {"name": "spot", "stem_blocks": 1}},
+            r"`detector\.stem_blocks`: no such setting; there are steps",
+        ),
+        (
+            {"detector": {"quality": {"branches": "x"}}},
+            r"`detector\.quality\.branches`: found 'x', expected one of tiou",
+        ),
         ({"variants": "supervised"}, r"`variants`: found 'supervised', expected a list like"),
         ({"variants": ["supervized"]}, r"`variants`: found \('supervized',\), expected some of supervised, "),
         ({"variants": []}, r"`variants`: found \(\), expected some of supervised, "),
-        ({"learning": {"method": {"name": "alp"}}}, r"`learning\.method\.name`: found 'alp', no such method; .*'apl'\?"),
+        (
+            {"learning": {"method": {"name": "alp"}}},
+            r"`learning\.method\.name`: found 'alp', no such method; .*'apl'\?",
+        ),
         ({"learning": {"selection": {"dynamic": {"tau": 1}}}}, r"`learning\.selection\.dynamic\.tau`: no such setting"),
-        ({"learning": {"selection": ["icd"]}}, r"`learning\.selection`: found \['icd'\], expected `learning\.selection\."),
-        ({"learning": {"selection": {"fixed": {}}}}, r"`learning\.selection\.fixed`: no link of the chain \('dynamic', "),
-        ({"learning": {"selection": {"chain": ["icd", "icd"]}}}, r"selection\.chain`: found .*, expected each link once"),
+        (
+            {"learning": {"selection": ["icd"]}},
+            r"`learning\.selection`: found \['icd'\], expected `learning\.selection\.",
+        ),
+        (
+            {"learning": {"selection": {"fixed": {}}}},
+            r"`learning\.selection\.fixed`: no link of the chain \('dynamic', ",
+        ),
+        (
+            {"learning": {"selection": {"chain": ["icd", "icd"]}}},
+            r"selection\.chain`: found .*, expected each link once",
+        ),
         ({"learning": {"selection": {"chain": ["dynmic"]}}}, r"selection\.chain`: found 'dynmic', .* mean 'dynamic'\?"),
         ({"learning": {"selection": {"chain": [3]}}}, r"selection\.chain\[0\]`: found 3, expected text"),
     ],
@@ -147,7 +170,10 @@ def test_refusals_name_the_place(values: dict[str, Any], message: str) -> None:
         ({"evaluation": {"tiou": [0.5, "all"]}}, r"`evaluation\.tiou\[1\]`: found 'all', expected a number"),
         ({"data": {"streams": ["rgb", 1]}}, r"`data\.streams\[1\]`: found 1, expected text"),
         ({"data": {"validation_subjects": [2.5]}}, r"`data\.validation_subjects\[0\]`: found 2\.5, expected a whole"),
-        ({"detector": {"regression_ranges": [[0, 4], 8]}}, r"`detector\.regression_ranges\[1\]`: found 8, expected a list"),
+        (
+            {"detector": {"regression_ranges": [[0, 4], 8]}},
+            r"`detector\.regression_ranges\[1\]`: found 8, expected a list",
+        ),
     ],
 )
 def test_entries_of_lists_have_types_too(change: dict, message: str) -> None:
@@ -172,8 +198,14 @@ def test_entries_of_lists_have_types_too(change: dict, message: str) -> None:
         ({"learning": {"rounds": 0}}, "`learning.rounds`: found 0, expected at least 1"),
         ({"learning": {"self_train": {"perturb": {"noise": -1}}}}, "`learning.self_train.perturb.noise`: found -1.0"),
         ({"learning": {"method": {"icd": {"pairs": 0}}}}, "`learning.method.icd.pairs`: found 0, expected at least 1"),
-        ({"learning": {"selection": {"icd": {"promote_above": 2}}}}, "`learning.selection.icd.promote_above`: found 2.0"),
-        ({"learning": {"candidates": "drop"}}, "`learning.candidates`: found 'drop', expected one of ignore, background"),
+        (
+            {"learning": {"selection": {"icd": {"promote_above": 2}}}},
+            "`learning.selection.icd.promote_above`: found 2.0",
+        ),
+        (
+            {"learning": {"candidates": "drop"}},
+            "`learning.candidates`: found 'drop', expected one of ignore, background",
+        ),
         ({"evaluation": {"tiou": [0.5, 0.0]}}, r"`evaluation.tiou`: found \(0.5, 0.0\), expected at most 1 and more"),
         ({"runtime": {"feed": "devices"}}, "`runtime.feed`: found 'devices', expected one of auto, device, stream"),
     ],
@@ -219,7 +251,9 @@ def every_default(settings: Any) -> list[Any]:
         return every_default(settings.settings)
     if not dataclasses.is_dataclass(settings):
         return []
-    return [settings] + [inner for f in dataclasses.fields(settings) for inner in every_default(getattr(settings, f.name))]
+    return [settings] + [
+        inner for f in dataclasses.fields(settings) for inner in every_default(getattr(settings, f.name))
+    ]
 
 
 def test_every_number_has_bounds_and_every_settings_class_is_checked() -> None:
@@ -433,7 +467,10 @@ def test_a_config_is_changed_by_attributes_which_keep_their_types() -> None:
     config = default_config()
     config.learning.self_train.steps = 3
     config.detector.windows = (3, 5)
-    assert to_settings(config).learning.self_train.steps == 3 and to_settings(config).detector.settings.windows == (3, 5)
+    assert to_settings(config).learning.self_train.steps == 3 and to_settings(config).detector.settings.windows == (
+        3,
+        5,
+    )
     with pytest.raises(TypeError):
         config.learning.self_train.steps = "many"
     config.learning.self_train.stepps = 3
@@ -477,7 +514,11 @@ def test_configurations_by_name_and_by_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("nothing", None, r"`config`: found no file 'nothing', expected a path, or one of activitynet, .*with :variant"),
+        (
+            "nothing",
+            None,
+            r"`config`: found no file 'nothing', expected a path, or one of activitynet, .*with :variant",
+        ),
         ("x.py", "", r"`config`: found '.*x\.py' without a function get_config"),
         ("x.py:b", "def get_config(v):\n    return {'a': 1}[v]", r"`config`: '.*x\.py' failed with KeyError: 'b'"),
         ("x.py:b", "def get_config():\n    pass", r"`config`: '.*x\.py' failed with TypeError"),
@@ -503,12 +544,19 @@ def test_a_choice_may_hold_any_frozen_settings() -> None:
 
     found = override(Outer(), {"inner.size": "5"}, text=True)
     assert found == Outer(Inner(5)) and to_dict(found) == {"inner": {"size": 5}}
-    with pytest.raises(SettingsError, match="`inner.size`: found 0, expected at least 1"):
+    with pytest.raises(SettingsError, match=r"`inner.size`: found 0, expected at least 1"):
         from_dict(Outer, {"inner": {"size": 0}})
-    with pytest.raises(SettingsError, match="`mine.inner.size`: found 0, expected at least 1"):
+    with pytest.raises(SettingsError, match=r"`mine.inner.size`: found 0, expected at least 1"):
         from_dict(Outer, {"inner": {"size": 0}}, "mine")
 
 
 def test_machine_settings_are_no_results() -> None:
-    """They are in no stage's hands but those that read them (runs/plans.py); here: they are settings like all others."""
-    assert override(Settings(), {"runtime.progress": False}).runtime == RuntimeSettings(progress=False)
+    """No stage is handed them but the steps of a dispatch, which are part of a training stage's program."""
+    calm = override(
+        Settings(),
+        {"runtime.progress": False, "runtime.feed": "stream", "runtime.log_every": 7, "runtime.read_threads": 9},
+    )
+    assert calm.runtime == RuntimeSettings(progress=False, feed="stream", log_every=7, read_threads=9)
+    facts = DataFacts(8, 3, 64)
+    handed = [[fingerprint(stage.handed) for stage in plan_stages(s, facts)] for s in (Settings(), calm)]
+    assert handed[0] == handed[1]

@@ -133,7 +133,7 @@ def test_background_only_videos_take_part():
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan")])
 def test_ratio_out_of_range(long_tail, ratio):
-    with pytest.raises(SettingsError, match="`label_ratio`: found .*, expected at most 1 and more than 0"):
+    with pytest.raises(SettingsError, match=r"`label_ratio`: found .*, expected at most 1 and more than 0"):
         split_of(long_tail, label_ratio=ratio)
 
 
@@ -222,7 +222,7 @@ def test_first_class_refusals(long_tail):
 
 @pytest.mark.skipif(not ACTIVITYNET.is_file(), reason=f"{ACTIVITYNET} is absent")
 def test_published_counts_of_activitynet():
-    """The numbers of labelled videos in SPOT's and SSTAP's files (systems.md 3.8)."""
+    """The numbers of labelled videos in SPOT's and SSTAP's files (spec 3.8)."""
     data = read_annotations(ACTIVITYNET, strict=False)
     for ratio, count in [(0.1, 966), (0.2, 1925), (0.4, 3867), (0.6, 5782)]:
         split = split_of(data, split_rule="first_class", label_ratio=ratio, test_subset="validation")

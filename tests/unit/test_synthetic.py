@@ -111,7 +111,7 @@ def test_coverage_is_the_share_of_what_a_row_sees() -> None:
 
 
 def probe(settings: DataSettings, unit: float = 1.0) -> tuple[float, float]:
-    """Accuracy of a linear classifier of rows (in ``unit``) on test videos, and of always naming the commonest class."""
+    """Accuracy of a linear classifier of rows (in ``unit``) on test videos, and of naming the commonest class."""
     truth, source = open_truth(settings), open_features(settings)
     rows: dict[str, list[np.ndarray]] = {"training": [], "test": []}
     names: dict[str, list[np.ndarray]] = {"training": [], "test": []}
