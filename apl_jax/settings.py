@@ -9,7 +9,7 @@ or by item (A4, B2 ...).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from apl_jax.declarations import Checked, number, numbers, one_of
 
@@ -87,6 +87,10 @@ class DataSettings(GridSettings):
     task: str = one_of("verb", "noun", "action")  # classes of EPIC-KITCHENS-100
     licence: str = ""  # of the data, kept with every model that is trained on it
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
+
+    def for_prediction(self) -> GridSettings:
+        """The part that prediction needs, and models keep."""
+        return GridSettings(**{f.name: getattr(self, f.name) for f in fields(GridSettings)})
 
 
 @dataclass(frozen=True)

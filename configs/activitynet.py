@@ -26,7 +26,7 @@ of all videos. Here it tells 200 classes apart itself, so its numbers are bound 
     ... --config.data.class_agnostic=True --config.evaluation.protocol=external
         --config.evaluation.external_scores=cuhk_val_simp_share.json
 
-Labels: every class its share, 966 videos (systems 3.8). SPOT's published split, whose files name the videos:
+Labels: every class its share, 966 videos (spec 3.8). SPOT's published split, whose files name the videos:
 --config.data.split_file=<folder>/video_info_new_0.9.csv
 
 Hardware, by arithmetic: rows of 192 x 2048 take 15.2 GB in training and 7.4 GB in testing, of 192 x 512 3.8 and 1.9 GB,
@@ -96,7 +96,7 @@ def get_config(variant: str = "apl") -> ConfigDict:
 
 
 def network(detector: ConfigDict) -> None:
-    """ActionFormer on ActivityNet (systems 1.1)."""
+    """ActionFormer on ActivityNet (spec 1.1)."""
     detector.width = 256
     detector.windows = (7, 7, 7, 7, 7, 0)
     detector.absolute_position = True

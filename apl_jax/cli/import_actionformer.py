@@ -17,12 +17,15 @@ def _declare(parser: Parser) -> None:
 
 
 def _carry_out(arguments: Namespace) -> None:
-    from apl_jax.inference.model import describe, read_card
+    from apl_jax.inference.model import describe
     from apl_jax.interop.import_actionformer import import_actionformer
 
     settings, workdir = read_settings(arguments), arguments.workdir
-    import_actionformer(arguments.checkpoint, settings, workdir, arguments.classes)
-    print(f"model     {workdir}  ({describe(read_card(workdir))})")
+    batch = settings.runtime.prediction_batch
+    card = import_actionformer(
+        arguments.checkpoint, settings.detector, settings.data, workdir, arguments.classes, batch
+    )
+    print(f"model     {workdir}  ({describe(card)})")
     print(f"next      {PROGRAM} predict --workdir={workdir} --features=<file or folder>")
 
 

@@ -16,7 +16,7 @@ CSV
 Classes are matched by name, never by place. Case, spaces and underscores are forgiven where only one class can be
 meant; videos go by their id with or without ActivityNet's ``v_``.
 
-The segments had better be those of class-agnostic NMS (``nms.class_wise=False``), as in ActionFormer's fusion.
+The segments had better be those of class-agnostic NMS (``detector.decoding.class_wise=False``), as in ActionFormer's fusion.
 Class-wise NMS leaves copies of an action under different classes: exact ones become one segment here, near ones stay,
 and all but one of them are false detections.
 """
@@ -83,7 +83,7 @@ def external_digest(evaluation: EvaluationSettings) -> str:
 
 
 def check_unchanged(evaluation: EvaluationSettings, digest: str) -> None:
-    """Refuses a file of class scores that is no longer what ``digest`` was taken of: a run's variants must share one."""
+    """Refuses a file of class scores that is not what ``digest`` was taken of: a run's variants must share one."""
     if external_digest(evaluation) != digest:
         expected = "the content that it had when the run began"
         remedy = "run the same command again: it evaluates all variants with the new file, and trains none again"

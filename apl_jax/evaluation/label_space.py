@@ -27,9 +27,9 @@ def label_space(part: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> dict[s
     """Shares of snippets by what their true class is to them, as JSON types.
 
     Args:
-        part: :class:`ClassRelation` of every class of every snippet ``[V, S, C + 1]``; mask: ``[V, S]``; truth: ``[V,
-        S]``
-            in [0, C], C being background.
+        part: :class:`ClassRelation` of every class of every snippet ``[V, S, C + 1]``.
+        mask: which snippets count, ``[V, S]``.
+        truth: class in [0, C] of every snippet ``[V, S]``, C being background.
 
     Returns:
         ``all``, and ``foreground`` (the true class is an action): ``snippets``, the share of each part, and

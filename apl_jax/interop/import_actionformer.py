@@ -90,9 +90,8 @@ def reference_settings(detector: Choice, data: DataSettings) -> tuple[Choice, Gr
         masking="reference",
         quality=dataclasses.replace(detector.settings.quality, branches="none"),
     )
-    grid = GridSettings(**{f.name: getattr(data, f.name) for f in dataclasses.fields(GridSettings)})
     multiple = legal_length(data.length_multiple, network.branch_blocks + 1)
-    return Choice(detector.name, network), dataclasses.replace(grid, length_multiple=multiple)
+    return Choice(detector.name, network), dataclasses.replace(data.for_prediction(), length_multiple=multiple)
 
 
 def choose_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:

@@ -57,7 +57,7 @@ def divide_classes(probability: Array, settings: DivisionSettings, labelled: Arr
 
     Negative: the largest set of least likely classes whose probabilities sum to at most that of the target (Eq. 8).
     Positive: at least ``closeness`` times as likely as the target (Eq. 10), the ``max_positives`` likeliest of them;
-    those beyond are ambiguous. A class that meets both rules is positive, and the target is only the target (systems
+    those beyond are ambiguous. A class that meets both rules is positive, and the target is only the target (spec
     C1, C2). The first of equally likely classes is the target. The ``protected_runners_up`` likeliest classes after it
     are never negative, which is not in the paper: once the target has half of the probability its rule excludes all.
 

@@ -60,9 +60,9 @@ def keep_best(
         segments_t, confidence, labels, mask: M candidates.
         score_threshold: least confidence before suppression, exclusive.
         duration_threshold_t: least length, exclusive, in the unit of ``segments_t``.
-        method, sigma, iou_threshold, min_score, max_detections, class_wise: of
-        :func:`apl_jax.ops.suppression.suppress`. voting_threshold: least tIoU of the candidates that a kept segment is
-        averaged over, 0 being no voting; only
+        method, sigma, iou_threshold, min_score, max_detections, class_wise: those of
+            :func:`apl_jax.ops.suppression.suppress`.
+        voting_threshold: least tIoU of the candidates that a kept segment is averaged over, 0 being no voting; only
             suppression over all classes together has voting.
     """
     valid = mask & (confidence > score_threshold) & (segments_t[:, 1] - segments_t[:, 0] > duration_threshold_t)

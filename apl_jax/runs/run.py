@@ -26,7 +26,6 @@ from apl_jax.runs.ledger import Ledger
 from apl_jax.runs.plans import check_split, generator_of, plan_stages, total_steps
 from apl_jax.runs.settings import Settings, default_settings, plain_detector
 from apl_jax.runs.stages import Stage, stage_fingerprint
-from apl_jax.settings import GridSettings
 from apl_jax.structs import DataFacts
 from apl_jax.training.state import describe_parameters
 
@@ -156,7 +155,7 @@ def describe_model(settings: Settings, context: RunContext, stage: str) -> Model
         classes=dataset.classes,
         feature_width=context.facts.feature_width,
         features="rows" if dataset.windowed else "signal",
-        grid=grid_settings(data),
+        grid=data.for_prediction(),
         longest_t=max(dataset.labelled.length_t, dataset.evaluation.length_t),
         fps=rates.pop() if len(rates) == 1 and min(rates) > 0 else None,
         standardizer=dataset.standardizer,
@@ -165,11 +164,6 @@ def describe_model(settings: Settings, context: RunContext, stage: str) -> Model
         data=dataset.name,
         licence=dataset.licence,
     )
-
-
-def grid_settings(data: GridSettings) -> GridSettings:
-    """The part of the data's settings that prediction needs."""
-    return GridSettings(**{name: getattr(data, name) for name in GridSettings.__dataclass_fields__})
 
 
 def _write_final_model(context: RunContext, stage: str | None) -> None:
