@@ -51,6 +51,10 @@ class Registry:
         settings()  # every field has a default
         self._entries[name] = Entry(name, settings, build, plain)
 
+    def forget(self, name: str) -> None:
+        """Takes an entry out again, for tests and notebooks that define one anew."""
+        self._entries.pop(name, None)
+
     def get(self, name: str, where: str = "") -> Entry:
         """The entry of a name; ``where`` is the settings path that named it. Raises
         :class:`~apl_jax.declarations.SettingsError` with the nearest names."""

@@ -16,9 +16,9 @@ CSV
 Classes are matched by name, never by place. Case, spaces and underscores are forgiven where only one class can be
 meant; videos go by their id with or without ActivityNet's ``v_``.
 
-The segments had better be those of class-agnostic NMS (``detector.decoding.class_wise=False``), as in ActionFormer's fusion.
-Class-wise NMS leaves copies of an action under different classes: exact ones become one segment here, near ones stay,
-and all but one of them are false detections.
+The segments should be those of class-agnostic NMS (``detector.decoding.class_wise=False``), as in ActionFormer's
+fusion. Class-wise NMS leaves copies of an action under different classes: exact ones become one segment here, near ones
+stay, and all but one of them are false detections.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def settings() -> Settings:
     base = smoke_settings({**few, "learning.pretrain.steps": 0, "evaluation.label_space.enabled": False})
     base = dataclasses.replace(base, variants=("semi_supervised",))
     yield dataclasses.replace(base, detector=Choice("naming", naming))
-    DETECTORS._entries.pop("naming")
+    DETECTORS.forget("naming")
 
 
 def test_plan_puts_the_generator_first(settings: Settings) -> None:
