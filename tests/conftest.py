@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+from beartype import BeartypeConf, beartype
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -36,12 +37,13 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
-# Shapes and types in the signatures of these modules are checked at every call of every test.
+# Shapes and types in the signatures of these modules are checked at every call of every test; float means int too.
 SHAPES_CHECKED = "apl_jax.ops"
+check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))
 if SHAPES_CHECKED in sys.modules:
     raise RuntimeError(f"{SHAPES_CHECKED} was imported before its shapes could be checked")
 if os.environ.get("APL_CHECK_SHAPES"):  # TEMPORARY, until the signatures of apl_jax/ops are right
-    jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")
+    jaxtyping.install_import_hook(SHAPES_CHECKED, f"{__name__}.check_types")
 
 
 def pytest_configure(config: pytest.Config) -> None:

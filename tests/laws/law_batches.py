@@ -1,4 +1,4 @@
-"""Batches as a stage hands them to a method, for the laws."""
+"""Batches as a stage hands them to a method, and weights to try it with, for the laws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from fixtures import random_bank
+from fixtures import random_bank, random_weights
 
 from apl_jax.learning.icd import InstanceBank
 from apl_jax.learning.method import (
@@ -17,9 +17,10 @@ from apl_jax.learning.method import (
     TRAINING,
     UNLABELLED,
     Method,
+    Objective,
     join_batches,
 )
-from apl_jax.structs import Batch
+from apl_jax.structs import Batch, PyTree
 
 
 def without_annotations(batch: Batch) -> Batch:
@@ -42,3 +43,10 @@ def batches_of(method: Method, labelled: Batch, unlabelled: Batch, bank: Instanc
     """One step's worth of them, with the constants that the terms ask for."""
     bank = random_bank() if bank is None else bank
     return tables_of(method, labelled, unlabelled) | ({INSTANCES: bank} if method.constants else {})
+
+
+def weights_of(objective: Objective) -> tuple[PyTree, PyTree]:
+    """Random parameters by owner, and the terms' state before the first step."""
+    shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
+    state = jax.jit(lambda key: objective.init(key)[1])(jax.random.key(0))
+    return random_weights(shapes), jax.device_get(state)

@@ -19,11 +19,10 @@ from fixtures import (
     in_bfloat16,
     random_bank,
     random_batch,
-    random_weights,
     tiny_choice,
     variants,
 )
-from law_batches import batches_of
+from law_batches import batches_of, weights_of
 
 from apl_jax.detectors.actionformer import PyramidOutputs, detection_losses
 from apl_jax.detectors.quality import QualitySettings
@@ -104,7 +103,7 @@ def program(case: tuple[str, str, str]) -> Program:
     dtype, kind, name = case
     detector = in_bfloat16(tiny_choice(name)) if dtype == "bfloat16" else tiny_choice(name)
     objective = build_kind(kind, detector, STEPS, PERTURB)
-    params, state = random_weights(jax.eval_shape(objective.init, jax.random.key(0)))
+    params, state = weights_of(objective)
     run = jax.jit(lambda p, s, b: jax.value_and_grad(objective.loss, has_aux=True)(p, p, s, b, jax.random.key(1)))
     return Program(run, params, state, build_method(kind, detector, STEPS, PERTURB))
 

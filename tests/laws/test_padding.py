@@ -21,7 +21,7 @@ from fixtures import (
     tiny_choice,
     variants,
 )
-from law_batches import batches_of
+from law_batches import batches_of, weights_of
 
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.base import ClassDistribution, DetectionLoss, Detector
@@ -179,7 +179,7 @@ def test_training_objective(kind: str) -> None:
     values = {}
     for steps in (SHORT, LONG):
         objective = build_kind(kind, detector, steps, perturb)
-        params, state = random_weights(jax.eval_shape(objective.init, jax.random.key(0)))
+        params, state = weights_of(objective)
         batches = batches_of(
             build_method(kind, detector, steps, perturb),
             random_batch(LENGTHS, steps),
