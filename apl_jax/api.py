@@ -248,6 +248,8 @@ def _annotations(annotations: Any) -> Annotations:
         return annotations
     if isinstance(annotations, (str, Path)):
         return read_annotations(annotations, strict=False)
+    if not isinstance(annotations, Mapping):
+        raise _no_mapping("annotations", annotations, "(label, start_s, end_s)")
     if "database" in annotations:
         return parse_annotations(dict(annotations), _MEMORY, strict=False)
     database = {}
@@ -263,6 +265,8 @@ def _predictions(predictions: Any) -> tuple[dict[str, Any], Path]:
     if isinstance(predictions, (str, Path)):
         path = Path(predictions).expanduser()
         return load_json(path), path
+    if not isinstance(predictions, Mapping):
+        raise _no_mapping("predictions", predictions, "(label, start_s, end_s, score)")
     if "results" in predictions:
         return dict(predictions), Path("predictions")
     results = {}
@@ -270,6 +274,11 @@ def _predictions(predictions: Any) -> tuple[dict[str, Any], Path]:
         found = [_fields(row, "predictions", video) for row in rows]
         results[str(video)] = [{"label": d[0], "segment": [d[1], d[2]], "score": d[3]} for d in found]
     return {"results": results}, Path("predictions")
+
+
+def _no_mapping(argument: str, found: Any, row: str) -> DataError:
+    expected = f"a dict of recording -> [{row}, ...], a document, or the path of one"
+    return refusal(f"`{argument}`", f"a {type(found).__name__}", expected, "name the recordings")
 
 
 def _fields(row: Any, argument: str, video: Any) -> tuple[Any, ...]:

@@ -64,10 +64,10 @@ class Checked:
             found = getattr(self, f.name)
             choices, bounds = f.metadata.get("choices"), f.metadata.get("bounds")
             if choices and found not in choices:
-                raise SettingsError(f"`{f.name}`: found {found!r}, expected one of {', '.join(choices)}")
+                raise SettingsError(f"`{f.name}`: found {shown(found)}, expected one of {', '.join(choices)}")
             for value in _leaves(found) if bounds else ():
                 if bounds and not within_bounds(value, bounds):
-                    raise SettingsError(f"`{f.name}`: found {found!r}, expected {bounds_in_words(bounds)}")
+                    raise SettingsError(f"`{f.name}`: found {shown(found)}, expected {bounds_in_words(bounds)}")
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -189,13 +189,13 @@ def _changed(old: Any, new: Any, where: str, metadata: Mapping[str, Any] | None 
         return float(new)
     if type(new) is not type(old):
         expected = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[type(old)]
-        raise SettingsError(f"`{where}`: found {new!r}, expected {expected}")
+        raise SettingsError(f"`{where}`: found {shown(new)}, expected {expected}")
     return new
 
 
 def _changed_fields(old: Any, new: Any, where: str) -> Any:
     if not isinstance(new, Mapping):
-        raise SettingsError(f"`{where}`: found {new!r}, expected settings by name, such as {_examples(old)}")
+        raise SettingsError(f"`{where}`: found {shown(new)}, expected settings by name, such as {_examples(old)}")
     fields = {f.name: f for f in dataclasses.fields(old)}
     changes = {}
     for name, value in new.items():
@@ -213,7 +213,7 @@ def _changed_fields(old: Any, new: Any, where: str) -> Any:
 def _changed_choice(old: Choice, new: Any, where: str, registry: Registry) -> Choice:
     if not isinstance(new, Mapping):
         raise SettingsError(
-            f"`{where}`: found {new!r}, expected `{where}.name` and the settings of that {registry.kind}"
+            f"`{where}`: found {shown(new)}, expected `{where}.name` and the settings of that {registry.kind}"
         )
     name = str(new.get(_NAME, old.name))
     settings = old.settings if name == old.name else registry.get(name, f"{where}.{_NAME}").settings()
@@ -222,13 +222,14 @@ def _changed_choice(old: Choice, new: Any, where: str, registry: Registry) -> Ch
 
 def _changed_chain(old: Chain, new: Any, where: str, registry: Registry) -> Chain:
     if not isinstance(new, Mapping):
-        raise SettingsError(f"`{where}`: found {new!r}, expected `{where}.chain` and the settings of its links")
+        raise SettingsError(f"`{where}`: found {shown(new)}, expected `{where}.chain` and the settings of its links")
     names = new.get(_CHAIN, old.names)
     names = _changed_tuple(
         ("",), _read_text(str(names), ()) if isinstance(names, _Text) else names, f"{where}.{_CHAIN}"
     )
-    if len(set(names)) < len(names):
-        raise SettingsError(f"`{where}.{_CHAIN}`: found {names!r}, expected each link once")
+    if len(set(names)) < len(names) or not names:
+        expected = "each link once" if names else "at least one link"
+        raise SettingsError(f"`{where}.{_CHAIN}`: found {shown(names)}, expected {expected}")
     changes = {name: value for name, value in new.items() if name != _CHAIN}
     for name in changes:
         if name not in names:
@@ -244,7 +245,7 @@ def _changed_chain(old: Chain, new: Any, where: str, registry: Registry) -> Chai
 def _changed_tuple(old: tuple, new: Any, where: str, entries: type = int) -> tuple:
     """A list as a tuple whose entries have the type of the old one's first; those of an empty one are ``entries``."""
     if isinstance(new, str) or not isinstance(new, Sequence):
-        raise SettingsError(f"`{where}`: found {new!r}, expected a list like {list(old)}")
+        raise SettingsError(f"`{where}`: found {shown(new)}, expected a list like {list(old)}")
     kind = old[0] if old else entries()
     return tuple(_changed(kind, value, f"{where}[{i}]", {"entries": entries}) for i, value in enumerate(new))
 
@@ -256,7 +257,19 @@ def _read_text(text: str, old: Any) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return {"true": True, "false": False}.get(text.lower(), text)
+        pass
+    if isinstance(old, tuple) and all(isinstance(entry, str) for entry in old):  # words need no quotes
+        return tuple(part.strip() for part in text.split(","))
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def shown(value: Any) -> str:
+    """A value as messages quote it: at most a part of a line."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+_SHOWN = 80  # characters
 
 
 def _examples(settings: Any) -> str:
@@ -272,10 +285,9 @@ def unknown_name(where: str, what: str, name: str, known: Sequence[str]) -> Sett
 
 def differences(default: Any, settings: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted paths and values (JSON types) of the settings that differ from another instance of their class."""
+    known = flat(to_dict(default), prefix)
     return {
-        path: value
-        for path, value in flat(to_dict(settings), prefix).items()
-        if flat(to_dict(default), prefix).get(path, _MISSING) != value
+        path: value for path, value in flat(to_dict(settings), prefix).items() if known.get(path, _MISSING) != value
     }
 
 

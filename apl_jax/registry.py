@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from apl_jax.declarations import SettingsError, unknown_name
+from apl_jax.declarations import Checked, SettingsError, unknown_name
 
 
 class Entry(NamedTuple):
@@ -42,13 +42,14 @@ class Registry:
         frozen dataclass, has a field without a default, or one called ``name``.
         """
         taken = self._entries.get(name)
-        if taken is not None and _origin(taken.build) != _origin(build):
-            raise SettingsError(f"`{name}`: found a {self.kind} of this name already, expected another name")
+        if name in _RESERVED or (taken is not None and not _same(taken.build, build)):
+            found = "a word that configurations need" if name in _RESERVED else f"a {self.kind} of this name already"
+            raise SettingsError(f"`{name}`: found {found}, expected another name")
         frozen = dataclasses.is_dataclass(settings) and settings.__dataclass_params__.frozen  # pyright: ignore
-        if not frozen or any(f.name in ("name", "chain") for f in dataclasses.fields(settings)):
-            expected = "a frozen dataclass with a default for every field and no field called name or chain"
+        names = {f.name for f in dataclasses.fields(settings)} if frozen else set()
+        if not frozen or not issubclass(settings, Checked) or names & _RESERVED or not _has_defaults(settings):
+            expected = "a frozen dataclass on Checked with a default for every field, none of them called name or chain"
             raise SettingsError(f"`{name}`: found {settings!r} as settings of a {self.kind}, expected {expected}")
-        settings()  # every field has a default
         self._entries[name] = Entry(name, settings, build, plain)
 
     def forget(self, name: str) -> None:
@@ -72,9 +73,20 @@ class Registry:
         return iter(self._entries)
 
 
-def _origin(build: Callable[..., Any]) -> tuple[str, str]:
-    """Where a builder is defined: a module that is loaded twice registers the same thing again."""
-    return getattr(build, "__module__", ""), getattr(build, "__qualname__", repr(build))
+_RESERVED = frozenset(("name", "chain"))
+
+
+def _same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two builders are one: a module that is loaded twice registers the same thing again."""
+    origin = lambda build: (getattr(build, "__module__", ""), getattr(build, "__qualname__", "<lambda>"))
+    return one is other or (origin(one) == origin(other) and "<lambda>" not in origin(one)[1])
+
+
+def _has_defaults(settings: type) -> bool:
+    return all(
+        f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        for f in dataclasses.fields(settings)
+    )
 
 
 DETECTORS = Registry("detector")

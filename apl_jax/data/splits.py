@@ -46,13 +46,11 @@ def build_split(annotations: Annotations, settings: DataSettings) -> Split:
     the labelled ids themselves. Videos of ``validation_subjects`` leave training and are evaluated instead of the test
     subset.
 
-    Raises :class:`DataError` for a ratio outside (0, 1], no video to train on, to label or to evaluate, an unknown
+    Raises :class:`DataError` for no video to train on, to label or to evaluate, an unknown
     subject, a split file of other videos, and, unless ``allow_uncovered``, for a split that leaves a class without any
     labelled video.
     """
     ratio, seed = settings.label_ratio, settings.split_seed
-    if not 0 < ratio <= 1:
-        raise refusal("`data.label_ratio`", f"{ratio:g}", "a number in (0, 1]", "0.1 labels a tenth")
     training, evaluation = _subsets(annotations, settings)
     cover = 0
     if settings.split_file:

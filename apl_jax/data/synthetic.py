@@ -110,12 +110,8 @@ class SyntheticFeatures(FeatureSource):
 
 
 def open_synthetic(root: Path, settings: DataSettings) -> SyntheticFeatures:
-    """Made-up features of all videos that a data folder annotates; raises :class:`~apl_jax.data.files.DataError`."""
-    made = settings.synthetic
-    if min(made.width, made.group, made.backgrounds) < 1 or not made.wander_s > 0 or not 0 <= made.confusion <= 1:
-        found = f"width {made.width}, group {made.group}, backgrounds {made.backgrounds}, wander_s {made.wander_s:g}"
-        expected = "positive numbers, and a confusion in [0, 1]"
-        raise refusal("`data.synthetic`", f"{found}, confusion {made.confusion:g}", expected, "the defaults")
+    """Synthetic features of all videos that a data folder annotates; raises
+    :class:`~apl_jax.data.files.DataError`."""
     return SyntheticFeatures(root, read_published(root, settings), settings)
 
 

@@ -22,7 +22,7 @@ class ActionFormerSettings(Checked):
 
     width: int = number(512, at_least=1)
     heads: int = number(4, at_least=1)
-    embedding_convs: int = number(2, at_least=1)
+    embedding_convs: int = number(2, at_least=0)  # 0: the features are the embedding, and `width` wide
     stem_blocks: int = number(2, at_least=0)
     branch_blocks: int = number(5, at_least=0)  # pyramid levels = branch_blocks + 1
     windows: tuple[int, ...] = numbers((19, 19, 19, 19, 19, 19), at_least=0)  # per level, 0 or 1 = global

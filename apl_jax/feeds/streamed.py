@@ -156,7 +156,7 @@ class _Reader:
 
 
 def _spread(mesh: Mesh, batch: int) -> NamedSharding:
-    """Stacked batches ``[steps, B, ...]``: videos over the devices where they divide B, as training/mesh.py has it."""
+    """Stacked batches ``[steps, B, ...]``: videos over the devices where they divide B, as devices.py has it."""
     spec = PartitionSpec(None, DATA_AXIS) if batch % mesh.size == 0 else PartitionSpec()
     return NamedSharding(mesh, spec)
 

@@ -123,6 +123,7 @@ def _describe(model: Model, exported: export.Exported, sizes: dict[str, int]) ->
         "format": _FORMAT, "version": __version__, "jax": jax.__version__,
         "calling_convention_version": exported.calling_convention_version, "platforms": list(exported.platforms),
         "detector": card.detector.name, "stage": card.stage, "classes": list(model.classes),
+        "data": card.data, "licence": card.licence,
         "feature_width": sizes["D"], "length": sizes["T"],
         "features": "rows" if model.windowed else "signal",
         "window": data.window, "stride": data.stride, "fps": data.fps or card.fps,

@@ -24,7 +24,7 @@ from apl_jax import __version__
 from apl_jax.data.annotations import is_number
 from apl_jax.data.batching import Standardizer
 from apl_jax.data.files import DataError, load_json, refusal, write_bytes, write_json
-from apl_jax.declarations import Choice, SettingsError, from_dict, override, to_dict
+from apl_jax.declarations import Choice, SettingsError, fingerprint, from_dict, override, to_dict
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.base import Detector
 from apl_jax.devices import build_mesh, enable_compile_cache, place, replicated
@@ -37,6 +37,7 @@ FOLDER, CARD, PARAMETERS = "model", "model.json", "params.safetensors"
 FORMAT = 2
 OWNER, GENERATOR = "detector", "generator"  # whose parameters prediction needs: the second where proposals are wanted
 _FORMER_CARD = "model.json"  # of version 0.1, in the run folder itself
+_AGAIN = "copy the folder again, or train again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +128,9 @@ def read_parameters(folder: Path) -> dict[str, np.ndarray]:
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Writes ``model.json`` beside the parameters, whose hash it holds."""
-    digest = hashlib.sha256(_read_bytes(folder / PARAMETERS)).hexdigest()
-    write_json(folder / CARD, card.to_json() | {"parameters": digest})
+    """Writes ``model.json`` beside the parameters; it holds their hash, and that of the network they belong to."""
+    digest, document = hashlib.sha256(_read_bytes(folder / PARAMETERS)).hexdigest(), card.to_json()
+    write_json(folder / CARD, document | {"parameters": digest, "network": _network(document)})
 
 
 def write_model(folder: Path, card: ModelCard, params: PyTree) -> None:
@@ -148,14 +149,30 @@ def open_model(path: Path, stage: str = "") -> Model:
     folder = model_folder(path, stage)
     document, content = load_json(folder / CARD), _read_bytes(folder / PARAMETERS)
     card = _read_card(folder / CARD, document)
-    if hashlib.sha256(content).hexdigest() != document.get("parameters"):
-        found = "other parameters than those that model.json was written for"
-        raise refusal(
-            str(folder / PARAMETERS), found, "both files of one model", "copy the folder again, or train again"
+    fine = hashlib.sha256(content).hexdigest() == document.get("parameters")
+    if not fine or _network(document) != document.get("network"):
+        where = folder / (CARD if fine else PARAMETERS)
+        found = (
+            "another network than the parameters are of"
+            if fine
+            else "other parameters than those that model.json was written for"
         )
+        raise refusal(str(where), found, "both files of one model", _AGAIN)
     owners, mesh = nested(_parse(folder / PARAMETERS, content)), build_mesh()
-    params = owners[OWNER] if card.generator is None else {name: owners[name] for name in (OWNER, GENERATOR)}
+    needed = (OWNER,) if card.generator is None else (OWNER, GENERATOR)
+    missing = [name for name in needed if name not in owners]
+    if missing:
+        found = f"no parameters of {' and '.join(missing)}"
+        raise refusal(str(folder / PARAMETERS), found, f"those of {' and '.join(needed)}", _AGAIN)
+    params = owners[OWNER] if card.generator is None else {name: owners[name] for name in needed}
     return Model(card, place(params, replicated(mesh)), mesh)
+
+
+def _network(document: Mapping[str, Any]) -> str:
+    """A hash of all in a card that decides which parameters there are; decoding and clocks may be changed by hand."""
+    detector = {name: value for name, value in dict(document.get("detector") or {}).items() if name != "decoding"}
+    names = "feature_width", "classes", "generator"
+    return fingerprint(detector, [document.get(name) for name in names])
 
 
 def read_card(path: Path, stage: str = "") -> ModelCard:
@@ -177,7 +194,8 @@ def model_folder(path: Path, stage: str = "") -> Path:
         return own
     stages = sorted(card.parent.parent.name for card in path.glob(f"stages/*/{FOLDER}/{CARD}"))
     again = "the command of the run again: it skips all stages that are done"
-    if (path / _FORMER_CARD).is_file() and not stages:
+    former = (path / _FORMER_CARD).is_file() and (path / "settings.json").is_file()
+    if former and not stages:
         found = "a run folder of apl_jax 0.1, whose models are training checkpoints"
         remedy = f"{again}, with this version and another `workdir`; or predict with apl_jax 0.1"
         raise refusal(str(path), found, f"a folder {FOLDER}/ with {CARD} and {PARAMETERS}", remedy)
@@ -201,25 +219,22 @@ def _parse(path: Path, content: bytes) -> dict[str, np.ndarray]:
     except Exception as error:  # the library raises its own error, and what numpy does on damaged headers
         words = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         found = f"an unreadable file ({words})"
-        raise refusal(
-            str(path), found, "a complete safetensors file", "copy the folder again, or train again"
-        ) from None
+        raise refusal(str(path), found, "a complete safetensors file", _AGAIN) from None
 
 
 def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
-    again = "copy the folder again, or train again"
     if document.get("format") != FORMAT:
         found = repr(document.get("format"))[:40]
-        raise refusal(f"{path}: format", found, f"{FORMAT}, as apl_jax {__version__} writes it", again)
-    _check_numbers(path, document, again)
+        raise refusal(f"{path}: format", found, f"{FORMAT}, as apl_jax {__version__} writes it", _AGAIN)
+    _check_numbers(path, document)
     try:
         choice = _read_choice(document["detector"])
         generator = _read_choice(document["generator"]) if document.get("generator") else None
         grid = from_dict(GridSettings, document["grid"], "grid")
     except (SettingsError, KeyError, TypeError) as error:
         known = isinstance(error, SettingsError)
-        words = str(error) if known else f"a damaged entry ({error!r})"
-        remedy = "load the plug-in that registers its detector first" if "no such detector" in words else again
+        words = str(error) if known else f"found a damaged entry ({error!r}); expected what this version writes."
+        remedy = "load the plug-in that registers its detector first" if "no such detector" in words else _AGAIN
         raise DataError(f"{path}: {words} Try: {remedy}.") from None
     standardizer = Standardizer(np.array(document["mean"], np.float32), np.array(document["std"], np.float32))
     plain: dict[str, Any] = {
@@ -243,7 +258,7 @@ def _read_choice(document: Mapping[str, Any]) -> Choice:
     return Choice(entry.name, override(entry.settings(), values))
 
 
-def _check_numbers(path: Path, document: Mapping[str, Any], again: str) -> None:
+def _check_numbers(path: Path, document: Mapping[str, Any]) -> None:
     """Refuses a card whose plain entries cannot be."""
     width: Any = document.get("feature_width")
     classes: Any = document.get("classes")
@@ -260,7 +275,7 @@ def _check_numbers(path: Path, document: Mapping[str, Any], again: str) -> None:
     texts = isinstance(document.get("stage"), str) and document.get("features") in ("rows", "signal")
     if not (scaled and named and clock and counted and texts):
         expected = "stage, classes (each once), feature_width, features, longest_t, fps, mean and std (above 0)"
-        raise refusal(str(path), "a damaged file", expected, again)
+        raise refusal(str(path), "a damaged file", expected, _AGAIN)
 
 
 def describe(card: ModelCard) -> str:

@@ -208,9 +208,14 @@ def owners_of(method: Method) -> dict[str, GroupSettings | None]:
 
 def check_needs(method: Method) -> None:
     """Refuses a pass over unknown videos, and a term that needs what no pass and no earlier term gives."""
+    earlier: list[str] = []
     for name, p in method.passes.items():
         if p.videos not in VIDEOS:
             raise SettingsError(f"pass {name!r}: found videos {p.videos!r}, expected one of {', '.join(VIDEOS)}")
+        if p.same_view_as and p.same_view_as not in earlier:
+            found = f"found same_view_as {p.same_view_as!r}"
+            raise SettingsError(f"pass {name!r}: {found}, expected an earlier pass ({', '.join(earlier) or 'none'})")
+        earlier.append(name)
     known = {*method.passes, INSTANCES}
     for name, term in method.terms.items():
         missing = [need for need in term.needs if need not in known]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from apl_jax.data.files import write_bytes
+from apl_jax.data.files import refusal, write_bytes
 from apl_jax.declarations import Chain, Choice
 from apl_jax.detectors import build_detector
 from apl_jax.devices import place, replicated, to_host
@@ -93,8 +93,14 @@ def read_selection_state(link: Link, folder: Path) -> PyTree:
     fresh = link.init()
     if not jax.tree.leaves(fresh):
         return fresh
-    stored = load_file(folder / SELECTION_STATE)
-    leaves = [jnp.asarray(stored[name]) for name in leaves_by_name(fresh)]
+    path = folder / SELECTION_STATE
+    try:
+        stored = load_file(path)
+        leaves = [jnp.asarray(stored[name]) for name in leaves_by_name(fresh)]
+    except Exception as error:  # the library raises its own errors on damaged bytes
+        words = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        remedy = f"remove {folder}, and run the same command again"
+        raise refusal(str(path), f"an unreadable file ({words})", "what the chain remembered", remedy) from None
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
 

@@ -172,7 +172,9 @@ def _training(
 
 def _labelling(settings: Settings, name: str, teacher: str, before: str) -> Stage:
     learning = settings.learning
-    part = LabellingPart(name, settings.detector, learning.selection, learning.candidates, teacher, before)
+    part = LabellingPart(
+        name, settings.detector, learning.selection, learning.candidates, teacher=teacher, before=before
+    )
     needs = tuple(stage for stage in (teacher, before) if stage)
     return Stage(name, needs, (reads.TRAINING, reads.LABELLED, reads.UNLABELLED_TRUTH), part, label)
 

@@ -45,8 +45,8 @@ def batches_of(method: Method, labelled: Batch, unlabelled: Batch, bank: Instanc
     return tables_of(method, labelled, unlabelled) | ({INSTANCES: bank} if method.constants else {})
 
 
-def weights_of(objective: Objective) -> tuple[PyTree, PyTree]:
+def weights_of(objective: Objective, seed: int = 0) -> tuple[PyTree, PyTree]:
     """Random parameters by owner, and the terms' state before the first step."""
     shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))
     state = jax.jit(lambda key: objective.init(key)[1])(jax.random.key(0))
-    return random_weights(shapes), jax.device_get(state)
+    return random_weights(shapes, seed), jax.device_get(state)

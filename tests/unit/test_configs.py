@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -82,6 +83,7 @@ def test_plain_detector_has_the_parameters_of_the_reference(
     assert count_parameters(plain_detector(settings_of(name, variant).detector), width, classes) == expected
 
 
+@functools.cache
 def count_parameters(detector: Choice, width: int, classes: int) -> int:
     built = build_detector(detector, DataFacts(width, classes))
     params = jax.eval_shape(lambda: built.init(jax.random.key(0))[0])
