@@ -25,7 +25,7 @@ from apl_jax.nn.snippets import to_snippets
 from apl_jax.settings import DataSettings, PerturbSettings
 from apl_jax.structs import Batch, Targets
 
-HAPT = Path(__file__).parents[2] / ".." / "shared" / "data" / "hapt"
+HAPT = Path(__file__).parents[3] / ".." / "shared" / "data" / "hapt"
 SETTINGS = {"spsw": DataSettings(), "hapt": DataSettings(root=str(HAPT), window=50, stride=25)}
 
 

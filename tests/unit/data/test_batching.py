@@ -19,7 +19,7 @@ from apl_jax.data.grids import window_signal
 from apl_jax.settings import DataSettings
 from apl_jax.structs import TimeGrid
 
-HAPT = Path(__file__).parents[2] / ".." / "shared" / "data" / "hapt"
+HAPT = Path(__file__).parents[3] / ".." / "shared" / "data" / "hapt"
 SETTINGS = DataSettings()
 
 

@@ -16,7 +16,7 @@ from apl_jax.data.features.sources import embedded_root
 from apl_jax.data.files import DataError, load_csv, write_json
 from apl_jax.structs import TimeGrid
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder {SHARED} is absent")
 
 

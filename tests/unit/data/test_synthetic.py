@@ -22,7 +22,7 @@ from apl_jax.declarations import SettingsError
 from apl_jax.settings import DataSettings, SyntheticSettings
 from apl_jax.structs import TimeGrid
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "annotations"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "annotations"
 CLASSES = 6
 
 

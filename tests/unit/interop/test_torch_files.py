@@ -290,4 +290,4 @@ def test_reading_imports_nothing(file: Path) -> None:
         f"assert len(read_state_dict({str(file)!r})) == {len(TENSORS)}; "
         "assert not any(m.split('.')[0] in ('torch', 'pickle5') for m in set(sys.modules)), sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], timeout=120)

@@ -13,7 +13,7 @@ from apl_jax.data.files import DataError
 from apl_jax.data.published import THUMOS14_VARIANTS, annotation_file, choose_variant, clean_activitynet
 from apl_jax.settings import DataSettings
 
-REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "annotations"
+REAL = Path(__file__).parents[3] / ".." / "shared" / "data" / "annotations"
 needs_shared = pytest.mark.skipif(not REAL.is_dir(), reason=f"the shared annotations {REAL} are absent")
 NOT_EVERYWHERE = ("video_test_0000270", "video_test_0001292", "video_test_0001496")
 

@@ -16,7 +16,7 @@ from apl_jax.data.splits import build_split, write_split
 from apl_jax.declarations import SettingsError
 from apl_jax.settings import DataSettings
 
-ACTIVITYNET = Path(__file__).parents[2] / ".." / "shared" / "data" / "annotations" / "activitynet13_anno.json"
+ACTIVITYNET = Path(__file__).parents[3] / ".." / "shared" / "data" / "annotations" / "activitynet13_anno.json"
 
 
 def record(name, classes, subset="training", subject=None):
