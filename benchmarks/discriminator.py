@@ -1,6 +1,6 @@
 """What ICD can know: its similarity against held-back truth, under several ways to train it.
 
-    python tests/bench/discriminator.py RUN
+    python benchmarks/discriminator.py RUN
 
 RUN is the folder of a finished run with ICD. Its teacher labels the evaluated videos, which a run with
 ``--config.data.validation_subjects`` takes from the training set. "Right" is a detection with an instance of its class
@@ -12,7 +12,6 @@ that are not second detections; what EAP would drop; what MPP would promote.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +21,19 @@ import numpy as np
 import optax
 from sklearn.metrics import roc_auc_score
 
-from apl_jax.devices import to_host
+from apl_jax.declarations import Chain
+from apl_jax.detectors import build_detector
+from apl_jax.devices import shard_batch, to_host
 from apl_jax.evaluation.detections import predict_batch
-from apl_jax.learning.instances import discriminator_loss, mean_similarity
-from apl_jax.learning.selection import build_selector
-from apl_jax.report.finished_run import open_run
-from apl_jax.runs.context import Room
-from apl_jax.runs.run import open_room
-from apl_jax.runs.training_stage import trained_parameters
-from apl_jax.structs import Array, Detections, PyTree
+from apl_jax.learning.icd import IcdSettings, mean_similarity, pair_loss
+from apl_jax.learning.selection import Known, unselected
+from apl_jax.nn.discriminator import build_discriminator
+from apl_jax.report import finished_run
+from apl_jax.runs.context import EVALUATION, LABELLED, TRAINING, RunContext
+from apl_jax.runs.labelling_stage import build_selection
+from apl_jax.runs.run import open_run
+from apl_jax.runs.settings import Settings
+from apl_jax.structs import Array, Batch, Detections, PseudoLabels, PyTree, Reason
 
 RIGHT_TIOU, SECOND_TIOU = 0.5, 0.1
 STEPS = 500
@@ -53,20 +56,33 @@ def tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return shared / np.maximum((a[:, 1] - a[:, 0])[:, None] + (b[:, 1] - b[:, 0])[None] - shared, 1e-9)
 
 
-def judge(room: Room, detections: Detections) -> Verdicts:
-    """Selection, and the truth about it."""
-    selector = build_selector(room.settings.learning.selection)
-    _, selected = jax.jit(lambda d: selector.select((), d, len(room.dataset.classes)))(detections)
-    kept, candidate = np.asarray(selected.positive_mask), np.asarray(selected.candidate_mask)
+def select(settings: Settings, context: RunContext, known: Known) -> PseudoLabels:
+    """What the teacher detects in the evaluated videos, and what the links before ICD decide about it; as numpy."""
+    selection = settings.learning.selection
+    before = Chain(tuple(link for link in selection.links if link.name != "icd"))
+    detector, link = build_detector(settings.detector, context.facts), build_selection(before, context.facts)
+
+    def predict_and_observe(known: Known, videos: Batch) -> tuple[Detections, PyTree]:
+        detections = predict_batch(detector, known.params["detector"], videos)
+        return detections, link.observe(known, videos, detections)
+
+    detections, observed = context.map_videos("evaluation", predict_and_observe, known)
+    decide = jax.jit(lambda detections, observed: link.select(link.init(), unselected(detections), observed)[1])
+    return to_host(decide(detections, observed))
+
+
+def judge(context: RunContext, labels: PseudoLabels) -> Verdicts:
+    """What selection decided, and the truth about it."""
+    kept, candidate = labels.reason == Reason.KEPT, labels.reason == Reason.CANDIDATE
     right, second = np.zeros_like(kept), np.zeros_like(kept)
-    table = room.dataset.evaluation
+    table, detections = context.dataset.evaluation, labels.detections
     for v, (video, grid) in enumerate(zip(table.ids, table.grids, strict=True)):
         segments_s = grid.to_s(np.asarray(detections.segments_t[v]))
-        labels, truth = np.asarray(detections.labels[v]), room.truth.videos[video]
-        same = labels[:, None] == np.asarray(truth.labels)[None]
+        classes, truth = np.asarray(detections.labels[v]), context.truth.videos[video]
+        same = classes[:, None] == np.asarray(truth.labels)[None]
         right[v] = ((tiou(segments_s, np.asarray(truth.segments_s)) >= RIGHT_TIOU) & same).any(1)
-        twin = (tiou(segments_s, segments_s) > SECOND_TIOU) & (labels[:, None] == labels[None]) & kept[v][None]
-        second[v] = (twin & ~np.eye(len(labels), dtype=bool)).any(1)
+        twin = (tiou(segments_s, segments_s) > SECOND_TIOU) & (classes[:, None] == classes[None]) & kept[v][None]
+        second[v] = (twin & ~np.eye(len(classes), dtype=bool)).any(1)
     return Verdicts(kept, candidate, right, second)
 
 
@@ -75,9 +91,8 @@ def auc(similarity: np.ndarray, rows: np.ndarray, right: np.ndarray) -> str:
     return f"{roc_auc_score(right[rows], similarity[rows]):.2f}" if 0 < right[rows].sum() < rows.sum() else "-"
 
 
-def print_line(name: str, similarity: np.ndarray, v: Verdicts, room: Room) -> None:
+def print_line(name: str, similarity: np.ndarray, v: Verdicts, s: IcdSettings) -> None:
     """One discriminator."""
-    s = room.settings.learning.selection
     drop, promote = v.kept & (similarity < s.eliminate_below), v.candidate & (similarity > s.promote_above)
     groups = v.kept, v.candidate, v.candidate & ~v.second
     ranks = " / ".join(auc(similarity, rows, v.right) for rows in groups)
@@ -95,39 +110,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     workdir = parser.parse_args().run
-    room = open_room(open_run(workdir).settings, workdir)
-    learning = room.settings.learning
-    parts = room.ingredients(room.settings, learning.supervised)
-    params = trained_parameters(room, room.settings, "teacher")
-    predict = lambda known, videos: predict_batch(parts.detector, known, videos)
-    detections: Detections = to_host(room.map_videos("evaluation", predict, params["detector"]))
-    verdicts = judge(room, detections)
+    settings = finished_run.open_run(workdir).settings
+    icd, pairing = settings.learning.selection.settings_of("icd"), settings.learning.teacher.settings.icd
+    if icd is None:
+        parser.error(f"{workdir}: found the selection {settings.learning.selection.names}, expected one with icd")
+    context = open_run(settings, workdir)
+    inputs = context.inputs((TRAINING, LABELLED, EVALUATION))
+    params, bank = inputs.parameters("teacher"), inputs.bank
+    labels = select(settings, context, Known(params, bank, inputs.members))
+    verdicts = judge(context, labels)
     for name in ("kept", "candidate"):
         rows = getattr(verdicts, name)
         right, second = (rows & verdicts.right).sum(), (rows & verdicts.second).sum()
         print(f"{name}: {rows.sum()}, right {right} ({100 * right / max(rows.sum(), 1):.1f} %), second {second}")
 
-    bank, table = room.bank, room.evaluation
+    table, found = inputs.resident("evaluation"), shard_batch(labels.detections, inputs.mesh)
+    discriminator = build_discriminator(hidden=pairing.hidden, symmetric=icd.symmetric)
 
     @jax.jit
-    def similarity(discriminator: PyTree) -> Array:
-        return mean_similarity(
-            discriminator, bank, room.members, table, detections.segments_t, detections.labels, parts.discriminator,
-            learning.selection.discriminator, room.mesh.size,
-        )  # fmt: skip
+    def ask(params: PyTree) -> Array:
+        return mean_similarity(Known({"discriminator": params}, bank, inputs.members), table, found, discriminator)
 
-    rows = len(verdicts.kept)
-    print_line("as the run trained it", np.asarray(similarity(params["discriminator"]))[:rows], verdicts, room)
+    def show(name: str, params: PyTree) -> None:
+        print_line(name, np.asarray(ask(params))[: len(verdicts.kept)], verdicts, icd)
+
+    show("as the run trained it", params["discriminator"])
     for rate, pairs in RECIPES:
-        settings = dataclasses.replace(learning.selection.discriminator, pairs=pairs)
-        optimizer = optax.adamw(rate, weight_decay=settings.weight_decay)
-        fresh = parts.discriminator.init(jax.random.key(1), room.feature_width)
+        optimizer = optax.adamw(rate, weight_decay=pairing.weight_decay)
+        fresh = discriminator.init(jax.random.key(1), inputs.facts.feature_width)
 
         @jax.jit
-        def train(start: PyTree, key: Array, settings=settings, optimizer=optimizer) -> tuple[PyTree, Array]:
+        def train(start: PyTree, key: Array, pairs: int = pairs, optimizer=optimizer) -> tuple[PyTree, Array]:
             def step(carry: tuple, key: Array):
                 params, state = carry
-                loss = lambda p: discriminator_loss(key, p, bank, parts.discriminator, settings)
+                loss = lambda p: pair_loss(key, p, bank, discriminator, pairs)
                 (_, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(params)
                 updates, state = optimizer.update(gradient, state, params)
                 return (optax.apply_updates(params, updates), state), accuracy
@@ -137,7 +153,7 @@ def main() -> None:
 
         trained, accuracy = train(fresh, jax.random.key(2))
         name = f"learning rate {rate:g}, {pairs} pairs: accuracy {100 * jnp.float32(accuracy):.0f} %"
-        print_line(name, np.asarray(similarity(trained))[:rows], verdicts, room)
+        show(name, trained)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What a run's average mAP would be without its second guesses, and if classes did not matter.
 
-    python tests/bench/error_kinds.py RUN [RUN ...]
+    python benchmarks/error_kinds.py RUN [RUN ...]
 
-Three columns for the final arm of each finished run: average mAP; the same without detections that overlap a surer one
-of another class (tIoU above .5); and average precision of actions of any class. Two methods that differ in the first
-only differ in second guesses; if in all three, in where actions are found and how surely. It looks at evaluated videos
-and chooses nothing.
+Three columns for the final variant of each finished run: average mAP; the same without detections that overlap a surer
+one of another class (tIoU above .5); and average precision of actions of any class. Two methods that differ in the
+first only differ in second guesses; if in all three, in where actions are found and how surely. It looks at evaluated
+videos and chooses nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(folders: list[Path]) -> None:
     for folder in folders:
         run = open_run(folder)
         truth = instances_from_annotations(run.records("evaluation"))
-        found, tiou = run.predictions(str(run.results["final_arm"])), run.settings.evaluation.tiou
+        found, tiou = run.predictions(str(run.results["final_variant"])), run.settings.evaluation.tiou
         classes = len(run.scored_truth.classes)
         cases = (truth, found, classes), (truth, first_guesses(found), classes), (blind(truth), blind(found), 1)
         scores = [

@@ -1,6 +1,6 @@
 """Why ops/sequence.py is written as it is: every formulation that was considered, timed against the matmul rate.
 
-    python tests/bench/sequence_primitives.py [--rounds N] [linear conv depthwise pointwise attention scan memory]
+    python benchmarks/sequence_primitives.py [--rounds N] [linear conv depthwise pointwise attention scan memory]
 
 Sizes are those of ActionFormer on THUMOS14 (2 videos x 2304 steps, width 512, features of 2048). Each formulation runs
 several times inside one ``lax.scan``, as training does, forward or with its backward pass. Formulations take turns with
@@ -26,6 +26,7 @@ from apl_jax.ops import sequence
 
 VIDEOS, STEPS, WIDTH, FEATURES, HEADS, WINDOW = 2, 2304, 512, 2048, 4, 19
 REPEATS = 2  # runs of a formulation inside one scan
+_VIDEOS_AND_STEPS = (((0, 1), (0, 1)), ((), ()))  # the axes that a kernel's gradient sums over, for dot_general
 Function = Callable[..., Any]
 
 
@@ -140,7 +141,6 @@ def measure_linear(rounds: int) -> None:
         def kernel_gradient(function: Function, x: jax.Array, dy: jax.Array, kernel: jax.Array = kernel) -> jax.Array:
             return jax.vjp(lambda kernel: function(x, kernel), kernel)[1](dy)[0]
 
-        plain = (((0, 1), (0, 1)), ((), ()))
         compare(
             f"linear {inputs} -> {outputs}",
             [
@@ -148,7 +148,7 @@ def measure_linear(rounds: int) -> None:
                 Variant("dx", lambda dy, w: jnp.einsum("bto,io->bti", dy, w), (dy, kernel), work),
                 Variant("dW, ours", lambda x, dy: kernel_gradient(sequence.linear, x, dy), (x, dy), work),
                 Variant("dW, autodiff of x @ W", lambda x, dy: kernel_gradient(jnp.matmul, x, dy), (x, dy), work),
-                Variant("dW, one dot_general", lambda x, dy: lax.dot_general(x, dy, plain), (x, dy), work),
+                Variant("dW, one dot_general", lambda x, dy: lax.dot_general(x, dy, _VIDEOS_AND_STEPS), (x, dy), work),
                 Variant("dW, per video", lambda x, dy: jnp.einsum("bti,bto->bio", x, dy).sum(0), (x, dy), work),
             ],
             rounds,
@@ -258,7 +258,7 @@ def measure_scan(rounds: int) -> None:
                 return (sequence.gelu(sequence.linear(y, weights[1])) ** 2).mean()
 
             def step(weights: tuple[jax.Array, ...], x: jax.Array, loss: Function = loss) -> tuple[jax.Array, ...]:
-                return jax.tree.map(lambda w, g: w - 0.01 * g, weights, jax.grad(loss)(weights, x))
+                return jax.tree.map(lambda weight, slope: weight - 0.01 * slope, weights, jax.grad(loss)(weights, x))
 
             scanned = jax.jit(lambda w, x, step=step: lax.scan(lambda w, _: (step(w, x), None), w, length=8)[0])
             called, weights = jax.jit(step), (kernel, expand)

@@ -21,19 +21,16 @@ from sklearn.cluster import KMeans
 
 from apl_jax.data.annotations import read_annotations
 from apl_jax.detectors.actionformer import build_actionformer
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
 from apl_jax.detectors.base import Detector
+from apl_jax.detectors.quality import QualitySettings
 from apl_jax.detectors.spot import build_spot
+from apl_jax.detectors.spot_settings import SpotSettings
 from apl_jax.devices import enable_compile_cache
 from apl_jax.evaluation.average_precision import Instances, average_precision, instances_from_annotations
-from apl_jax.ops.clustering import kmeans
-from apl_jax.settings import (
-    ActionFormerSettings,
-    DiscriminatorSettings,
-    OptimizerSettings,
-    QualitySettings,
-    SpotSettings,
-)
-from apl_jax.structs import Batch, PyTree, Targets
+from apl_jax.ops import kmeans
+from apl_jax.settings import OptimizerSettings
+from apl_jax.structs import Batch, DataFacts, PyTree, Targets
 from apl_jax.training.optimizer import build_optimizer
 
 FORWARD_MULTIPLY_ADDS = 45.044e9  # per video of 2304 x 2048 steps: APL Table S6, with ALQA's branches
@@ -43,7 +40,7 @@ STEPS = 5  # per dispatch; training takes 25 (runtime.steps_per_dispatch), and t
 PRODUCTS = 10  # per measurement of the matmul rate
 REPEATS = 10  # per measurement of what takes milliseconds
 CALLS = 100  # of k-means per measurement
-THUMOS14 = Path(__file__).parents[3] / "shared" / "data" / "annotations" / "thumos14.json"
+THUMOS14 = Path(__file__).parents[2] / "shared" / "data" / "annotations" / "thumos14.json"
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -88,7 +85,7 @@ def random_batch(videos: int, steps: int, width: int, instances: int, classes: i
 def measure_detector(rounds: int) -> None:
     """The full training step against the matmul rate, and decoding + NMS against the forward pass."""
     settings = ActionFormerSettings(quality=QualitySettings(branches="tiou_tnd"))
-    detector = build_actionformer(settings, 2048, 20)
+    detector = build_actionformer(settings, DataFacts(2048, 20))
     batch = random_batch(2, 2304, 2048, 20, 20)
     params, normalizer = detector.init(jax.random.key(0))
     forward = jax.jit(lambda p, b: detector.apply(p, b, None))
@@ -114,10 +111,10 @@ def measure_detector(rounds: int) -> None:
 def training_step(detector: Detector, params: PyTree, state: PyTree, batch: Batch) -> Callable[[], object]:
     """:data:`STEPS` optimiser steps in one dispatch, as training runs them: the state is donated."""
     params = {"detector": params}
-    optimizer = build_optimizer(OptimizerSettings(), DiscriminatorSettings(), 1000)
+    optimizer = build_optimizer(OptimizerSettings(), {"detector": None}, 1000)
 
     def loss(params: PyTree, state: PyTree, batch: Batch, key: jax.Array):
-        result = detector.loss(detector.apply(params["detector"], batch, key), batch.targets, state)
+        result = detector.loss(detector.apply(params["detector"], batch, key), batch.targets, state, key)
         return result.total, result.state
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -159,7 +156,7 @@ def measure_spot(rounds: int) -> None:
     """SPOT at ActivityNet's size: the training step against the matmul rate, inference with all thresholds against the
     forward pass, and the memory of a step with 256 snippets."""
     settings = SpotSettings()
-    detector = build_spot(settings, 400, 200)
+    detector = build_spot(settings, DataFacts(400, 200))
     batch = random_batch(100, 100, 400, 3, 200)
     few = random_batch(16, 100, 400, 3, 200)
     params, state = detector.init(jax.random.key(0))
@@ -185,10 +182,10 @@ def measure_spot(rounds: int) -> None:
     )
     report("SPOT inference, added to the forward pass", f"{times['decode'] / times['forward'] - 1:.1%}", "<= 30 %")
 
-    long = build_spot(dataclasses.replace(settings, steps=256), 2048, 20)
+    long = build_spot(dataclasses.replace(settings, steps=256), DataFacts(2048, 20))
     wide = random_batch(16, 256, 2048, 10, 20)
     params, state = long.init(jax.random.key(0))
-    gradient = jax.jit(jax.grad(lambda p, b, k: long.loss(long.apply(p, b, k), b.targets, state).total))
+    gradient = jax.jit(jax.grad(lambda p, b, k: long.loss(long.apply(p, b, k), b.targets, state, k).total))
     memory = gradient.lower(params, wide, jax.random.key(1)).compile().memory_analysis()
     total = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     report("SPOT gradient, 16 x 256 x 2048, by the compiler's count", f"{total / 2**30:.1f} GiB", "<= 4 GiB")

@@ -1,17 +1,16 @@
 """How many videos per second a stream brings from files, and how much memory that takes.
 
-    apl-jax rehearse --config=configs/activitynet.py:rehearsal --config.data.root=ANNOTATIONS --out=FOLDER
-    python tests/bench/streaming.py FOLDER
+    apl-jax synthesize --config=activitynet:synthetic --config.data.root=ANNOTATIONS --out=FOLDER
+    python benchmarks/streaming.py FOLDER
 
-Opens the folder as `configs/activitynet.py:rehearsal` does, keeps nothing in memory, and draws random batches of 32
-videos for as many steps as the training videos last twice; then a pass over the test videos, as evaluation makes it.
+Opens the folder as the configuration activitynet:synthetic does, keeps nothing in memory, and draws random batches of
+32 videos for as many steps as the training videos last twice; then a pass over the test videos, as evaluation makes it.
 The first reading checks every file and leaves them in the system's cache.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -19,12 +18,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from apl_jax.cli import to_settings
 from apl_jax.data.dataset import open_dataset
+from apl_jax.declarations import override
 from apl_jax.devices import build_mesh, replicated
 from apl_jax.feeds.passes import BatchPlan, map_streamed
 from apl_jax.feeds.streamed import stream_feed
-from apl_jax.settings import Settings
+from apl_jax.runs.settings import read_config
 
 BATCH = 32
 REPORTS = 4
@@ -36,19 +35,9 @@ def resident_mib() -> float:
     return int(fields["RssAnon"].split()[0]) / 1024
 
 
-def open_settings(folder: Path) -> Settings:
-    spec = importlib.util.spec_from_file_location("activitynet", Path("configs/activitynet.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("rehearsal")
-    config.data.root = str(folder)
-    config.data.synthetic.enabled = False
-    return to_settings(config)
-
-
 def main(folder: Path) -> None:
-    settings = open_settings(folder)
+    changes = {"data.root": str(folder), "data.synthetic.enabled": False}
+    settings = override(read_config("activitynet:synthetic"), changes)
     started = time.perf_counter()
     dataset = open_dataset(settings.data, hold_bytes=0)
     videos = len(dataset.all_training.ids) + len(dataset.evaluation.ids)
@@ -64,7 +53,7 @@ def main(folder: Path) -> None:
     started, first = time.perf_counter(), portion
     for step in range(first, steps, portion):
         jax.block_until_ready(feed.inputs(step, min(portion, steps - step)))
-        if (step // portion) % (steps // portion // REPORTS) == 0:
+        if (step // portion) % max(steps // portion // REPORTS, 1) == 0:
             rate = (step + portion - first) * BATCH / (time.perf_counter() - started)
             print(f"training, after {step * BATCH} videos: {rate:,.0f} videos/s, {resident_mib():,.0f} MiB")
     shape = BatchPlan(BATCH, longest, settings.data.length_multiple, runtime.read_threads)

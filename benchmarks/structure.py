@@ -1,6 +1,6 @@
 """The shape of a checkout in numbers: length of functions, lines by part, files that see a whole run's settings.
 
-    python benchmarks/structure.py [FOLDER]      # apl_jax of this checkout, or of another
+python benchmarks/structure.py [FOLDER]      # apl_jax of this checkout, or of another
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ def steadiness(seen: str, weight: float) -> Term:
 
     def loss(inputs: TermInputs) -> TermValue:
         found = inputs.passes[seen].outputs.distribution()
-        step = jnp.abs(jnp.diff(found.probability, axis=1)).sum(-1)
-        value = masking.masked_mean(step, found.mask[:, 1:])
+        follows = found.mask[:, 1:] & found.mask[:, :-1] & (jnp.diff(found.time_t) > 0)  # not a coarser level
+        value = masking.masked_mean(jnp.abs(jnp.diff(found.probability, axis=1)).sum(-1), follows)
         unit = 0.9 * inputs.state + 0.1 * jax.lax.stop_gradient(value)
         return TermValue(value / jnp.maximum(unit, 1e-3), {f"{seen}/steadiness": value}, unit)
 

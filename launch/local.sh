@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One machine, all its devices:  launch/local.sh configs/spsw.py:apl runs/spsw [--config.NAME=VALUE ...]
+# One machine, all its devices:  launch/local.sh spsw:apl runs/spsw [--config.NAME=VALUE ...]
 # Run it again after any interruption; it goes on where it was.
 set -euo pipefail
 config=$1 workdir=$2

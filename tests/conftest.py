@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ import numpy as np  # noqa: E402
 # Shapes and types in the signatures of these modules are checked at every call of every test. As everywhere in jax,
 # numpy's arrays may take the place of its own, and as everywhere in Python whole numbers that of floats.
 SHAPES_CHECKED = "apl_jax.ops"
-OVERRIDES = BeartypeHintOverrides({jax.Array: jax.Array | np.ndarray})
+OVERRIDES = FrozenDict({jax.Array: jax.Array | np.ndarray})
 check_types = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=OVERRIDES))
 if SHAPES_CHECKED in sys.modules:
     raise RuntimeError(f"{SHAPES_CHECKED} was imported before its shapes could be checked")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings, check_actionformer
 from apl_jax.detectors.base import ClassDistribution, DetectionLoss, Detector, DetectorFacts, register_detector
-from apl_jax.detectors.quality import joint_class_loss, joint_quality, quality_loss, true_quality
+from apl_jax.detectors.quality import QualitySettings, joint_class_loss, joint_quality, quality_loss, true_quality
 from apl_jax.detectors.shared import point_targets, sigmoid_distribution, suppression, targets_from_detections
 from apl_jax.nn.pyramid import Backbone, Neck
 from apl_jax.nn.quality import QUALITY_BRANCHES, ClassHead, RegressionHead, join_levels
@@ -172,7 +172,8 @@ def compare_outputs(
     valid = student.point_mask & mask[:, None]
     score, target = jax.nn.sigmoid(student.class_logits), jax.nn.sigmoid(teacher.class_logits)
     sure = valid & (target.max(-1) > settings.compare_threshold)
-    compared = lambda offsets: jnp.where(sure[..., None], offsets, 1.0)  # elsewhere a harmless pair
+    some = (student.offsets + teacher.offsets).sum(-1) > 0  # two empty segments are equal; their tIoU would be 0
+    compared = lambda offsets: jnp.where((sure & some)[..., None], offsets, 1.0)  # elsewhere a pair that agrees
     tiou, tnd = offset_quality(compared(student.offsets), compared(teacher.offsets))
     return {
         "class": masked_mean(jnp.square(score - target).mean(-1), valid),
@@ -236,8 +237,8 @@ def build_actionformer(settings: ActionFormerSettings, facts: DataFacts) -> Dete
 
 
 def without_quality(settings: ActionFormerSettings) -> ActionFormerSettings:
-    """The published ActionFormer: no quality heads."""
-    return dataclasses.replace(settings, quality=dataclasses.replace(settings.quality, branches="none"))
+    """The published ActionFormer: no quality heads, and default values for what only they read."""
+    return dataclasses.replace(settings, quality=QualitySettings(branches="none"))
 
 
 register_detector("actionformer", ActionFormerSettings, build_actionformer, plain=without_quality)

@@ -89,7 +89,7 @@ def kmeans(
         distance = norms - 2 * gram[chosen] + norms[chosen]
         return weights, jnp.minimum(nearest, jnp.maximum(distance, 0))
 
-    def lloyd(_: int, weights: jax.Array) -> jax.Array:
+    def lloyd(_: jax.Array, weights: jax.Array) -> jax.Array:
         members = jax.nn.one_hot(jnp.argmin(distances(weights), -1), clusters, dtype=points.dtype) * counts[:, None]
         sizes = members.sum(0)
         return jnp.where((sizes > 0)[:, None], members.T / jnp.maximum(sizes, 1)[:, None], weights)

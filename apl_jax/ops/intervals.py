@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Num, Shaped
 
 
-def component(active: Bool[Array, "*N W"], at: Int[Array, "*N"]) -> tuple[Int[Array, "*N"], Int[Array, "*N"]]:
+def component(active: Bool[Array, "*N W"], at: Int[Array, "*#N"]) -> tuple[Int[Array, "*N"], Int[Array, "*N"]]:
     """The run that holds position ``at``, else the nearest one (the earlier of two equally near); empty if none is.
 
     ``at`` broadcasts against the leading axes of ``active``.

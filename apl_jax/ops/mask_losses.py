@@ -50,7 +50,7 @@ def lower_median(values: Float[Array, "N M"], valid: Bool[Array, "N M"]) -> Floa
     lowest = jnp.full(len(values), jnp.iinfo(jnp.int32).min, jnp.int32)
     found = jnp.where(reached(jnp.zeros_like(lowest)), 0, lowest)
 
-    def refine(step: int, found: jax.Array) -> jax.Array:
+    def refine(step: jax.Array, found: jax.Array) -> jax.Array:
         bound = found + (jnp.int32(1) << (30 - step))
         return jnp.where(reached(bound), bound, found)
 

@@ -30,7 +30,7 @@ def offset_quality(
 
 
 def covered_rows(
-    segments_t: Float[Array, "*N 2"], length: Int[Array, "*N"] | int
+    segments_t: Float[Array, "*N 2"], length: Int[Array, "*#N"] | int
 ) -> tuple[Int[Array, "*N"], Int[Array, "*N"]]:
     """First and last grid row under each segment: floor(start) .. ceil(end), clipped to the video, at least one row."""
     last_row = jnp.maximum(length - 1, 0)
@@ -51,7 +51,7 @@ def pool_max(
     first, last = covered_rows(segments_t, length)
     level = jnp.floor(jnp.log2((last - first + 1).astype(jnp.float32) + 0.5)).astype(jnp.int32)
 
-    def grow(j: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def grow(j: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         window_max, pooled = state
         tail = jnp.maximum(last - (1 << j) + 1, 0)
         here = jnp.maximum(window_max[first], window_max[tail])

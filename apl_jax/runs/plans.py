@@ -118,6 +118,7 @@ def _semi_supervised(settings: Settings, facts: DataFacts) -> list[Stage]:
     learning, method = settings.learning, chosen_method(settings, facts)
     stages: list[Stage] = []
     start = ""
+    _check_needs_no_labels(settings, facts)
     if learning.pretrain.steps > 0:
         stages.append(_training(settings, "pretrain", learning.pretext, learning.pretrain))
         start = "pretrain"
@@ -138,6 +139,22 @@ def _semi_supervised(settings: Settings, facts: DataFacts) -> list[Stage]:
         stages += _scores(settings, student)
         start = student
     return stages
+
+
+def _check_needs_no_labels(settings: Settings, facts: DataFacts) -> None:
+    """Refuses a method that learns from pseudo labels in a stage that runs before there are any."""
+    learning, network = settings.learning, without_decoding(settings.detector)
+    before = {
+        "pretext": (learning.pretext, learning.pretrain, "contrast"),
+        "teacher": (learning.teacher, learning.supervised, "supervised"),
+    }
+    for role, (choice, stage, usual) in before.items():
+        if PSEUDO_LABELLED in build_method(choice, network, stage, facts)[0].videos:
+            raise SettingsError(
+                f"`learning.{role}`: found {choice.name!r}, which learns from pseudo labels; expected a method without "
+                f"any, for this stage runs before they are made. Try: {usual!r}, and {choice.name!r} as "
+                "`learning.method`."
+            )
 
 
 def _check_owners(settings: Settings, facts: DataFacts) -> None:

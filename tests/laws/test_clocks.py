@@ -1,4 +1,5 @@
-"""Law 9 on the grids of the data sets that the detectors were published on (those at hand: ``unit/data/test_grids.py``)."""
+"""Law 9 on the grids of the data sets that the detectors were published on; on those at hand:
+``unit/data/test_grids.py``."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def changes_of(kind: str, detector: str) -> dict[str, Any]:
     if hasattr(settings, "icd"):  # parameters of terms are to move as far as the detector's
         changes["icd__learning_rate"] = 1e-2
     if hasattr(settings, "pseudo_labels") and detector != "spot":
-        # On-line labels of a detector that regresses segments are its own predictions, and there the regression loss has
-        # a kink: rounding would decide on which side of it the network is. SPOT's are masks.
+        # On-line labels of a detector that regresses segments are its own predictions, and there the regression loss
+        # has a kink: rounding would decide on which side of it the network is. SPOT's are masks.
         changes["pseudo_labels"] = "teacher"
     return changes
 

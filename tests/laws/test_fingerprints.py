@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import proposal_detector
 import pytest
-from fixtures import CLASSES, FEATURE_WIDTH, tiny_choice
+from fixtures import CLASSES, FEATURE_WIDTH, build_method, tiny_choice
 
 from apl_jax.declarations import (
     Chain,
@@ -30,7 +30,7 @@ from apl_jax.declarations import (
     within_bounds,
 )
 from apl_jax.detectors import build_detector, register_detector
-from apl_jax.learning.method import register_method
+from apl_jax.learning.method import PSEUDO_LABELLED, register_method
 from apl_jax.learning.selection import register_selection
 from apl_jax.registry import DETECTORS, METHODS, SELECTION, Registry
 from apl_jax.runs import stages as stages_module
@@ -38,7 +38,7 @@ from apl_jax.runs.context import READABLE
 from apl_jax.runs.plans import plan_stages
 from apl_jax.runs.settings import Settings
 from apl_jax.runs.stages import stage_fingerprint
-from apl_jax.settings import NmsSettings
+from apl_jax.settings import NmsSettings, PerturbSettings
 from apl_jax.structs import DataFacts
 
 FACTS = DataFacts(FEATURE_WIDTH, CLASSES, 64)
@@ -257,7 +257,7 @@ def others(value: Any, declared: Mapping[str, Any]) -> Iterator[Any]:
         yield from (n for n in numbers if n != value and (bounds is None or within_bounds(n, bounds)))
 
 
-def together(path: str, settings: Settings, file: Path) -> list[dict[str, Any]]:
+def together(path: str, value: Any, settings: Settings, file: Path) -> list[dict[str, Any]]:
     """Changes of settings that cannot be changed alone: they have to agree with others, which the same stages read."""
     if path == "detector.branch_blocks" and settings.detector.name == "actionformer":
         s = settings.detector.settings
@@ -265,8 +265,10 @@ def together(path: str, settings: Settings, file: Path) -> list[dict[str, Any]]:
         return [{path: s.branch_blocks + 1, **{f"detector.{name}": value for name, value in more.items()}}]
     if path == "evaluation.protocol":
         return [{path: "external", "evaluation.external_scores": str(file)}]
-    if path == "learning.teacher.icd.enabled":  # what selects asks for what it trains; it comes after the teacher
-        return [{path: False, "learning.selection.chain": ("dynamic",)}]
+    if path in ("learning.teacher.icd.enabled", "learning.teacher.name"):
+        # Selection asks for what the teacher trains. It comes after the teacher.
+        values = [False] if path.endswith("enabled") else METHODS
+        return [{path: other, "learning.selection.chain": ("dynamic",)} for other in values if other != value]
     return []
 
 
@@ -276,7 +278,7 @@ def changed_runs(
     """Fingerprints of runs with another value of one setting, without those that a plan refuses; of one of a few names
     with every other one."""
     few = "choices" in declared or "links" in declared
-    for change in together(path, settings, file) or ({path: other} for other in others(value, declared)):
+    for change in together(path, value, settings, file) or ({path: other} for other in others(value, declared)):
         try:
             yield marks(override(settings, change))
         except SettingsError:
@@ -338,7 +340,17 @@ def test_other_data(name: str) -> None:
     assert_law_of_data(*CASES[name])
 
 
-PLACES = [(path, entry) for path in ("learning.pretext", "learning.teacher", "learning.method") for entry in METHODS]
+def learns_from_labels_of_a_teacher(kind: str) -> bool:
+    return PSEUDO_LABELLED in build_method(kind, tiny_choice("conv"), 64, PerturbSettings()).videos
+
+
+PLACES = [("learning.method", entry) for entry in METHODS]
+PLACES += [
+    (path, entry)
+    for path in ("learning.pretext", "learning.teacher")
+    for entry in METHODS
+    if not learns_from_labels_of_a_teacher(entry)
+]
 PLACES += [("learning.selection", entry) for entry in SELECTION]
 
 
@@ -383,11 +395,10 @@ def test_a_fresh_method() -> None:
         build = lambda settings, context: METHODS["apl"].build(METHODS["apl"].settings(), context)
         register_method(name, FreshSettings, build)
         settings, stages = CASES["defaults"].settings, CASES["defaults"].stages
-        for place, first in (("pretext", "pretrain"), ("method", "self_train_1")):
-            own = override(settings, {f"learning.{place}.name": name})
-            for setting, value in (("strength", 2.0), ("inner.depth", 3), ("decoding.sigma", 0.7)):
-                found = reached(own, f"learning.{place}.{setting}", value)
-                assert found == with_later(stages, {first}), (place, setting)
+        own = override(settings, {"learning.method.name": name})
+        for setting, value in (("strength", 2.0), ("inner.depth", 3), ("decoding.sigma", 0.7)):
+            found = reached(own, f"learning.method.{setting}", value)
+            assert found == with_later(stages, {"self_train_1"}), setting
 
 
 def test_a_fresh_link() -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from fixtures import smoke_settings
+import pytest
+from fixtures import CLASSES, FEATURE_WIDTH, smoke_settings, tiny_choice
 from run_folders import assert_same_state
 
 from apl_jax.data.dataset import open_dataset, open_truth
 from apl_jax.data.features.sources import embedded_root
+from apl_jax.declarations import override
+from apl_jax.registry import DETECTORS, METHODS
+from apl_jax.runs.context import LABELLED, TRAINING, StageInputs
+from apl_jax.runs.plans import plan_stages
 from apl_jax.runs.run import run
+from apl_jax.runs.settings import Settings
+from apl_jax.runs.training_stage import TrainingPart
+from apl_jax.structs import DataFacts
+
+NOTHING: Any = None  # in place of a run's context, which a refusal does not touch
 
 
 def test_changing_held_back_labels_changes_no_byte_of_the_trained_state(small_run: Path, tmp_path: Path) -> None:
@@ -64,3 +76,30 @@ def test_a_run_on_tampered_labels_ends_in_the_same_state(small_run: Path, tmp_pa
     run(smoke_settings(**only), tmp_path / "run")
     for stage in ("pretrain", "teacher", "self_train_1"):
         assert_same_state(small_run, tmp_path / "run", stage)
+    # What was trained before anything was measured would not even be trained again; what it labelled is the same.
+    read = lambda workdir, stage, file: (workdir / "stages" / stage / file).read_text()
+    for stage in ("pretrain", "teacher"):
+        marks = [
+            json.loads(read(workdir, stage, "done.json"))["fingerprint"] for workdir in (small_run, tmp_path / "run")
+        ]
+        assert marks[0] == marks[1], stage
+    labels, same = (read(workdir, "pseudo_label_1", "pseudo_labels.json") for workdir in (small_run, tmp_path / "run"))
+    assert labels == same and '"kept"' in labels
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("detector_name", DETECTORS)
+def test_no_training_stage_reads_them(detector_name: str, kind: str) -> None:
+    """Whatever is registered: of annotations a training stage is given those of the labelled videos; it is an error to
+    ask for more."""
+    facts = DataFacts(FEATURE_WIDTH, CLASSES, 64)
+    settings = dataclasses.replace(Settings(), detector=tiny_choice(detector_name))
+    chosen = {"learning.method.name": kind, "learning.selection.chain": ("dynamic",), "learning.rounds": 2}
+    trainings = [s for s in plan_stages(override(settings, chosen), facts) if isinstance(s.handed, TrainingPart)]
+    assert {"supervised", "supervised_matched", "pretrain", "self_train_1"} <= {stage.name for stage in trainings}
+    for stage in trainings:
+        assert set(stage.reads) == {TRAINING, LABELLED}
+        inputs = StageInputs(NOTHING, frozenset(stage.reads))
+        for ask in (inputs.unlabelled_truth, inputs.evaluation_truth, lambda i=inputs: i.table("evaluation")):
+            with pytest.raises(RuntimeError, match="without having said so"):
+                ask()

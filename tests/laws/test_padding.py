@@ -172,7 +172,8 @@ def test_transformer_block(stride: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_objective(kind: str) -> None:
-    """The whole objective, with its random crops and sampled frames: same key, same value."""
+    """The whole objective, with its random crops and sampled frames: same key, same value. Under some of the keys a
+    video is cropped, under some it is seen whole and fills the shorter batch to its end."""
     detector = tiny_choice(next(iter(DETECTORS)))
     # Noise is not among the perturbations: it is drawn for padded steps too, so other steps get other numbers.
     perturb = PerturbSettings(crop_ratio=0.7)
@@ -185,9 +186,10 @@ def test_training_objective(kind: str) -> None:
             random_batch(LENGTHS, steps),
             random_batch(LENGTHS, steps, seed=1, instances=3),
         )
-        values[steps] = jax.device_get(jax.jit(objective.loss)(params, params, state, batches, jax.random.key(3)))
+        run = jax.jit(objective.loss)
+        values[steps] = jax.device_get([run(params, params, state, batches, jax.random.key(k)) for k in range(24)])
     flat = [jax.tree_util.tree_leaves_with_path(values[steps]) for steps in (SHORT, LONG)]
-    assert abs(float(values[SHORT][0])) > 0.01
+    assert all(abs(float(loss)) > 0.01 for loss, _ in values[SHORT])
     for (path, ours), (_, theirs) in zip(*flat, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
 
