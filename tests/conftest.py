@@ -43,12 +43,12 @@ import numpy as np  # noqa: E402
 # Shapes and types in the signatures of these modules are checked at every call of every test. As everywhere in jax,
 # numpy's arrays may take the place of its own, and as everywhere in Python whole numbers that of floats.
 SHAPES_CHECKED = "apl_jax.ops"
-OVERRIDES = FrozenDict({jax.Array: jax.Array | np.ndarray})
-check_types = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=OVERRIDES))
+EITHER = jax.Array | np.ndarray
 if SHAPES_CHECKED in sys.modules:
     raise RuntimeError(f"{SHAPES_CHECKED} was imported before its shapes could be checked")
-if os.environ.get("APL_CHECK_SHAPES"):  # TEMPORARY, until the signatures of apl_jax/ops are right
-    jaxtyping.install_import_hook(SHAPES_CHECKED, f"{__name__}.check_types")
+check_types = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({jax.Array: EITHER})))
+jaxtyping.Array = EITHER  # what signatures with shapes import
+jaxtyping.install_import_hook(SHAPES_CHECKED, f"{__name__}.check_types")
 
 
 def pytest_configure(config: pytest.Config) -> None:

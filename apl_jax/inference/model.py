@@ -194,7 +194,7 @@ def model_folder(path: Path, stage: str = "") -> Path:
         return own
     stages = sorted(card.parent.parent.name for card in path.glob(f"stages/*/{FOLDER}/{CARD}"))
     again = "the command of the run again: it skips all stages that are done"
-    former = (path / _FORMER_CARD).is_file() and (path / "settings.json").is_file()
+    former = (path / _FORMER_CARD).is_file() and (path / "stages").is_dir()
     if former and not stages:
         found = "a run folder of apl_jax 0.1, whose models are training checkpoints"
         remedy = f"{again}, with this version and another `workdir`; or predict with apl_jax 0.1"

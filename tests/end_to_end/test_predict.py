@@ -206,7 +206,7 @@ def test_pictures_of_timelines(tmp_path: Path) -> None:
 def test_model_is_described_the_same_every_time(small_run: Path, tmp_path: Path) -> None:
     context = open_run(smoke_settings(), tmp_path / "unused")
     written = load_json(small_run / "model" / "model.json")
-    assert len(written.pop("parameters")) == 64
+    assert len(written.pop("parameters")) == 64 and len(written.pop("network")) == 16
     for stage in ("self_train_1", "supervised"):
         described = describe_model(smoke_settings(), context, stage).to_json()
         assert described == read_card(small_run, stage).to_json()
