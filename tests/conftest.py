@@ -51,8 +51,20 @@ jaxtyping.Array = EITHER  # what signatures with shapes import
 jaxtyping.install_import_hook(SHAPES_CHECKED, f"{__name__}.check_types")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes long; leave it out with -m 'not slow'")
+# What starts processes or trains, and what compiles for more than ten seconds. `pytest -m "not slow"` leaves it out.
+SLOW = (
+    "tests/distributed", "tests/end_to_end",
+    "tests/laws/test_devices.py", "tests/laws/test_every_pair.py", "tests/laws/test_gradients.py",
+    "tests/laws/test_held_back_labels.py", "tests/laws/test_outputs.py", "tests/laws/test_padding.py",
+    "tests/unit/data/test_synthetic.py", "tests/unit/detectors/test_flip.py", "tests/unit/inference/test_export.py",
+    "tests/unit/report/test_report.py", "tests/unit/runs/test_selection_state.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(REPOSITORY).as_posix().startswith(SLOW):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

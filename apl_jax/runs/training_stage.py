@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -87,7 +88,6 @@ def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, An
     else:
         state = fresh_state(part, inputs, objective, optimizer, key)
     resumed = int(to_host(state.step))
-    writer = open_writers(folder, resumed, inputs.first_process)
     feed = build_feed(part, inputs, method, key)
     step = build_step(objective, optimizer, part.stage.optimizer)
     compiled: dict[int, Any] = {}
@@ -98,8 +98,8 @@ def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, An
         return compiled[count]
 
     plan = Plan(part.name, part.stage.steps, part.steps_per_dispatch, inputs.runtime)
-    final = fit(state, dispatch, key, feed, plan, store, writer)
-    writer.close()
+    with contextlib.closing(open_writers(folder, resumed, inputs.first_process)) as writer:
+        final = fit(state, dispatch, key, feed, plan, store, writer)
     store.close()
     params = final.ema_params
     if part.proposals:  # prediction makes proposals itself

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from fixtures import smoke_settings
 
+import apl_jax as apl
 from apl_jax.data.features.sources import embedded_root
 from apl_jax.data.files import DataError, load_json, write_json
 from apl_jax.data.grids import window_signal
 from apl_jax.evaluation.submission import read_submission
 from apl_jax.inference.model import model_folder, read_card
 from apl_jax.inference.prediction import Predictions, Request, choose_thresholds, predict, write_predictions
+from apl_jax.report import write_report
+from apl_jax.report.compare import comparison
 from apl_jax.runs.run import describe_model, open_run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -287,6 +290,22 @@ def test_a_run_of_version_0_1_is_refused_with_what_to_do(small_run: Path, tmp_pa
             DataError, match=r"apl_jax 0\.1, .*checkpoints.*another `workdir`; or predict with apl_jax 0"
         ):
             predict(former, Request(embedded_root(), stage, fps=RATE))
+
+
+def test_pages_and_tables_of_a_run_of_version_0_1_are_refused_with_what_to_do(small_run: Path, tmp_path: Path) -> None:
+    """It called its variants arms, and many settings otherwise."""
+    former = tmp_path / "former"
+    former.mkdir()
+    settings, results = (load_json(small_run / f"{name}.json") for name in ("settings", "results"))
+    settings["arms"], settings["actionformer"] = settings.pop("variants"), settings.pop("detector")
+    settings["data"]["rehearsal"] = settings["data"].pop("synthetic")
+    results["arms"], results["final_arm"] = results.pop("variants"), results.pop("final_variant")
+    write_json(former / "settings.json", settings)
+    write_json(former / "results.json", results | {"version": "0.1.0"})
+    shutil.copy(small_run / "split.json", former)
+    for read in (write_report, lambda folder: comparison([folder, small_run]), apl.load_run):
+        with pytest.raises(DataError, match=r"former.*0\.1"):
+            read(former)
 
 
 def test_model_that_cannot_predict_says_what_to_do(orphan: Path, tmp_path: Path) -> None:

@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow
-
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE", "apl_jax", "configs")
 FEW = [
@@ -65,7 +63,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-    install = [*pip, "install", "--no-deps", "--no-index", str(wheel)]
+    install = [*pip, "install", "--force-reinstall", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(install, check=True, capture_output=True, text=True, timeout=300)
     # A folder named in a .pth file is searched, but the .pth files in it, such as the editable apl_jax's, are not read.
     site = subprocess.run(

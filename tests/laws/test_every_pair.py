@@ -43,13 +43,7 @@ PERTURB = PerturbSettings(crop_ratio=0.7, noise=0.1)
 LABELLED, UNLABELLED = (16, 7), (12, 16)
 
 
-# Always: every method on one detector, and every detector with two methods that between them use all of it.
-FIRST, THOROUGH = next(iter(DETECTORS)), ("contrast", "nontarget")
-PAIRS = [
-    pytest.param(detector, kind, marks=() if detector == FIRST or kind in THOROUGH else pytest.mark.slow)
-    for detector in DETECTORS
-    for kind in KINDS
-]
+PAIRS = [(detector, kind) for detector in DETECTORS for kind in KINDS]
 
 
 @pytest.mark.parametrize(("detector_name", "kind"), PAIRS)
@@ -107,7 +101,7 @@ def owned_params(owners: set[str], detector: Choice) -> dict[str, Any]:
     return random_weights(found)
 
 
-@pytest.mark.parametrize("detector_name", DETECTORS)
+@pytest.mark.parametrize("detector_name", list(DETECTORS))
 def test_detections_go_through_every_chain(detector_name: str, tmp_path: Path) -> None:
     """Two rounds, the second with what the first remembers, as read from its file; and a round without detections."""
     choice = tiny_choice(detector_name)

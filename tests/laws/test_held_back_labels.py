@@ -87,8 +87,8 @@ def test_a_run_on_tampered_labels_ends_in_the_same_state(small_run: Path, tmp_pa
     assert labels == same and '"kept"' in labels
 
 
-@pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize("detector_name", DETECTORS)
+@pytest.mark.parametrize("kind", list(METHODS))
+@pytest.mark.parametrize("detector_name", list(DETECTORS))
 def test_no_training_stage_reads_them(detector_name: str, kind: str) -> None:
     """Whatever is registered: of annotations a training stage is given those of the labelled videos; it is an error to
     ask for more."""

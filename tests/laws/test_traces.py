@@ -20,7 +20,7 @@ from apl_jax.runs.labelling_stage import build_selection
 from apl_jax.structs import Batch, DataFacts, PseudoLabels, PyTree
 
 
-@pytest.mark.parametrize("detector_name", DETECTORS)
+@pytest.mark.parametrize("detector_name", list(DETECTORS))
 def test_prediction_and_selection(detector_name: str) -> None:
     """Five data sets of different lengths, counts of instances aside, fall into two buckets."""
     facts = DataFacts(FEATURE_WIDTH, CLASSES)

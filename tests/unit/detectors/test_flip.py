@@ -55,7 +55,7 @@ def arbitrary(name: str, lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> A
     return outputs_of(WINDOWS if "windows" in name else SPOT, lengths, STEPS, seed=seed)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", list(DETECTORS))
 def test_twice_the_flip_is_the_identity(name: str) -> None:
     outputs, flip = arbitrary(name), jax.jit(DETECTORS[name].flip)
     once = flip(outputs)
@@ -207,7 +207,7 @@ def twin_distances(name: str, student: Any, teacher: Any, videos: list[bool]) ->
     return {"class": np.mean(classes), "mask": np.mean(other)}
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", list(DETECTORS))
 def test_distances(name: str) -> None:
     student, teacher = arbitrary(name, seed=1), arbitrary(name, seed=2)
     compare = DETECTORS[name].compare
@@ -231,7 +231,7 @@ def test_distances(name: str) -> None:
     assert localisation[0].any() and not localisation[1].any()
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", list(DETECTORS))
 def test_distances_of_nothing_and_of_equals(name: str) -> None:
     """Zero for no video, for videos without a valid step and for equal outputs; finite, with its gradient, always."""
     outputs, other = arbitrary(name), arbitrary(name, seed=4)

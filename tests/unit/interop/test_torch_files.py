@@ -106,7 +106,7 @@ def test_code_is_refused_by_name_and_not_run(
     function: Any, name: str, protocol: int, file: Path, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
-    argument = f"open({str(trace)!r}, 'w')" if function is eval else f"touch {trace}"
+    argument = f"open({str(trace)!r}, 'w').close()" if function is eval else f"touch {trace}"
     arguments = (["touch", str(trace)],) if function is subprocess.call else (argument,)
     evil = Calls(function, *arguments)
     pickle.loads(pickle.dumps(evil, protocol))  # noqa: S301  # it would run

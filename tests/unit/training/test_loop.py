@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def train(poison: float, folder: Path) -> tuple[Checkpoints, dict]:
     step = build_step(objective, optimizer, AVERAGING)
     dispatch = lambda count: build_dispatch(step, feed, mesh, count)
     plan = Plan("lesson", 8, RUNTIME.steps_per_dispatch, RUNTIME)
-    fit(like, dispatch, key, feed, plan, store, open_writers(folder, 0, True))
+    with contextlib.closing(open_writers(folder, 0, True)) as writer:
+        fit(like, dispatch, key, feed, plan, store, writer)
     return store, like
 
 
