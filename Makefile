@@ -1,5 +1,6 @@
 # make demo    the environment, then the whole method on the embedded data (about 5 minutes on 2 cores)
 # make test    the environment, then the tests
+# make exhaustive   the tests, and those that look at more cases of the same
 # make lint    ruff, pyright, import-linter
 # make docs    the documentation, warnings being errors: docs/_build/html
 # make bench   speed, as ratios taken in one process
@@ -10,7 +11,7 @@ BIN = $(VENV)/bin
 WORKDIR ?= runs/demo
 SOURCES = apl_jax configs examples benchmarks tests setup.py
 
-.PHONY: demo test lint docs format bench floor latest clean
+.PHONY: demo test exhaustive lint docs format bench floor latest clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.made:
@@ -38,6 +39,9 @@ demo: $(VENV)/.run
 	$(BIN)/apl-jax run --config=spsw:demo --workdir=$(WORKDIR)
 
 test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not exhaustive" -n 2 --dist loadfile --no-loadscope-reorder
+
+exhaustive: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.lint

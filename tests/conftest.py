@@ -57,14 +57,21 @@ SLOW = (
     "tests/laws/test_devices.py", "tests/laws/test_every_pair.py", "tests/laws/test_gradients.py",
     "tests/laws/test_held_back_labels.py", "tests/laws/test_outputs.py", "tests/laws/test_padding.py",
     "tests/unit/data/test_synthetic.py", "tests/unit/detectors/test_flip.py", "tests/unit/inference/test_export.py",
-    "tests/unit/report/test_report.py", "tests/unit/runs/test_selection_state.py",
+    "tests/unit/report/test_report.py", "tests/unit/runs/test_configs.py", "tests/unit/runs/test_selection_state.py",
+)  # fmt: skip
+# Of those, what looks again, on more pairs or at more length, at what others look at: `make exhaustive` adds it.
+EXHAUSTIVE = (
+    "tests/laws/test_every_pair.py", "tests/end_to_end/test_external_protocol.py", "tests/end_to_end/test_notebook.py",
+    "tests/end_to_end/test_streamed.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(REPOSITORY).as_posix().startswith(SLOW):
-            item.add_marker("slow")
+        place = item.path.relative_to(REPOSITORY).as_posix()
+        for mark, places in (("slow", SLOW), ("exhaustive", EXHAUSTIVE)):
+            if place.startswith(places):
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")

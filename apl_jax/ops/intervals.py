@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Num, Shaped
 
 
-def component(active: Bool[Array, "*N W"], at: Int[Array, "*#N"]) -> tuple[Int[Array, "*N"], Int[Array, "*N"]]:
+def component(active: Bool[Array, "*N W"], at: Int[Array, "*M"]) -> tuple[Int[Array, "*K"], Int[Array, "*K"]]:
     """The run that holds position ``at``, else the nearest one (the earlier of two equally near); empty if none is.
 
-    ``at`` broadcasts against the leading axes of ``active``.
+    ``at`` and the leading axes of ``active`` broadcast to those of the result.
     """
     position = jnp.arange(active.shape[-1])
     far = 2 * active.shape[-1]
