@@ -1,4 +1,4 @@
-"""Bad input at the door: one message that names the place, a non-zero exit code, and no damaged run folder."""
+"""Bad input is refused: one message that names the place, a non-zero exit code, and no damaged run folder."""
 
 from __future__ import annotations
 

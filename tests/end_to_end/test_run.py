@@ -60,7 +60,7 @@ def test_pseudo_labels_are_annotations_with_scores_and_reasons(small_run: Path) 
     for row in rows + left_out:
         assert row["confidence"] <= row["score"] * max(row["tiou"] - row["tnd"], 1e-4) + 1e-5
         assert 0 <= row["similarity"] <= 1
-    # The front door for human annotations reads them.
+    # The reader of human annotations reads them, too.
     records = read_annotations(path, tuple(read(small_run / "results.json")["data"]["classes"])).videos
     assert sum(len(r.labels) for r in records.values()) == len(rows) + len(left_out)
     assert sum(int(r.ignore.sum()) for r in records.values()) == len(left_out)

@@ -52,7 +52,7 @@ def test_all_configurations_are_tried() -> None:
 
 
 @pytest.mark.parametrize(("name", "variant"), [(n, v) for n, variants in VARIANTS.items() for v in variants])
-def test_variant_has_a_calendar(name: str, variant: str) -> None:
+def test_variant_has_its_stages_in_order(name: str, variant: str) -> None:
     settings = settings_of(name, variant)
     assert settings.data.name == name.partition("_")[0]
     assert [s for s in plan_stages(settings, facts_of(name, settings)) if s.name.endswith("_evaluation")]
