@@ -383,7 +383,7 @@ def registered(registry: Registry, name: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        registry._entries.pop(name, None)
+        registry.forget(name)
 
 
 def reached(settings: Settings, path: str, value: Any) -> set[str]:

@@ -175,7 +175,7 @@ def test_a_plug_in_is_loaded_before_the_configuration_is_read(tmp_path: Path) ->
         found = read_settings(parsed("inspect", *arguments))
         assert found.detector.name == "of_test_cli" and found.detector.settings.width == 7
     finally:
-        DETECTORS._entries.pop("of_test_cli", None)  # the laws are about every registered detector
+        DETECTORS.forget("of_test_cli")  # the laws are about every registered detector
 
 
 # Words

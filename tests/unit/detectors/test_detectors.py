@@ -132,4 +132,4 @@ def test_a_detector_from_outside() -> None:
         choice = Choice("of_a_test", OwnSettings())
         assert without_decoding(choice) is choice  # it has no settings of decoding
     finally:
-        DETECTORS._entries.pop("of_a_test", None)
+        DETECTORS.forget("of_a_test")
