@@ -18,7 +18,7 @@ class Entry(NamedTuple):
 
     name: str
     settings: type  # a frozen dataclass that inherits from declarations.Checked; all its fields have defaults
-    build: Callable[..., Any]  # from an instance of ``settings`` and what the registry's room describes
+    build: Callable[..., Any]  # from an instance of ``settings`` and what the package of the registry describes
     plain: Callable[[Any], Any]  # of detectors: the settings of its baseline, from those of the semi-supervised method
 
 

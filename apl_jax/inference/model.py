@@ -197,11 +197,12 @@ def model_folder(path: Path, stage: str = "") -> Path:
     former = (path / _FORMER_CARD).is_file() and (path / "stages").is_dir()
     if former and not stages:
         found = "a run folder of apl_jax 0.1, whose models are training checkpoints"
-        remedy = f"{again}, with this version and another `workdir`; or predict with apl_jax 0.1"
+        remedy = "train again with this version and another `workdir`, or predict with apl_jax 0.1"
         raise refusal(str(path), found, f"a folder {FOLDER}/ with {CARD} and {PARAMETERS}", remedy)
     if stage or stages:
         found = f"no model of a stage {stage!r}" if stage else "a run that is not finished"
-        raise refusal(f"{path}: `stage`", found, f"one of {', '.join(stages) or 'none'}", f"one of these, or {again}")
+        expected = f"one of {', '.join(stages)}" if stages else "a stage that has ended well"
+        raise refusal(f"{path}: `stage`", found, expected, f"one of these, or {again}" if stages else again)
     found = "no such folder" if not path.is_dir() else f"no {FOLDER}/{CARD}"
     raise refusal(str(path), found, "the folder of a model, or of a finished run", "check the path")
 

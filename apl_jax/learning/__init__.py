@@ -1,6 +1,6 @@
 """How a network learns: passes, terms and methods, and which detections become pseudo labels.
 
-Importing this room registers what it holds.
+Importing this package registers what it holds.
 """
 
 from apl_jax.learning import contrast, foreground, icd, methods, selection

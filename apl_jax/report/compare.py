@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from apl_jax.data.files import load_json, refusal
+from apl_jax.data.files import refusal
 from apl_jax.declarations import fingerprint
+from apl_jax.report.finished_run import read_documents
 from apl_jax.report.tables import aligned, total_steps, variant_name
 
 _NO_DIFFERENCE = "data.split_seed", "data.root", "runtime."  # settings in which the runs of one row may differ
@@ -46,10 +47,7 @@ def gather(folders: Sequence[Path]) -> list[Group]:
     groups: dict[str, Group] = {}
     protocols: dict[tuple[str, str], Path] = {}
     for folder in folders:
-        for name in ("settings", "results"):
-            if not (folder / f"{name}.json").is_file():
-                raise refusal(f"{folder / name}.json", "no such file", "the folder of a finished run", "finish the run")
-        settings, results = (load_json(folder / f"{name}.json") for name in ("settings", "results"))
+        settings, results = read_documents(folder, ("settings", "results"))
         protocols.setdefault((results["protocol"], results.get("external_digest", "")), folder)
         if len(protocols) > 1:
             ((one, digest), first), ((other, other_digest), second) = protocols.items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,18 +121,29 @@ class FinishedRun:
         return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in pairs.items()}
 
 
+def read_documents(workdir: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The JSON files of these names in the folder of a finished run; ``results`` must be among them.
+
+    Raises :class:`~apl_jax.data.files.DataError` where one is missing, and for a run of version 0.1.
+    """
+    for name in names:
+        if not (workdir / f"{name}.json").is_file():
+            remedy = "finish the run, or give the folder of another one as `workdir`"
+            raise refusal(f"{workdir / name}.json", "no such file", "the folder of a finished run", remedy)
+    documents = {name: load_json(workdir / f"{name}.json") for name in names}
+    if "final_variant" not in documents["results"]:
+        remedy = "run its command again with this version and another `workdir`, or read it with apl_jax 0.1"
+        raise refusal(str(workdir), "a run of apl_jax 0.1", "a run of version 0.2", remedy)
+    return list(documents.values())
+
+
 def open_run(workdir: Path) -> FinishedRun:
     """Opens the folder of a finished run.
 
     Raises :class:`~apl_jax.data.files.DataError` naming the file when one is missing or broken, or when the data
     set has gone.
     """
-    names = "settings", "results", "split"
-    for name in names:
-        if not (workdir / f"{name}.json").is_file():
-            remedy = "finish the run, or give the folder of another one as `workdir`"
-            raise refusal(f"{workdir / name}.json", "no such file", "the folder of a finished run", remedy)
-    settings, results, split = (load_json(workdir / f"{name}.json") for name in names)
+    settings, results, split = read_documents(workdir, ("settings", "results", "split"))
     data = from_dict(DataSettings, settings["data"], "data")
     evaluation = from_dict(EvaluationSettings, settings["evaluation"], "evaluation")
     asked = protocol_words(evaluation, data.class_agnostic)
