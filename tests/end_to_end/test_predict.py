@@ -287,7 +287,7 @@ def test_a_run_of_version_0_1_is_refused_with_what_to_do(small_run: Path, tmp_pa
     write_json(former / "model.json", {"format": 1, "version": "0.1.0", "stage": "teacher"})
     for stage in ("", "teacher"):
         with pytest.raises(
-            DataError, match=r"apl_jax 0\.1, .*checkpoints.*another `workdir`; or predict with apl_jax 0"
+            DataError, match=r"apl_jax 0\.1, .*checkpoints.*another `workdir`, or predict with apl_jax 0"
         ):
             predict(former, Request(embedded_root(), stage, fps=RATE))
 
