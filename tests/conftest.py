@@ -67,6 +67,9 @@ EXHAUSTIVE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [place for place in SLOW + EXHAUSTIVE if not (REPOSITORY / place).exists()]
+    if missing:
+        raise pytest.UsageError(f"tests/conftest.py: SLOW or EXHAUSTIVE names {', '.join(missing)}, which is not there")
     for item in items:
         place = item.path.relative_to(REPOSITORY).as_posix()
         for mark, places in (("slow", SLOW), ("exhaustive", EXHAUSTIVE)):

@@ -16,6 +16,7 @@ from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import DataError, refusal
 from apl_jax.declarations import Choice
 from apl_jax.detectors import build_detector
+from apl_jax.detectors.actionformer import without_quality
 from apl_jax.inference.model import FOLDER, OWNER, ModelCard, write_model
 from apl_jax.interop.actionformer_weights import import_model
 from apl_jax.interop.torch_files import read_state_dict
@@ -85,11 +86,7 @@ def reference_settings(detector: Choice, data: DataSettings) -> tuple[Choice, Gr
     if detector.name != "actionformer":
         remedy = "the `config` of an ActionFormer"
         raise refusal("`detector.name`", repr(detector.name), "'actionformer'", remedy)
-    network = dataclasses.replace(
-        detector.settings,
-        masking="reference",
-        quality=dataclasses.replace(detector.settings.quality, branches="none"),
-    )
+    network = dataclasses.replace(without_quality(detector.settings), masking="reference")
     multiple = legal_length(data.length_multiple, network.branch_blocks + 1)
     return Choice(detector.name, network), dataclasses.replace(data.for_prediction(), length_multiple=multiple)
 
