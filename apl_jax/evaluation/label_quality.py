@@ -17,11 +17,15 @@ The paper names three quantities and leaves their edges open. Here, for a set of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from apl_jax.data.files import load_json
 from apl_jax.evaluation.average_precision import Instances, find_overlaps, match, ranking, without_duplicates
+from apl_jax.learning.selection import UNKNOWN_SIMILARITY
 from apl_jax.structs import Reason
 
 POSITIVE_TIOU = 0.5  # APL 4.2: a positive prediction has the true class and this tIoU; reached counts, as in mAP
@@ -35,6 +39,42 @@ SETS: dict[str, tuple[Reason, ...]] = {
     "dropped": (Reason.DROPPED,),
     "promoted": (Reason.PROMOTED,),
 }
+
+
+@dataclass(frozen=True)
+class PseudoLabelTable:
+    """Everything that a labelling stage considered, M rows; the video row is the place in the unlabelled list."""
+
+    instances: Instances  # score = confidence
+    reason: np.ndarray  # [M] values of Reason, never BELOW_THRESHOLD
+    score: np.ndarray  # [M] class probability
+    tiou: np.ndarray  # [M]
+    tnd: np.ndarray  # [M]
+    similarity: np.ndarray  # [M]
+
+
+def read_pseudo_labels(path: Path, videos: Sequence[str], classes: Sequence[str]) -> PseudoLabelTable:
+    """What a labelling stage wrote about ``videos``; values that a hand-made label lacks are those of certainty."""
+    database = load_json(path)["database"]
+    rows = [
+        (v, row)
+        for v, video in enumerate(videos)
+        for name in ("annotations", "ignored", "unselected")
+        for row in database.get(video, {}).get(name, [])
+    ]
+
+    def column(name: str, default: float) -> np.ndarray:
+        return np.array([row.get(name, default) for _, row in rows], np.float64)
+
+    instances = Instances(
+        np.array([v for v, _ in rows], np.int64),
+        np.array([classes.index(row["label"]) for _, row in rows], np.int64),
+        np.array([row["segment"] for _, row in rows], np.float64).reshape(-1, 2),
+        column("confidence", 1.0),
+    )
+    reason = np.array([Reason[row.get("reason", "kept").upper()] for _, row in rows], np.int64)
+    others = column("score", 1.0), column("tiou", 1.0), column("tnd", 0.0), column("similarity", UNKNOWN_SIMILARITY)
+    return PseudoLabelTable(instances, reason, *others)
 
 
 def label_quality(pseudo_labels: Instances, reason: np.ndarray, truth: Instances) -> dict[str, Any]:

@@ -20,23 +20,10 @@ from apl_jax.data.files import load_json, refusal
 from apl_jax.declarations import from_dict
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.external import protocol_words
+from apl_jax.evaluation.label_quality import PseudoLabelTable, read_pseudo_labels
 from apl_jax.evaluation.submission import read_submission
-from apl_jax.learning.selection import UNKNOWN_SIMILARITY
 from apl_jax.runs.settings import Settings
 from apl_jax.settings import DataSettings, EvaluationSettings
-from apl_jax.structs import Reason
-
-
-@dataclass(frozen=True)
-class PseudoLabelTable:
-    """Everything that a labelling stage considered, M rows; the video row is the place in the unlabelled list."""
-
-    instances: Instances  # score = confidence
-    reason: np.ndarray  # [M] values of Reason, never BELOW
-    score: np.ndarray  # [M] class probability
-    tiou: np.ndarray  # [M]
-    tnd: np.ndarray  # [M]
-    similarity: np.ndarray  # [M]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,28 +66,9 @@ class FinishedRun:
         return [known[video] for video in self.split[role]]
 
     def pseudo_labels(self, stage: str) -> PseudoLabelTable:
-        """What the stage ``pseudo_label_<round>`` wrote; values that a hand-made label lacks are those of certainty."""
-        database = load_json(self.workdir / "stages" / stage / "pseudo_labels.json")["database"]
-        lists = ("annotations", "ignored", "unselected")
-        rows = [
-            (v, row)
-            for v, video in enumerate(self.split["unlabelled"])
-            for name in lists
-            for row in database.get(video, {}).get(name, [])
-        ]
-
-        def column(name: str, default: float) -> np.ndarray:
-            return np.array([row.get(name, default) for _, row in rows], np.float64)
-
-        instances = Instances(
-            np.array([v for v, _ in rows], np.int64),
-            np.array([self.truth.classes.index(row["label"]) for _, row in rows], np.int64),
-            np.array([row["segment"] for _, row in rows], np.float64).reshape(-1, 2),
-            column("confidence", 1.0),
-        )
-        reason = np.array([Reason[row.get("reason", "kept").upper()] for _, row in rows], np.int64)
-        others = column("score", 1.0), column("tiou", 1.0), column("tnd", 0.0), column("similarity", UNKNOWN_SIMILARITY)
-        return PseudoLabelTable(instances, reason, *others)
+        """What the stage ``pseudo_label_<round>`` wrote."""
+        path = self.workdir / "stages" / stage / "pseudo_labels.json"
+        return read_pseudo_labels(path, self.split["unlabelled"], self.truth.classes)
 
     def label_space(self, stage: str) -> dict[str, Any]:
         """What was kept of a network's class distributions: ``classes``, ``examples`` and perhaps ``plane``."""

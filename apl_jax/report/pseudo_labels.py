@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from apl_jax.evaluation.average_precision import instances_from_annotations, without_duplicates
-from apl_jax.evaluation.label_quality import quality_per_class
+from apl_jax.evaluation.label_quality import PseudoLabelTable, quality_per_class
 from apl_jax.report import figures as plots
 from apl_jax.report.elements import Drawing, drawn, number_table
 from apl_jax.report.figures import HALF_WIDTH_IN
-from apl_jax.report.finished_run import FinishedRun, PseudoLabelTable
+from apl_jax.report.finished_run import FinishedRun
 from apl_jax.report.tables import counts, no_pseudo_labels, quality_rows, stage_name
 
 _HEIGHT_IN = 2.6

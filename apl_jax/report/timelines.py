@@ -9,10 +9,11 @@ import numpy as np
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
+from apl_jax.evaluation.label_quality import PseudoLabelTable
 from apl_jax.report import figures as plots
 from apl_jax.report.elements import drawn
 from apl_jax.report.figures import FULL_WIDTH_IN, REASON_COLOURS, Lane, Panel
-from apl_jax.report.finished_run import FinishedRun, PseudoLabelTable
+from apl_jax.report.finished_run import FinishedRun
 from apl_jax.report.tables import stage_name, variant_name
 from apl_jax.structs import Reason
 

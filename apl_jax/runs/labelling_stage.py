@@ -15,9 +15,7 @@ from apl_jax.data.files import refusal, write_bytes
 from apl_jax.declarations import Chain, Choice
 from apl_jax.detectors import build_detector
 from apl_jax.devices import place, replicated, to_host
-from apl_jax.evaluation.average_precision import instances_from_annotations
 from apl_jax.evaluation.detections import predict_batch, to_instances, to_rows
-from apl_jax.evaluation.label_quality import label_quality
 from apl_jax.learning.selection import Known, Link, chain, unselected
 from apl_jax.registry import SELECTION
 from apl_jax.runs.context import StageInputs
@@ -47,17 +45,16 @@ def build_selection(selection: Chain, facts: DataFacts) -> Link:
 
 def label(part: LabellingPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
     """Predicts the whole unlabelled set with the teacher's averaged parameters, selects, and writes the decisions as
-    annotations; then scores them against the truth that training never sees (Figure 3(c))."""
+    annotations; a stage of its own scores them (:func:`~apl_jax.runs.scoring_stages.measure_label_quality`)."""
     inputs = inputs.with_proposals(part.proposals)
     labels = select_pseudo_labels(part, inputs, folder)
     inputs.write(folder / PSEUDO_LABELS, as_annotations(part, inputs, labels))
     table, reasons = inputs.table("unlabelled"), np.asarray(labels.reason)
-    instances, reason = to_instances(labels.detections, table.grids, reasons)
+    _, reason = to_instances(labels.detections, table.grids, reasons)
     considered = reasons != Reason.BELOW_THRESHOLD
     tau = float(np.asarray(labels.threshold)[considered].mean()) if considered.any() else 0.0
     counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW_THRESHOLD}
-    truth = instances_from_annotations(inputs.unlabelled_truth())
-    return {"tau_pos": tau, "counts": counts, "quality": label_quality(instances, reason, truth)}
+    return {"tau_pos": tau, "counts": counts}
 
 
 def select_pseudo_labels(part: LabellingPart, inputs: StageInputs, folder: Path) -> PseudoLabels:

@@ -18,7 +18,14 @@ from apl_jax.learning.method import PSEUDO_LABELLED, Method, owners_of
 from apl_jax.runs import context as reads
 from apl_jax.runs.labelling_stage import LabellingPart, build_selection, label
 from apl_jax.runs.proposal_stage import ProposalPart, propose
-from apl_jax.runs.scoring_stages import EvaluationPart, LabelSpacePart, evaluate, measure_label_space
+from apl_jax.runs.scoring_stages import (
+    EvaluationPart,
+    LabelQualityPart,
+    LabelSpacePart,
+    evaluate,
+    measure_label_quality,
+    measure_label_space,
+)
 from apl_jax.runs.settings import Settings, matched_steps, plain_detector, plain_method
 from apl_jax.runs.stages import Stage
 from apl_jax.runs.training_stage import TrainingPart, build_method, train
@@ -103,6 +110,9 @@ def _beside_proposals(stages: list[Stage]) -> list[Stage]:
     """The stages, each with the proposals that its videos need."""
     found = []
     for stage in stages:
+        if stage.work is measure_label_quality:  # looks at labels, runs no detector
+            found.append(stage)
+            continue
         name = _EVALUATION_PROPOSALS if stage.work is evaluate else _PROPOSALS
         handed = dataclasses.replace(stage.handed, proposals=name)
         found.append(stage._replace(needs=(*stage.needs, name), handed=handed))
@@ -134,7 +144,7 @@ def _semi_supervised(settings: Settings, facts: DataFacts) -> list[Stage]:
     for r in range(1, learning.rounds + 1):
         before = f"pseudo_label_{r - 1}" if r > 1 else ""
         student, labelling = f"self_train_{r}", f"pseudo_label_{r}"
-        stages.append(_labelling(settings, labelling, start, before))
+        stages += [_labelling(settings, labelling, start, before), _label_quality(labelling)]
         stages.append(_training(settings, student, learning.method, learning.self_train, start, labelling))
         stages += _scores(settings, student)
         start = student
@@ -193,7 +203,12 @@ def _labelling(settings: Settings, name: str, teacher: str, before: str) -> Stag
         name, settings.detector, learning.selection, learning.candidates, teacher=teacher, before=before
     )
     needs = tuple(stage for stage in (teacher, before) if stage)
-    return Stage(name, needs, (reads.TRAINING, reads.LABELLED, reads.UNLABELLED_TRUTH), part, label)
+    return Stage(name, needs, (reads.TRAINING, reads.LABELLED), part, label)
+
+
+def _label_quality(labels: str) -> Stage:
+    needed = (reads.TRAINING, reads.UNLABELLED_TRUTH)
+    return Stage(f"{labels}_quality", (labels,), needed, LabelQualityPart(labels), measure_label_quality)
 
 
 def _evaluation(settings: Settings, detector: Choice, trained: str) -> Stage:

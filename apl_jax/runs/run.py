@@ -31,7 +31,7 @@ from apl_jax.training.state import describe_parameters
 
 BASELINES = ("supervised", "supervised_matched")  # stages that train the plain detector
 UNSCORED = ("pretrain", GENERATOR)  # training stages whose network is no detector of the run yet, or another one
-_EVALUATION, _LABEL_SPACE = "_evaluation", "_label_space"
+_EVALUATION, _LABEL_SPACE, _QUALITY = "_evaluation", "_label_space", "_quality"
 log = logging.getLogger(__name__)
 
 
@@ -209,7 +209,10 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
         "variants": variants,
         "final_variant": final,
         "average_map": variants[final]["average_map"] if final else None,
-        "pseudo_labels": {name: value for name, value in results.items() if "tau_pos" in value},
+        "pseudo_labels": {
+            name: value | {"quality": results[name + _QUALITY]["quality"]}
+            for name, value in results.items() if "tau_pos" in value
+        },
         "label_space": {
             name.removesuffix(_LABEL_SPACE): value["label_space"]
             for name, value in results.items() if "label_space" in value

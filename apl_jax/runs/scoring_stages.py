@@ -1,5 +1,8 @@
-"""Stages that score a trained network: its detections on the evaluation videos, its class distributions on the
-unlabelled ones."""
+"""Stages that score: detections on the evaluation videos; pseudo labels and class distributions on the unlabelled ones.
+
+They alone read held-back annotations, and no stage needs them: corrected annotations change scores, and train nothing
+again.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,13 @@ from apl_jax.devices import to_host
 from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations
 from apl_jax.evaluation.detections import predict_batch, to_instances
 from apl_jax.evaluation.external import check_unchanged, with_external_classes
+from apl_jax.evaluation.label_quality import label_quality, read_pseudo_labels
 from apl_jax.evaluation.label_space import examples, frame_truth, label_space, planar_embedding
 from apl_jax.evaluation.submission import write_submission
 from apl_jax.learning.class_division import DivisionSettings, divide_classes, rankable_probs
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.frames import representation, sample_frames
+from apl_jax.runs.training_stage import PSEUDO_LABELS
 from apl_jax.settings import EvaluationSettings, LabelSpaceSettings
 from apl_jax.structs import Batch, Detections, PyTree
 
@@ -36,6 +41,13 @@ class EvaluationPart:
     external_scores: Unhashed  # where that file is
     trained: str  # stage whose averaged parameters are scored
     proposals: str = ""  # stage that left proposals, for detectors that want them
+
+
+@dataclass(frozen=True)
+class LabelQualityPart:
+    """What a label-quality stage is handed."""
+
+    labels: str  # stage whose pseudo labels are scored
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,14 @@ def evaluate(part: EvaluationPart, inputs: StageInputs, folder: Path) -> dict[st
         write_submission(folder / "predictions.json", instances, table.ids, classes)
     e, known = part.evaluation, instances_from_annotations(truth)
     return average_precision(known, instances, e.tiou, len(classes), e.recall_at).as_dict(classes)
+
+
+def measure_label_quality(part: LabelQualityPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
+    """Scores the pseudo labels of a round against the truth that training never sees (APL, Figure 3(c))."""
+    path, ids = inputs.folder(part.labels) / PSEUDO_LABELS, inputs.table("unlabelled").ids
+    table = read_pseudo_labels(path, ids, inputs.classes)
+    truth = instances_from_annotations(inputs.unlabelled_truth())
+    return {"quality": label_quality(table.instances, table.reason, truth)}
 
 
 def measure_label_space(part: LabelSpacePart, inputs: StageInputs, folder: Path) -> dict[str, Any]:

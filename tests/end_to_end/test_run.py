@@ -124,7 +124,7 @@ def test_other_thresholds_of_the_score_repeat_only_the_scoring(copy: Path) -> No
 
 def test_another_nms_repeats_labelling_scoring_and_what_follows(small_run: Path, copy: Path) -> None:
     """Training does not read it: only the network that is taught by other pseudo labels is trained again."""
-    follows = {"pseudo_label_1", "self_train_1", "self_train_1_label_space"}
+    follows = {"pseudo_label_1", "pseudo_label_1_quality", "self_train_1", "self_train_1_label_space"}
     assert stages_done_again(copy, **{"detector.decoding.sigma": 0.1}) == EVALUATIONS | follows
     for stage in VARIANTS:
         card = copy / "stages" / stage / "model" / "model.json"
@@ -146,6 +146,16 @@ def test_a_corrected_test_annotation_repeats_only_the_scoring(small_run: Path, c
     document["database"][video]["annotations"][0]["segment"] = [start, (start + end) / 2]
     (data / "annotations.json").write_text(json.dumps(document))
     assert stages_done_again(copy, **{"data.root": str(data)}) == EVALUATIONS
+
+
+def test_a_corrected_annotation_of_an_unlabelled_video_repeats_only_the_measuring(
+    small_run: Path, copy: Path, data: Path
+) -> None:
+    document = read(data / "annotations.json")
+    document["database"][read(small_run / "split.json")["unlabelled"][0]]["annotations"].pop()
+    (data / "annotations.json").write_text(json.dumps(document))
+    measured = {"pseudo_label_1_quality", "teacher_label_space", "self_train_1_label_space"}
+    assert stages_done_again(copy, **{"data.root": str(data)}) == measured
 
 
 def test_a_removed_test_video_repeats_no_training(small_run: Path, copy: Path, data: Path) -> None:

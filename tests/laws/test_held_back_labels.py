@@ -76,13 +76,13 @@ def test_a_run_on_tampered_labels_ends_in_the_same_state(small_run: Path, tmp_pa
     run(smoke_settings(**only), tmp_path / "run")
     for stage in ("pretrain", "teacher", "self_train_1"):
         assert_same_state(small_run, tmp_path / "run", stage)
-    # What was trained before anything was measured would not even be trained again; what it labelled is the same.
+    # What was trained and labelled would not even be done again; its score alone is another.
     read = lambda workdir, stage, file: (workdir / "stages" / stage / file).read_text()
-    for stage in ("pretrain", "teacher"):
-        marks = [
-            json.loads(read(workdir, stage, "done.json"))["fingerprint"] for workdir in (small_run, tmp_path / "run")
-        ]
-        assert marks[0] == marks[1], stage
+    done = lambda workdir, stage: json.loads(read(workdir, stage, "done.json"))
+    for stage in ("pretrain", "teacher", "pseudo_label_1", "self_train_1"):
+        assert done(small_run, stage)["fingerprint"] == done(tmp_path / "run", stage)["fingerprint"], stage
+    scored = [done(workdir, "pseudo_label_1_quality") for workdir in (small_run, tmp_path / "run")]
+    assert scored[0]["fingerprint"] != scored[1]["fingerprint"] and scored[0]["result"] != scored[1]["result"]
     labels, same = (read(workdir, "pseudo_label_1", "pseudo_labels.json") for workdir in (small_run, tmp_path / "run"))
     assert labels == same and '"kept"' in labels
 
