@@ -139,23 +139,22 @@ def test_data_that_moved_repeat_no_stage(copy: Path, data: Path) -> None:
     assert stages_done_again(copy, **{"data.root": str(data)}) == set()
 
 
-def test_a_corrected_test_annotation_repeats_only_the_scoring(small_run: Path, copy: Path, data: Path) -> None:
+@pytest.mark.parametrize(
+    "role, again",
+    [
+        ("evaluation", EVALUATIONS),
+        ("unlabelled", {"pseudo_label_1_quality", "teacher_label_space", "self_train_1_label_space"}),
+    ],
+)
+def test_a_corrected_annotation_repeats_only_what_measures_by_it(
+    small_run: Path, copy: Path, data: Path, role: str, again: set[str]
+) -> None:
     document = read(data / "annotations.json")
-    video = read(small_run / "split.json")["evaluation"][0]
+    video = read(small_run / "split.json")[role][0]
     start, end = document["database"][video]["annotations"][0]["segment"]
     document["database"][video]["annotations"][0]["segment"] = [start, (start + end) / 2]
     (data / "annotations.json").write_text(json.dumps(document))
-    assert stages_done_again(copy, **{"data.root": str(data)}) == EVALUATIONS
-
-
-def test_a_corrected_annotation_of_an_unlabelled_video_repeats_only_the_measuring(
-    small_run: Path, copy: Path, data: Path
-) -> None:
-    document = read(data / "annotations.json")
-    document["database"][read(small_run / "split.json")["unlabelled"][0]]["annotations"].pop()
-    (data / "annotations.json").write_text(json.dumps(document))
-    measured = {"pseudo_label_1_quality", "teacher_label_space", "self_train_1_label_space"}
-    assert stages_done_again(copy, **{"data.root": str(data)}) == measured
+    assert stages_done_again(copy, **{"data.root": str(data)}) == again
 
 
 def test_a_removed_test_video_repeats_no_training(small_run: Path, copy: Path, data: Path) -> None:
