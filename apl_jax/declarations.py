@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from apl_jax.text import shown
+
 if TYPE_CHECKING:
     from apl_jax.registry import Registry
 
@@ -261,15 +263,6 @@ def _read_text(text: str, old: Any) -> Any:
     if isinstance(old, tuple) and all(isinstance(entry, str) for entry in old):  # words need no quotes
         return tuple(part.strip() for part in text.split(","))
     return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def shown(value: Any) -> str:
-    """A value as messages quote it: at most a part of a line."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
-
-
-_SHOWN = 80  # characters
 
 
 def _examples(settings: Any) -> str:

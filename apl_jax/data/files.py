@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from apl_jax.devices import host_bytes
+from apl_jax.text import shown
+
+_JSON_SHARE = 1 / 16  # of the machine's memory that a text may fill: parsed, it takes ten times as much
+_ARRAY_SHARE = 1 / 2  # of it that one array may fill
 
 
 class DataError(ValueError):
@@ -24,6 +32,71 @@ def refusal(where: str, found: str, expected: str, remedy: str) -> DataError:
     return error
 
 
+def most_text_bytes() -> int:
+    """The size of a text file from which on it is not read: it would not fit in this machine's memory once parsed."""
+    return int(_JSON_SHARE * host_bytes())
+
+
+def most_array_bytes() -> int:
+    """The size of one array from which on it is not read."""
+    return int(_ARRAY_SHARE * host_bytes())
+
+
+def open_regular(path: Path, what: str, most: int | None = None) -> BinaryIO:
+    """Opens a regular file for reading; of FIFOs, devices and sockets nothing is read, for that may never end.
+
+    ``what`` says what the file should be ("a JSON file"), ``most`` how many bytes at most. Raises :class:`DataError`.
+    """
+    try:
+        # Without O_NONBLOCK, opening a FIFO waits for whoever writes to it.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError:
+        raise refusal(f"{path}", "no such file", what, "check the path, e.g. `data.root`") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        found = getattr(error, "strerror", None) or str(error)
+        raise refusal(f"{path}", found, f"{what} that can be read", "check path and permissions") from None
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or (most is not None and status.st_size > most):
+        os.close(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise refusal(f"{path}", _kind(status.st_mode), f"{what}, a regular file", "check the path")
+        found = f"{status.st_size / 2**20:,.0f} MiB"
+        expected = f"{what} of at most {(most or 0) / 2**20:,.0f} MiB, as this machine's memory allows"
+        raise refusal(f"{path}", found, expected, "check that this is the file that you mean")
+    return os.fdopen(handle, "rb")
+
+
+def check_regular(path: Path, what: str, most: int | None = None) -> None:
+    """Raises as :func:`open_regular`: before a library that takes paths opens a file by itself."""
+    open_regular(path, what, most).close()
+
+
+def read_bytes(path: Path, what: str, most: int | None = None) -> bytes:
+    """All bytes of a regular file. Raises as :func:`open_regular`."""
+    try:
+        with open_regular(path, what, most) as file:
+            return file.read()
+    except OSError as error:
+        raise refusal(f"{path}", f"{error.strerror}", f"{what} that can be read", "check the disk") from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """All of a UTF-8 text file, a byte order mark left out. Raises as :func:`open_regular`, also for bytes that are no
+    UTF-8."""
+    try:
+        return read_bytes(path, what, most_text_bytes()).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", what, "check the path") from None
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device",
+        stat.S_ISSOCK: "a socket",
+    }  # fmt: skip
+    return next((words for test, words in kinds.items() if test(mode)), "no regular file")
+
+
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; :class:`DataError` with line and column where it is not one, or names a key twice."""
 
@@ -32,18 +105,15 @@ def load_json(path: Path) -> dict[str, Any]:
         if len(result) < len(pairs):
             seen: set[str] = set()
             key = next(k for k, _ in pairs if k in seen or seen.add(k))
-            raise refusal(str(path), f"the key {key!r} twice in one object", "each key once", "remove or rename one")
+            found = f"the key {shown(key)} twice in one object"
+            raise refusal(str(path), found, "each key once", "remove or rename one")
         return result
 
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_text(path, "a JSON file")
         document = json.loads(text, object_pairs_hook=without_duplicates)
         if "\\ud" in text.lower():  # json lets an escaped half of a character pass, but nothing could write it again
             json.dumps(document, ensure_ascii=False).encode()
-    except FileNotFoundError:
-        raise refusal(str(path), "no such file", "a JSON file", "check the path, e.g. `data.root`") from None
-    except OSError as error:
-        raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
     except RecursionError:
         raise refusal(str(path), "JSON nested too deeply", "an annotation file", "check the path") from None
     except ValueError as error:
@@ -74,7 +144,7 @@ def load_csv(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, dict[st
     again = "copy the file again, or repair it"
     line = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(read_text(path, "a CSV file"), newline="") as file:
             table = csv.reader(file, strict=True)
             header = [name.strip() for name in next(table, [])]
             if len(set(header)) < len(header) or not set(columns) <= set(header):
@@ -89,14 +159,8 @@ def load_csv(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, dict[st
                     raise refusal(f"{path}: line {line}", found, expected, again)
                 if fields:
                     rows.append((line, dict(zip(header, (text.strip() for text in fields), strict=True))))
-    except FileNotFoundError:
-        raise refusal(str(path), "no such file", "a CSV file", "check the path, e.g. `data.root`") from None
-    except UnicodeDecodeError as error:
-        raise refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", "a CSV text", again) from None
     except csv.Error as error:
         raise refusal(f"{path}: after line {line}", f"broken CSV ({error})", "valid CSV", again) from None
-    except OSError as error:
-        raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
     if not rows:
         raise refusal(str(path), "no rows", "a header and at least one row", again)
     return rows

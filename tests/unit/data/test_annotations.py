@@ -265,7 +265,7 @@ def test_unknown_class(tmp_path):
 def test_missing_file_and_foreign_bytes(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_annotations(tmp_path / "none.json")
-    with pytest.raises(DataError, match="Is a directory"):
+    with pytest.raises(DataError, match="found a folder"):
         read_annotations(tmp_path)
     (tmp_path / "binary.json").write_bytes(b"\x80\x04\xff")
     with pytest.raises(DataError, match="no UTF-8"):

@@ -1,0 +1,76 @@
+"""One rule for the names of recordings and classes, in every file: annotations, predictions, splits, class scores,
+thresholds, features.
+
+A name is read without spaces around it, and composed (Unicode's NFC): files that differ in no more than that mean the
+same. Names that then still differ, but look alike (case, spaces, underscores, width of letters), stay different names,
+and are said. A recording may be called ``v_<id>`` (ActivityNet) in one file and ``<id>`` in another.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from apl_jax.data.files import refusal
+from apl_jax.text import shown
+
+MOST_CHARACTERS = 500
+_PREFIX = "v_"
+T = TypeVar("T")
+
+
+def clean_name(name: str) -> str:
+    """A name as it is compared: without spaces around it, composed."""
+    return unicodedata.normalize("NFC", name[: 4 * MOST_CHARACTERS]).strip()
+
+
+def read_name(value: Any, where: str, what: str = "the name of a class") -> str:
+    """A name from a file. Raises :class:`~apl_jax.data.files.DataError` for what is no text, empty or too long."""
+    if not isinstance(value, str) or not value.strip():
+        raise refusal(where, "no value" if value is None else shown(value), what, "add the name")
+    name = clean_name(value)
+    if len(name) > MOST_CHARACTERS:
+        expected = f"{what}, of at most {MOST_CHARACTERS} characters"
+        raise refusal(where, f"{shown(value, 40)}, {len(value):,} characters long", expected, "shorten it")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise refusal(where, f"{shown(value)}, which is no UTF-8", what, "correct the name") from None
+    return name
+
+
+def cleaned_keys(entries: Mapping[str, T], where: str, what: str) -> dict[str, T]:
+    """A mapping from names as files spell them, by their clean names. Raises :class:`~apl_jax.data.files.DataError`
+    where two of them are one."""
+    found: dict[str, T] = {}
+    spelt: dict[str, str] = {}
+    for name, value in entries.items():
+        clean = read_name(name, where, what)
+        if clean in found:
+            found_words = f"{shown(spelt[clean])} and {shown(name)}, which are one name"
+            raise refusal(where, found_words, f"{what}, each once", "remove or rename one")
+        found[clean], spelt[clean] = value, name
+    return found
+
+
+def loose(name: str) -> str:
+    """What names that look alike have in common: without case, spaces, underscores, hyphens and width of letters."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(folded.replace("_", " ").replace("-", " ").split())
+
+
+def lookalikes(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The groups of different names that look alike."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(loose(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def find_recording(name: str, known: Mapping[str, Any] | frozenset[str] | set[str]) -> str | None:
+    """The name under which ``known`` (clean names) holds a recording: its own, else with or without ``v_`` before it;
+    None where there is none."""
+    clean = clean_name(name)
+    bare = clean.removeprefix(_PREFIX)
+    return next((candidate for candidate in (clean, f"{_PREFIX}{bare}", bare) if candidate in known), None)
