@@ -106,7 +106,7 @@ def test_two_processes_carry_out_one_run_and_one_process_goes_on_with_it(tmp_pat
     for stage in again:
         shutil.rmtree(tmp_path / "stages" / stage)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("stages/*/done.json")}
-    assert len(before) == 3  # teacher, self_train_1 and its evaluation
+    assert len(before) == 4  # teacher, quality of the labels, self_train_1 and its evaluation
     alone = run(smoke_settings(overrides), tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert alone["devices"].startswith("1 x")
