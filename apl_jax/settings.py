@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from apl_jax.declarations import Checked, number, numbers, one_of
+from apl_jax.declarations import Checked, SettingsError, number, numbers, one_of
 
 LARGEST_SEED = 2**31 - 1
+SLOWEST_RATE, FASTEST_RATE = 1e-3, 1e6  # samples or frames per second that a recording can have
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,15 @@ class GridSettings(Checked):
     class_agnostic: bool = False
     # frames per second that window and stride count, where features were extracted at a rate that is not their videos'
     # own (EPIC-KITCHENS-100: 30); 0: each video's, as annotated
-    fps: float = number(0.0, at_least=0, at_most=1e6)
+    fps: float = number(0.0, at_least=0, at_most=FASTEST_RATE)
+    # share of the annotated duration by which the length of features may differ from it (spec 8, row 11); more means
+    # features of another rate or another cut
+    length_tolerance: float = number(0.05, at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.fps < SLOWEST_RATE:
+            raise SettingsError(f"`fps`: found {self.fps:g}, expected 0 or at least {SLOWEST_RATE:g}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ class DataSettings(GridSettings):
     max_length_t: int = number(2304, at_least=1)  # longer videos are cropped in training; prediction sees them whole
     stream_window: float = number(1.25, at_least=1)  # of max_length_t: what a stream reads of longer videos
     std_floor: float = number(1e-3, at_least=0)  # in feature units; a feature that deviates less is only centred
+    # recordings to leave out: ids with commas between them, or a file: .txt with one in each line, .json with a list
+    exclude: str = ""
     strict_annotations: bool = True  # False: keep segments outside their video, drop empty ones (THUMOS14, ActivityNet)
     allow_uncovered: bool = False  # go on when the labelled videos leave a class without an instance
     split_file: str = ""  # JSON with ids under "labelled", or SPOT's CSV; replaces label_ratio, split_seed, split_rule

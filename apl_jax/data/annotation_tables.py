@@ -16,6 +16,9 @@ import numpy as np
 
 from apl_jax.data.annotations import LONGEST_S, Annotations, Reading, Row, VideoRecord, read_segment, with_rows
 from apl_jax.data.files import load_csv, refusal
+from apl_jax.data.grids import is_rate
+from apl_jax.data.names import clean_name
+from apl_jax.text import shown
 
 _SUBSETS = {"training": "EPIC_100_train.csv", "validation": "EPIC_100_validation.csv"}
 _CLASSES = {"verb": 97, "noun": 300}
@@ -144,7 +147,7 @@ def _read_table(path: Path, kinds: tuple[str, ...], names: list[tuple[str, ...]]
             for kind, known in zip(kinds, names, strict=True)
         )
         subject = int(person[1]) if person else None
-        narrations.append(_Narration(where, row["video_id"], subject, (times[0], times[1]), classes))
+        narrations.append(_Narration(where, clean_name(row["video_id"]), subject, (times[0], times[1]), classes))
     return narrations
 
 
@@ -157,10 +160,12 @@ def _video_clocks(root: Path) -> dict[str, tuple[float, float]]:
     clocks: dict[str, tuple[float, float]] = {}
     for line, row in load_csv(path, ("video_id", "duration", "fps")):
         where = f"{path}: line {line}, video {row['video_id']!r}"
-        if row["video_id"] in clocks:
+        if clean_name(row["video_id"]) in clocks:
             raise refusal(where, "it a second time", "each video once", "remove one of its rows")
         duration_s, fps = (_positive(f"{where}, {column}", row[column]) for column in ("duration", "fps"))
-        clocks[row["video_id"]] = duration_s, fps
+        if not is_rate(fps):
+            raise refusal(f"{where}, fps", shown(row["fps"]), "a rate from 0.001 to 1e6", _REPAIR)
+        clocks[clean_name(row["video_id"])] = duration_s, fps
     return clocks
 
 
@@ -174,10 +179,11 @@ def _class_names(root: Path, kind: str) -> tuple[str, ...]:
     for line, row in load_csv(path, ("id", "key")):
         where = f"{path}: line {line}"
         number = _class_number(f"{where}, id", row["id"], _CLASSES[kind])
-        if number in names or not row["key"] or row["key"] in names.values():
+        name = clean_name(row["key"])
+        if number in names or not name or name in names.values():
             found = f"class {number}, {row['key']!r}" + (", once more" if row["key"] else "")
             raise refusal(where, found, "each number and each name once", _REPAIR)
-        names[number] = row["key"]
+        names[number] = name
     if sorted(names) != list(range(len(names))):
         gap = next(i for i in range(len(names)) if i not in names)
         raise refusal(f"{path}: id", f"no class {gap}", f"every number from 0 to {max(names)}", _REPAIR)

@@ -18,10 +18,16 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from apl_jax.data.files import load_csv, load_json, refusal
+from apl_jax.data.grids import is_rate
+from apl_jax.data.keys import misspelt_keys
+from apl_jax.data.names import clean_name, cleaned_keys, lookalike_notes, read_name
+from apl_jax.text import shown
 
 _TOLERANCE_S = 0.5  # players and annotators disagree this much about where a recording ends ...
 _TOLERANCE_SHARE = 0.01  # ... or by 1 % of it (ActivityNet v_m--b-Ltjm_Y: 0.85 s of 143 s)
 LONGEST_S = 1e8  # three years: what is longer is a mistake, and float32 would round its times to seconds
+_VIDEO_KEYS = ("subset", "duration", "fps", "subject", "annotations", "ignored")
+_ROW_KEYS = ("segment", "label", "label_id", "weight", "ignore")
 AGNOSTIC = "action"  # the one class where none are told apart
 _LENIENT = "correct the file, or read it as published with `data.strict_annotations=False`"
 
@@ -68,6 +74,7 @@ class Annotations:
     # Class of each video's first annotation, also of one that reading dropped: published splits go by it (spec 3.8).
     first_classes: dict[str, int] = field(default_factory=dict)
     variant: str = ""  # which of several published versions of the data set this is (data/published.py)
+    excluded: tuple[str, ...] = ()  # ids that `data.exclude` has left out, sorted
 
     def agnostic(self) -> Annotations:
         """The same instances, all of one class; those that differed in nothing but their class are one."""
@@ -93,6 +100,7 @@ class Reading:
     clipped: list[str] = field(default_factory=list)  # videos, one entry per segment
     outside: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    odd_keys: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # unknown and known -> videos
 
     def notes(self) -> tuple[str, ...]:
         """One sentence per kind of deviation met."""
@@ -105,6 +113,10 @@ class Reading:
             f"{self.path}: {len(hits)} segments {what}, in {len(set(hits))} videos such as {hits[0]}"
             for hits, what in kinds
             if hits
+        ) + tuple(
+            f"{self.path}: the unknown key {shown(key)} resembles {near!r} and is not read, in {len(set(hits))} videos "
+            f"such as {hits[0]}"
+            for (key, near), hits in self.odd_keys.items()
         )
 
 
@@ -141,7 +153,7 @@ def parse_annotations(
     reading = Reading(path, strict)
     drafts = {video: _read_video(reading, video, entry) for video, entry in database.items()}
     names = tuple(classes) if classes is not None else _vocabulary(reading)
-    index = {name: i for i, name in enumerate(names)}
+    index = {clean_name(name): i for i, name in enumerate(names)}
     for name in reading.label_ids:
         if name not in index:
             video = next((v for v, (_, rows, _) in drafts.items() if any(r.label == name for r in rows)), None)
@@ -153,7 +165,8 @@ def parse_annotations(
             )
     videos = {video: with_rows(record, rows, index) for video, (record, rows, _) in drafts.items()}
     first = {video: index[label] for video, (_, _, label) in drafts.items() if label is not None}
-    return Annotations(str(document.get("version", "")), names, videos, reading.notes(), first)
+    notes = reading.notes() + lookalike_notes(str(path), reading.label_ids, videos)
+    return Annotations(str(document.get("version", "")), names, videos, notes, first)
 
 
 def _database(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -171,7 +184,7 @@ def _database(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]
     if not isinstance(database, dict) or not database:
         found = "no videos" if not database else f"a {type(database).__name__}"
         raise refusal(f"{path}: database", found, "an object with at least one video", "check the annotation file")
-    return database
+    return cleaned_keys(database, f"{path}: database", "the name of a video")
 
 
 def _from_bmn(path: Path, document: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +192,7 @@ def _from_bmn(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     table = path.with_name(path.stem.removesuffix("_anno") + "_video_info.csv")
     if not table.is_file():
         raise refusal(f"{path}", "BMN's layout without its table of videos", f"{table}", "put the csv beside the json")
-    subsets = {row["video"]: row["subset"] for _, row in load_csv(table, ("video", "subset"))}
+    subsets = {clean_name(row["video"]): row["subset"] for _, row in load_csv(table, ("video", "subset"))}
     result: dict[str, Any] = {}
     for video, entry in document.items():
         if not isinstance(entry, dict):
@@ -190,7 +203,7 @@ def _from_bmn(path: Path, document: dict[str, Any]) -> dict[str, Any]:
             rate = {"fps": frames / seconds}
         clock = {} if seconds is None else {"duration": seconds}
         rest = {k: v for k, v in entry.items() if k not in ("duration_second", "duration_frame", "duration")}
-        result[video] = {**rest, **rate, **clock, "subset": subsets.get(video, "")}
+        result[video] = {**rest, **rate, **clock, "subset": subsets.get(clean_name(video), "")}
     return result
 
 
@@ -199,12 +212,15 @@ def _read_video(reading: Reading, video: str, entry: Any) -> tuple[VideoRecord, 
     where = f"{reading.path}: video {video!r}"
     if not isinstance(entry, dict):
         raise refusal(where, repr(entry), "an object {subset, duration, annotations}", "correct the entry")
+    for odd in misspelt_keys(entry, _VIDEO_KEYS, where):
+        reading.odd_keys.setdefault(odd, []).append(video)
     duration, fps, subject = entry.get("duration"), entry.get("fps", 0), entry.get("subject")
     if not is_number(duration) or not 0 < duration <= LONGEST_S:
         found = "no value" if "duration" not in entry else repr(duration)[:80]
         raise refusal(f"{where}, duration", found, "a positive number of seconds", "add the length of the recording")
-    if not is_number(fps) or fps < 0 or ("fps" in entry and fps == 0):
-        raise refusal(f"{where}, fps", repr(fps), "a positive number of samples per second", "correct the entry")
+    if "fps" in entry and not is_rate(fps):
+        expected = "a positive number of samples per second (0.001 to 1e6)"
+        raise refusal(f"{where}, fps", shown(fps), expected, "correct the entry")
     if subject is not None and (isinstance(subject, bool) or not isinstance(subject, int)):
         raise refusal(f"{where}, subject", repr(subject), "a whole number", "number the subjects, or leave it out")
     subset, listed = entry.get("subset", ""), entry.get("annotations", [])
@@ -221,17 +237,16 @@ def _read_video(reading: Reading, video: str, entry: Any) -> tuple[VideoRecord, 
         rows.append(row and dataclasses.replace(row, ignore=True))
     blank = np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool)
     record = VideoRecord(video, subset.lower(), float(duration), float(fps), subject, *blank)
-    return record, [row for row in rows if row is not None], listed[0]["label"] if listed else None
+    return record, [row for row in rows if row is not None], clean_name(listed[0]["label"]) if listed else None
 
 
 def _read_row(reading: Reading, video: str, where: str, duration_s: float, entry: Any) -> Row | None:
     """One annotation, or None where a lenient reading drops it."""
     if not isinstance(entry, dict):
         raise refusal(where, repr(entry), "an object {segment, label}", "correct the entry")
-    label = entry.get("label")
-    if not isinstance(label, str) or not label:
-        found = "no value" if label is None else repr(label)
-        raise refusal(f"{where}.label", found, "the name of a class", "add the name")
+    for odd in misspelt_keys(entry, _ROW_KEYS, where):
+        reading.odd_keys.setdefault(odd, []).append(video)
+    label = read_name(entry.get("label"), f"{where}.label")
     weight, ignore = entry.get("weight", 1.0), entry.get("ignore", False)
     if not is_number(weight) or not 0 <= weight <= 1:
         raise refusal(f"{where}.weight", repr(weight), "a number in [0, 1]", "correct it, or leave it out")

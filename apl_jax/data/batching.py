@@ -163,7 +163,7 @@ class Standardizer:
         for v in range(len(rows)):
             squares += np.square(rows[v] - mean).sum(0)
         std = np.sqrt(squares / count)
-        return cls(mean.astype(np.float32), np.where(std < floor, 1.0, std).astype(np.float32))
+        return cls(mean.astype(np.float32), np.where((std < floor) | (std == 0), 1.0, std).astype(np.float32))
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
         """Standardised rows ``[..., D]`` float32."""

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.batching import RowStore, Standardizer, VideoTable, padded_length
 from apl_jax.data.features.folder import open_features
-from apl_jax.data.features.sources import SYNTHETIC_NOTE, data_root
+from apl_jax.data.features.outliers import outlier_note
+from apl_jax.data.features.sources import SYNTHETIC_NOTE, data_root, transposed_note
 from apl_jax.data.published import read_published
+from apl_jax.data.rates import systematic_ratio
 from apl_jax.data.splits import Split, build_split
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
+from apl_jax.structs import TimeGrid
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +34,13 @@ class Dataset:
     windowed: bool  # the files hold feature rows; False: raw signals, windowed at load
     held: bool  # all features are in memory; False: read from their files whenever they are needed
     held_bytes: int  # of memory that features take
+    identity: str  # equal for the same recordings, features and classes, however they are split
     digests: Mapping[str, str]  # by what is read: training and evaluation (features, clocks), labelled (annotations)
     notes: tuple[str, ...] = ()  # what reading the annotations changed, in words
     variant: str = ""  # which of several published versions of the data set this is (data/published.py)
     synthetic: bool = False  # synthetic features: no score on them is a result
     licence: str = ""  # of the data
+    excluded: tuple[str, ...] = ()  # recordings that `data.exclude` has left out
 
     @property
     def digest(self) -> str:
@@ -79,13 +84,23 @@ def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Datase
         windowed=source.windowed,
         held=seen.held and unseen.held,
         held_bytes=sum(store.bytes for store in (seen, unseen) if store.held),
+        identity=_feature_digest(annotations.classes, *_by_id(labelled + unlabelled + evaluation, seen, unseen)),
         digests={
-            "training": fingerprint(table, _feature_digest(annotations.classes, labelled + unlabelled, seen)),
+            "training": fingerprint(
+                table, _feature_digest(annotations.classes, labelled + unlabelled, seen.digests, seen.grids)
+            ),
             "labelled": annotation_digest(labelled),
-            "evaluation": fingerprint(table, _feature_digest(annotations.classes, evaluation, unseen)),
+            "evaluation": fingerprint(
+                table, _feature_digest(annotations.classes, evaluation, unseen.digests, unseen.grids)
+            ),
         },
         licence=settings.licence,
-        notes=annotations.notes + ((SYNTHETIC_NOTE,) if source.synthetic else ()),
+        notes=annotations.notes
+        + ((SYNTHETIC_NOTE,) if source.synthetic else ())
+        + transposed_note(source, settings)
+        + systematic_ratio(labelled + unlabelled + evaluation, seen.grids + unseen.grids, settings)
+        + (outlier_note(source.outliers.found()) if source.outliers else ()),
+        excluded=annotations.excluded,
         synthetic=source.synthetic,
         variant=annotations.variant,
     )
@@ -107,9 +122,19 @@ def annotation_digest(records: Sequence[VideoRecord]) -> str:
     return fingerprint([[r.id, *(getattr(r, name).tolist() for name in columns)] for r in records])
 
 
-def _feature_digest(classes: Sequence[str], records: Sequence[VideoRecord], store: RowStore) -> str:
+def _by_id(
+    records: Sequence[VideoRecord], seen: RowStore, unseen: RowStore
+) -> tuple[Sequence[VideoRecord], Sequence[str], Sequence[TimeGrid]]:
+    """All videos of a data set, digests of their rows, and grids: in an order that no split decides."""
+    rows = zip(records, seen.digests + unseen.digests, seen.grids + unseen.grids, strict=True)
+    return tuple(zip(*sorted(rows, key=lambda row: row[0].id), strict=True))  # pyright: ignore[reportReturnType]
+
+
+def _feature_digest(
+    classes: Sequence[str], records: Sequence[VideoRecord], digests: Sequence[str], grids: Sequence[TimeGrid]
+) -> str:
     """A hash of the feature rows of some videos, of their clocks and of the classes; no annotation is in it."""
-    rows = zip(records, store.digests, store.grids, strict=True)
+    rows = zip(records, digests, grids, strict=True)
     return fingerprint(
         list(classes), [[r.id, r.duration_s, digest, grid.fps, grid.stride, grid.window] for r, digest, grid in rows]
     )

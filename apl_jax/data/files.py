@@ -139,10 +139,11 @@ def load_csv(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, dict[st
     """The rows of a CSV file below its header, each as (line it ends on, text by column name), stripped of spaces.
 
     :class:`DataError` for a file that is missing, no UTF-8, no CSV or without rows, for a header that lacks one of
-    ``columns`` or has a name twice, and for a row with more or fewer fields than the header.
+    ``columns`` or has a name twice, for a row with more or fewer fields than the header, and for an
+    empty line before the last row.
     """
     again = "copy the file again, or repair it"
-    line = 0
+    line = empty = 0  # the first empty line: several may end a file, and none be in the middle
     try:
         with io.StringIO(read_text(path, "a CSV file"), newline="") as file:
             table = csv.reader(file, strict=True)
@@ -153,7 +154,10 @@ def load_csv(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, dict[st
                 raise refusal(f"{path}: header", found, expected, again)
             rows = []
             for fields in table:
+                if fields and empty:
+                    raise refusal(f"{path}: line {empty}", "an empty line", "a row in each line", "remove the line")
                 line = table.line_num
+                empty = empty or (0 if fields else line)
                 if fields and len(fields) != len(header):
                     found, expected = f"{len(fields)} fields", f"{len(header)} as in the header"
                     raise refusal(f"{path}: line {line}", found, expected, again)

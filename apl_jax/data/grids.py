@@ -11,13 +11,15 @@ only stride / fps = duration / rows enters; an unknown rate counts as 1. Rows an
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from apl_jax.data.files import refusal
-from apl_jax.settings import GridSettings
+from apl_jax.settings import FASTEST_RATE, SLOWEST_RATE, GridSettings
 from apl_jax.structs import TimeGrid
 
-_DISAGREEMENT = 0.05  # of the duration; more means features of another rate or another cut (spec 8, row 11)
+TRANSPOSED = ", which look transposed, [D, T]"  # words of messages
 _POINTS_PER_BIN = 3  # of BSN's pooling
 
 
@@ -41,7 +43,11 @@ def place_rows(
         grid, rows = _span_video(array, windowed, fps, duration_s, video), array
     else:
         samples = count_samples(len(array), windowed, settings)
-        grid = build_grid(fps, samples, window, stride, video=video, duration_s=duration_s)
+        tolerance = settings.length_tolerance
+        turned = _turned(array, windowed, fps, duration_s, settings)
+        grid = build_grid(
+            fps, samples, window, stride, video=video, duration_s=duration_s, tolerance=tolerance, remedy=turned
+        )
         rows = array if windowed else window_signal(array, window, stride)
     if settings.grid == "rows":
         return grid, rows
@@ -57,6 +63,16 @@ def count_samples(count: int, windowed: bool, settings: GridSettings) -> int:
     return (count - 1) * settings.stride + settings.window if windowed else count
 
 
+def is_rate(value: Any) -> bool:
+    """Whether a value can be a rate: a number from 0.001 to 1,000,000 samples or frames per second."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and SLOWEST_RATE <= value <= FASTEST_RATE
+
+
+def covered_s(grid: TimeGrid) -> float:
+    """Seconds from the beginning of a recording to the end of its last window."""
+    return ((grid.length - 1) * grid.stride + grid.window) / grid.fps
+
+
 def extracted_rows(grid: TimeGrid, settings: GridSettings) -> int | None:
     """Rows of a recording before they were brought to one length; None where the grid does not tell (``stride`` 0)."""
     if settings.grid == "rows":
@@ -66,14 +82,25 @@ def extracted_rows(grid: TimeGrid, settings: GridSettings) -> int | None:
     return round((grid.stride * grid.length - settings.window) / settings.stride) + 1
 
 
+def _turned(array: np.ndarray, windowed: bool, fps: float, duration_s: float | None, settings: GridSettings) -> str:
+    """What to try beside all else where the channels of an array are as many as its recording should have rows."""
+    if duration_s is None or not fps > 0:
+        return ""
+    off_s = abs(count_samples(array.shape[1], windowed, settings) / fps - duration_s)
+    fits = off_s <= max(settings.length_tolerance * duration_s, settings.stride / fps)
+    return "; or, if this array is transposed, [D, T], turn it" if fits else ""
+
+
 def build_grid(
-    fps: float, samples: int, window: int, stride: int, *, video: str = "", duration_s: float | None = None
-) -> TimeGrid:
+    fps: float, samples: int, window: int, stride: int, *, video: str = "", duration_s: float | None = None,
+    tolerance: float = GridSettings.length_tolerance, remedy: str = "",
+) -> TimeGrid:  # fmt: skip
     """The grid of a recording of ``samples`` at ``fps``: ``1 + (samples - window) // stride`` rows.
 
-    ``window`` and ``stride`` in samples. With ``duration_s`` the recording's length is checked against it.
+    ``window`` and ``stride`` in samples. With ``duration_s`` the recording's length is checked against it; ``remedy``
+    is what else to try where it differs.
     Raises :class:`~apl_jax.data.annotations.DataError` for a recording shorter than one window, an unknown rate, or a
-    length that differs from ``duration_s`` by more than 5 % and more than a stride.
+    length that differs from ``duration_s`` by more than the share ``tolerance`` of it and more than a stride.
     """
     where = f"video {video!r}" if video else "recording"
     if window < 1 or stride < 1:
@@ -87,10 +114,11 @@ def build_grid(
         expected = f"at least one window of {window} samples"
         raise refusal(where, found, expected, "leave it out of the annotations, or a smaller `data.window`")
     slack_s = stride / fps  # whole rows may leave out as much at the end
-    if duration_s is not None and abs(samples / fps - duration_s) > max(_DISAGREEMENT * duration_s, slack_s):
+    if duration_s is not None and abs(samples / fps - duration_s) > max(tolerance * duration_s, slack_s):
         found = f"{samples} samples at {fps:g} per second = {samples / fps:.2f} s of features"
-        expected = f"its annotated duration, {duration_s:.2f} s, within 5 %"
-        raise refusal(where, found, expected, "check fps, and `data.stride` and window of ready-made features")
+        expected = f"its annotated duration, {duration_s:.2f} s, within {100 * tolerance:g} %"
+        advice = "check fps, and `data.stride` and window of ready-made features; or a larger `data.length_tolerance`"
+        raise refusal(where, found, expected, f"{advice}, or leave it out with `data.exclude`{remedy}")
     return TimeGrid(fps=fps, stride=stride, window=window, length=1 + (samples - window) // stride)
 
 

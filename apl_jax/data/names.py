@@ -8,8 +8,10 @@ and are said. A recording may be called ``v_<id>`` (ActivityNet) in one file and
 
 from __future__ import annotations
 
+import difflib
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from apl_jax.data.files import refusal
@@ -17,6 +19,8 @@ from apl_jax.text import shown
 
 MOST_CHARACTERS = 500
 _PREFIX = "v_"
+_EXTENSION = re.compile(r"\.(mp4|avi|mkv|webm|mov|m4v|mpg|mpeg|npy|npz|csv|h5|hdf5)$", re.IGNORECASE)  # of files
+_SHOWN = 3  # groups of names that a note lists
 T = TypeVar("T")
 
 
@@ -60,12 +64,47 @@ def loose(name: str) -> str:
     return "".join(folded.replace("_", " ").replace("-", " ").split())
 
 
-def lookalikes(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """The groups of different names that look alike."""
+def loose_recording(name: str) -> str:
+    """What names of recordings that look alike have in common: without case, width of letters, ``v_`` before them and
+    the extension of a file behind them. Separators stay: ``P1_11`` and ``P11_1`` are two recordings."""
+    folded = unicodedata.normalize("NFKC", _EXTENSION.sub("", clean_name(name))).casefold()
+    return folded.removeprefix(_PREFIX)
+
+
+def lookalikes(names: Iterable[str], alike: Callable[[str], str] = loose) -> list[tuple[str, ...]]:
+    """The groups of different names that look alike; ``alike`` is :func:`loose` or :func:`loose_recording`."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        groups.setdefault(loose(name), []).append(name)
+        groups.setdefault(alike(name), []).append(name)
     return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def lookalike_notes(where: str, classes: Iterable[str], recordings: Iterable[str]) -> tuple[str, ...]:
+    """A sentence for the classes of a file that look alike, and one for its recordings; none where there are none."""
+    kinds = ("classes", lookalikes(classes)), ("recordings", lookalikes(recordings, loose_recording))
+    return tuple(
+        f"{where}: {len(groups)} groups of {what} have names that look alike, but stay different: "
+        + "; ".join(" and ".join(map(shown, group)) for group in groups[:_SHOWN])
+        for what, groups in kinds
+        if groups
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a person may have meant: one that looks alike, else one that is spelt nearly so."""
+    known = list(known)
+    for alike in (loose_recording, loose):
+        wanted = alike(name)
+        found = next((candidate for candidate in known if alike(candidate) == wanted), None)
+        if found is not None:
+            return found
+    return next(iter(difflib.get_close_matches(name, known, 1)), None)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Words for a message about an unknown name: ", the nearest is 'x'", or nothing."""
+    near = nearest(name, known)
+    return "" if near is None else f", the nearest is {shown(near)}"
 
 
 def find_recording(name: str, known: Mapping[str, Any] | frozenset[str] | set[str]) -> str | None:

@@ -28,6 +28,8 @@ import numpy as np
 
 from apl_jax.data.annotation_tables import holds_epic, read_epic
 from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
+from apl_jax.data.exclude import without_excluded
+from apl_jax.data.features.manifest import read_manifest
 from apl_jax.data.files import refusal
 from apl_jax.settings import DataSettings
 
@@ -78,9 +80,21 @@ def read_published(root: Path, settings: DataSettings) -> Annotations:
             annotations = choose_variant(annotations, path, settings.variant or THUMOS14_DEFAULT)
         elif name.startswith("activitynet"):
             annotations = clean_activitynet(annotations, path)
-    if not settings.fps:
+    return without_excluded(_with_rates(annotations, root, settings), settings.exclude)
+
+
+def _with_rates(annotations: Annotations, root: Path, settings: DataSettings) -> Annotations:
+    """The records at the rate of the settings; without one, at that of ``features.json`` where they have none."""
+    rate = settings.fps
+    if not rate and any(not record.fps for record in annotations.videos.values()):
+        manifest = read_manifest(root)
+        rate = (manifest.fps or 0.0) if manifest else 0.0
+    if not rate:
         return annotations
-    videos = {video: dataclasses.replace(r, fps=settings.fps) for video, r in annotations.videos.items()}
+    videos = {
+        video: record if record.fps and not settings.fps else dataclasses.replace(record, fps=rate)
+        for video, record in annotations.videos.items()
+    }
     return dataclasses.replace(annotations, videos=videos)
 
 

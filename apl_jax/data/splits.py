@@ -11,8 +11,12 @@ import numpy as np
 
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.files import DataError, load_csv, load_json, refusal, write_json
+from apl_jax.data.names import cleaned_keys, find_recording, hint, read_name
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
+from apl_jax.text import shown
+
+_TABLE_SUBSETS = ("training", "training_unlabel")  # of training videos in SPOT's tables
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,16 @@ def _read_labelled(
         return _read_table(path, annotations, known, settings)
     labelled = load_json(path).get("labelled")
     if not isinstance(labelled, list) or not labelled or not all(isinstance(video, str) for video in labelled):
-        raise refusal(f"{path}: labelled", f"{labelled!r}"[:80], "a list of video ids", "use a file of write_split")
-    _check_training(f"{path}: labelled", labelled, known)
-    return list(dict.fromkeys(labelled))
+        raise refusal(f"{path}: labelled", shown(labelled), "a list of video ids", "use a file of write_split")
+    clean = cleaned_keys(dict.fromkeys(labelled), f"{path}: labelled", "the id of a video")
+    videos = [find_recording(video, known) or video for video in clean if not _left_out(video, annotations)]
+    _check_training(f"{path}: labelled", videos, known)
+    return list(dict.fromkeys(videos))
+
+
+def _left_out(video: str, annotations: Annotations) -> bool:
+    """Whether `data.exclude` names the video: published splits still list it."""
+    return find_recording(video, set(annotations.excluded)) is not None
 
 
 def _read_table(path: Path, annotations: Annotations, training: set[str], settings: DataSettings) -> list[str]:
@@ -196,12 +207,19 @@ def _read_table(path: Path, annotations: Annotations, training: set[str], settin
         expected = 'a column "video" and a column "subset", as in video_info_new_0.9.csv of SPOT'
         raise refusal(f"{path}: header", f"columns {repr(columns)[1:-1][:300]}", expected, "rename the columns")
     subsets: dict[str, str] = {}
+    words = "training", settings.training_subset.lower()
     for line, row in rows:
-        if row[name] in subsets:
-            where = f"{path}: line {line}, video {row[name]!r}"
+        where, subset = f"{path}: line {line}, video {shown(row[name])}", row[kind].lower()
+        given = read_name(row[name], f"{path}: line {line}", "the id of a video")
+        video = find_recording(given, annotations.videos) or given
+        if video in subsets:
             raise refusal(where, "it a second time", "each video once", "remove one of its rows")
-        subsets[row[name]] = row[kind].lower()
-    labelled = [video for video, s in subsets.items() if s in ("training", settings.training_subset.lower())]
+        if video in training and subset not in (*words, settings.test_subset.lower()) and "unlabel" not in subset:
+            found = f"{shown(row[kind])} of a training video{hint(subset, _TABLE_SUBSETS)}"
+            raise refusal(f"{where}, {kind}", found, " or ".join(map(repr, _TABLE_SUBSETS)), "correct the row")
+        if not _left_out(video, annotations):
+            subsets[video] = subset
+    labelled = [video for video, s in subsets.items() if s in words]
     unlabelled = [video for video, s in subsets.items() if "unlabel" in s]
     evaluated = [video for video, s in subsets.items() if s == settings.test_subset.lower()]
     if not labelled:
@@ -227,7 +245,7 @@ def _check_training(where: str, videos: list[str], training: set[str]) -> None:
     """Refuses ids that are no training videos."""
     strangers = sorted(set(videos) - training)
     if strangers:
-        found = f"{len(strangers)} ids such as {strangers[0]!r}"
+        found = f"{len(strangers)} ids such as {shown(strangers[0])}{hint(strangers[0], training)}"
         raise refusal(where, found, "ids of training videos", "use a split of this data set")
 
 

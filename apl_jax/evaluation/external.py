@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from apl_jax.data.files import load_csv, load_json, refusal
+from apl_jax.data.names import clean_name, cleaned_keys, find_recording, hint, loose, read_name
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.settings import EvaluationSettings
 
@@ -166,7 +166,8 @@ def _read_json(path: Path) -> tuple[list[str], Mapping[str, list[Any]]]:
     if not isinstance(results, dict) or not all(isinstance(vector, list) for vector in results.values()):
         expected = "an object that maps each video to a list with one score per class"
         raise refusal(f"{path}: results", str(results)[:80], expected, "check that this is the file of class scores")
-    return names, results
+    names = list(cleaned_keys(dict.fromkeys(names), f"{path}: {keys[0]}", "the name of a class"))
+    return names, cleaned_keys(results, f"{path}: results", "the id of a video")
 
 
 def _read_csv(path: Path) -> tuple[list[str], Mapping[str, list[Any]]]:
@@ -174,35 +175,37 @@ def _read_csv(path: Path) -> tuple[list[str], Mapping[str, list[Any]]]:
     vectors: dict[str, list[Any]] = {}
     names: list[str] = []
     for line, row in load_csv(path, ("video",)):
-        video = row.pop("video")
+        video = read_name(row.pop("video"), f"{path}: line {line}", "the id of a video")
         if video in vectors:
             raise refusal(f"{path}: line {line}", f"video {video!r} again", "each video once", "remove one of the rows")
-        names, vectors[video] = list(row), [_number(cell) for cell in row.values()]
+        scores = cleaned_keys(row, f"{path}: header", "the name of a class")
+        names, vectors[video] = list(scores), [_number(cell) for cell in scores.values()]
     return names, vectors
 
 
 def _number(cell: str) -> float | str:
     try:
-        return float(cell)
+        return cell if "_" in cell else float(cell)  # 1_0 is a number to Python alone
     except ValueError:
         return cell
 
 
 def _match_classes(path: Path, names: Sequence[str], classes: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
     """The column of each class, and notes on names that were forgiven or left out."""
+    classes = [clean_name(name) for name in classes]
     column, wanted = {name: i for i, name in enumerate(names)}, set(classes)
     spare: dict[str, list[str]] = {}  # names of the file that are no class's own, by their loose spelling
     for name in names:
         if name not in wanted:
-            spare.setdefault(_loose(name), []).append(name)
-    claims = Counter(_loose(name) for name in classes if name not in column)
+            spare.setdefault(loose(name), []).append(name)
+    claims = Counter(loose(name) for name in classes if name not in column)
     matched: dict[str, str] = {}
     missing: list[str] = []
     for name in classes:
-        alike = spare.get(_loose(name), [])
+        alike = spare.get(loose(name), [])
         if name in column:
             matched[name] = name
-        elif len(alike) == 1 and claims[_loose(name)] == 1:
+        elif len(alike) == 1 and claims[loose(name)] == 1:
             matched[name] = alike[0]
         else:
             near = alike or difflib.get_close_matches(name, names, 2)
@@ -218,20 +221,13 @@ def _match_classes(path: Path, names: Sequence[str], classes: Sequence[str]) -> 
     return [column[matched[name]] for name in classes], tuple(notes)
 
 
-def _loose(name: str) -> str:
-    """A name without case, spaces and underscores."""
-    return "".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
-
-
 def _match_videos(path: Path, known: Mapping[str, Any], videos: Sequence[str]) -> list[str]:
     """The name under which the file holds each video."""
-    stored = [
-        next((name for name in (video, f"v_{video}", video.removeprefix("v_")) if name in known), None)
-        for video in videos
-    ]
+    stored = [find_recording(video, known) for video in videos]
     missing = [repr(video) for video, name in zip(videos, stored, strict=True) if name is None]
     if missing:
-        example = f" (it has {next(iter(known))!r}, for instance)" if known else ""
+        absent = next(video for video, name in zip(videos, stored, strict=True) if name is None)
+        example = f" (it has {next(iter(known))!r}, for instance{hint(absent, known)})" if known else ""
         found = f"no scores of {len(missing)} of {len(videos)} evaluated videos: {_some(missing)}{example}"
         raise refusal(f"{path}: results", found, "scores of every evaluated video", "add them, or check the subset")
     return [name for name in stored if name is not None]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from apl_jax.data.annotations import LONGEST_S, is_number
 from apl_jax.data.files import load_json, refusal, write_json
+from apl_jax.data.names import clean_name, cleaned_keys, find_recording, read_name
 from apl_jax.evaluation.average_precision import Instances
+from apl_jax.text import shown
+
+_QUOTED = 120  # characters of an entry that a message shows
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,17 @@ def parse_submission(
     results = document.get("results")
     if not isinstance(results, dict) or not all(isinstance(entries, list) for entries in results.values()):
         expected = 'an object that maps each video to a list of {"label", "score", "segment"}'
-        raise refusal(f"{path}: results", str(results)[:80], expected, "check that this is the prediction file")
-    entries = [(v, *_entry(e, f"{path}: video {v!r}, results[{i}]")) for v in results for i, e in enumerate(results[v])]
+        raise refusal(f"{path}: results", shown(results), expected, "check that this is the prediction file")
+    row_of = {clean_name(name): i for i, name in enumerate(videos)}
+    stored = _stored_names(path, results, row_of)
+    entries = [
+        (v, *_entry(e, f"{path}: video {shown(given)}, results[{i}]"))
+        for v, given in stored.items()
+        for i, e in enumerate(results[given])
+    ]
     if classes is None:
         classes, entries = ("",), [(video, "", segment, score) for video, _, segment, score in entries]
-    row_of, class_of = {name: i for i, name in enumerate(videos)}, {name: i for i, name in enumerate(classes)}
+    class_of = {clean_name(name): i for i, name in enumerate(classes)}
     known = [e for e in entries if e[0] in row_of and e[1] in class_of]
     unknown_labels = sorted({label for _, label, _, _ in entries} - set(class_of))
     if entries and not known:
@@ -58,20 +69,36 @@ def parse_submission(
         segments_s=np.array([segment for _, _, segment, _ in known], np.float64).reshape(-1, 2),
         score=np.array([score for *_, score in known], np.float64),
     )
-    return Submission(instances, tuple(video for video in results if video not in row_of), tuple(unknown_labels))
+    return Submission(instances, tuple(video for video in stored if video not in row_of), tuple(unknown_labels))
 
 
 def _entry(entry: Any, where: str) -> tuple[str, tuple[float, float], float]:
     """Label, segment and score of one prediction; ``where`` opens the message when one is wrong."""
-    try:
-        label, (start, end) = entry["label"], entry["segment"]
-        numbers = float(start), float(end), float(entry["score"])
-        if not isinstance(label, str) or not np.isfinite(numbers).all():
-            raise ValueError
-    except (KeyError, TypeError, ValueError, OverflowError):
-        expected = '{"label": name of a class, "score": finite number, "segment": [start, end] in seconds}'
-        raise refusal(where, str(entry)[:120], expected, "correct the entry") from None
-    return label, numbers[:2], numbers[2]
+    expected = '{"label": name of a class, "score": finite number, "segment": [start, end] in seconds}'
+    if not isinstance(entry, dict):
+        raise refusal(where, shown(entry, _QUOTED), expected, "correct the entry")
+    label, score, segment = (entry.get(name) for name in ("label", "score", "segment"))
+    times_s = segment if isinstance(segment, list) and len(segment) == 2 and all(map(is_number, segment)) else None
+    if not isinstance(label, str) or not is_number(score) or times_s is None:
+        raise refusal(where, shown(entry, _QUOTED), expected, "correct the entry")
+    start_s, end_s = map(float, times_s)
+    if not -LONGEST_S <= start_s <= end_s <= LONGEST_S:
+        found = f"[{start_s:g}, {end_s:g}]"
+        raise refusal(f"{where}.segment", found, "seconds, and no end before its start", "correct the entry")
+    return read_name(label, f"{where}.label"), (start_s, end_s), float(score)
+
+
+def _stored_names(path: Path, results: Mapping[str, Any], row_of: Mapping[str, int]) -> dict[str, str]:
+    """The names of the file by the names under which the truth knows them; of unknown ones, their clean names."""
+    clean = cleaned_keys(dict(zip(results, results, strict=True)), f"{path}: results", "the name of a video")
+    stored: dict[str, str] = {}
+    for name, given in clean.items():
+        own = find_recording(name, row_of) or name
+        if own in stored:
+            found = f"{shown(stored[own])} and {shown(given)}, which are one video"
+            raise refusal(f"{path}: results", found, "each video once", "remove or rename one")
+        stored[own] = given
+    return stored
 
 
 def write_submission(path: str | Path, predictions: Instances, videos: Sequence[str], classes: Sequence[str]) -> None:

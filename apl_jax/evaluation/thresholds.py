@@ -14,7 +14,9 @@ import numpy as np
 
 from apl_jax.data.annotations import is_number
 from apl_jax.data.files import load_json, refusal, write_json
+from apl_jax.data.names import clean_name, cleaned_keys, hint
 from apl_jax.evaluation.average_precision import Instances, find_overlaps, match, ranking, without_duplicates
+from apl_jax.text import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,17 +74,20 @@ def write_thresholds(path: str | Path, thresholds: np.ndarray, classes: Sequence
 def read_thresholds(path: str | Path, classes: Sequence[str]) -> np.ndarray:
     """The least score of each class ``[C]``, nan where the file has null or leaves a class out.
 
-    Raises :class:`~apl_jax.data.files.DataError` for an unknown class and for a value that is no number.
+    Raises :class:`~apl_jax.data.files.DataError` for an unknown class and for a value that is no number in
+    [0, 1].
     """
-    path, index = Path(path).expanduser(), {name: i for i, name in enumerate(classes)}
+    path, index = Path(path).expanduser(), {clean_name(name): i for i, name in enumerate(classes)}
     result = np.full(len(classes), np.nan)
-    for name, value in load_json(path).items():
+    for name, value in cleaned_keys(load_json(path), str(path), "the name of a class").items():
         if name not in index:
-            shown = ", ".join(classes[:10]) + (" ..." if len(classes) > 10 else "")
+            some = ", ".join(classes[:10]) + (" ..." if len(classes) > 10 else "")
             remedy = "the file that apl-jax thresholds wrote for this run"
-            raise refusal(f"{path}: {name!r}", "a threshold for an unknown class", f"classes {shown}", remedy)
-        if value is not None and not is_number(value):
-            raise refusal(f"{path}: {name!r}", repr(value)[:80], "a number, or null for `min_score`", "correct it")
+            found = f"a threshold for an unknown class{hint(name, classes)}"
+            raise refusal(f"{path}: {shown(name)}", found, f"classes {some}", remedy)
+        if value is not None and not (is_number(value) and 0 <= value <= 1):
+            expected = "a number in [0, 1], or null for `min_score`"
+            raise refusal(f"{path}: {shown(name)}", shown(value), expected, "correct it")
         if value is not None:
             result[index[name]] = float(value)
     return result

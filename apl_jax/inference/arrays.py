@@ -12,6 +12,7 @@ import numpy as np
 from apl_jax.data.annotations import unannotated
 from apl_jax.data.features.sources import FeatureSource
 from apl_jax.data.files import refusal
+from apl_jax.data.grids import is_rate
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.inference.model import Model
 from apl_jax.inference.prediction import predict_videos
@@ -62,9 +63,13 @@ def predict_arrays(
     single = not isinstance(recordings, (Mapping, list, tuple))
     some = [recordings] if single else recordings
     named: Mapping[Any, Any] = some if isinstance(some, Mapping) else _numbered(some)
-    for name, number in (("fps", fps), ("duration_s", duration_s)):
-        if number is not None and not 0 < number < math.inf:
-            raise refusal(f"`{name}`", f"{number!r}", "a positive number", "leave it out where training tells it")
+    for name, number, fine in (
+        ("fps", fps, is_rate(fps)),
+        ("duration_s", duration_s, 0 < (duration_s or 0) < math.inf),
+    ):
+        if number is not None and not fine:
+            expected = "a positive number" + (" (0.001 to 1e6)" if name == "fps" else "")
+            raise refusal(f"`{name}`", f"{number!r}", expected, "leave it out where training tells it")
     if duration_s is not None and len(named) != 1:
         raise refusal("`duration_s`", f"{len(named)} recordings", "one recording", "predict them one by one")
     source = ArraySource({str(name): np.asarray(array) for name, array in named.items()}, model.windowed)

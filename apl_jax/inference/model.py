@@ -24,6 +24,8 @@ from apl_jax import __version__
 from apl_jax.data.annotations import is_number
 from apl_jax.data.batching import Standardizer
 from apl_jax.data.files import DataError, load_json, refusal, write_bytes, write_json
+from apl_jax.data.grids import is_rate
+from apl_jax.data.names import clean_name
 from apl_jax.declarations import Choice, SettingsError, fingerprint, from_dict, override, to_dict
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.base import Detector
@@ -267,10 +269,11 @@ def _check_numbers(path: Path, document: Mapping[str, Any]) -> None:
         isinstance(document.get(name), list) and len(document[name]) == width and all(map(is_number, document[name]))
         for name in ("mean", "std")
     )
-    scaled = numbers and min(document["std"], default=0) > 0
+    scaled = numbers and np.float32(min(document["std"], default=0)) > 0  # a tiny float64 is 0 to float32
+    scaled = scaled and max(map(abs, document["mean"] + document["std"])) <= np.finfo(np.float32).max
     named = isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes)
-    named = named and len(set(classes)) == len(classes)
-    clock = document.get("fps") is None or (is_number(document["fps"]) and document["fps"] > 0)
+    named = named and len(set(map(clean_name, classes))) == len(classes)
+    clock = document.get("fps") is None or is_rate(document["fps"])
     counts = [document.get(name) for name in ("longest_t", "prediction_batch", "feature_width")]
     counted = all(type(count) is int and count > 0 for count in counts)
     texts = isinstance(document.get("stage"), str) and document.get("features") in ("rows", "signal")

@@ -19,14 +19,18 @@ from apl_jax.data.annotations import LONGEST_S, Annotations, VideoRecord, read_a
 from apl_jax.data.batching import bucket_length, stack_table, whole_table
 from apl_jax.data.features.loose_files import open_loose
 from apl_jax.data.features.manifest import check_clock
+from apl_jax.data.features.outliers import outlier_note
 from apl_jax.data.features.sources import FeatureSource
 from apl_jax.data.files import refusal, write_text
-from apl_jax.data.grids import count_samples, place_rows
+from apl_jax.data.grids import TRANSPOSED, count_samples, is_rate, place_rows
+from apl_jax.data.names import clean_name
+from apl_jax.data.rates import systematic_ratio
 from apl_jax.devices import first_rows, shard_batch, to_host
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
 from apl_jax.evaluation.detections import to_instances
 from apl_jax.evaluation.submission import read_submission, write_submission
 from apl_jax.evaluation.thresholds import Thresholds, best_thresholds, read_thresholds, select_confident
+from apl_jax.inference.clock import Clock, annotated_records
 from apl_jax.inference.model import Model, open_model, read_card
 from apl_jax.structs import TimeGrid
 
@@ -54,7 +58,10 @@ class Request:
         checks = (
             (0 <= self.min_score <= 1, "`min_score`", self.min_score, "a number in [0, 1]", "0.1"),
             (self.top_k is None or self.top_k > 0, "`top_k`", self.top_k, "at least 1 per video", "leave it out"),
-            (self.fps is None or 0 < self.fps < math.inf, "`fps`", self.fps, "samples or frames per second", "25"),
+            (
+                self.fps is None or is_rate(self.fps),
+                "`fps`", self.fps, "samples or frames per second, from 0.001 to 1e6", "25",
+            ),
             (
                 self.duration_s is None or 0 < self.duration_s <= LONGEST_S,
                 "`duration`", self.duration_s, "seconds", "leave it out: the features tell",
@@ -97,41 +104,38 @@ def predict(workdir: Path, request: Request) -> Predictions:
         found, remedy = f"{len(source.ids)} videos", "`annotations=<json with the duration of each>`"
         raise refusal(f"`duration={request.duration_s:g}`", found, "one video", remedy)
     log.info("videos: %d, model: %s of %s", len(source.ids), model.card.stage, workdir)
-    rates = (request.fps, source.manifest and source.manifest.fps, model.card.fps)
-    clock = next((rate for rate in rates if rate), 0.0)
-    records = tuple(_records(source, annotations, classes, clock, request.duration_s))
-    if grid.fps and request.fps is None:  # the rate that features are extracted at, whatever the videos' own
-        records = tuple(dataclasses.replace(record, fps=grid.fps) for record in records)
+    clock = Clock(request.fps, source.manifest and source.manifest.fps, model.card.fps, grid.fps)
+    records = tuple(_records(source, annotations, classes, str(request.annotations), request.duration_s))
+    clock.note([record.fps for record in records], grid)
+    records = tuple(dataclasses.replace(record, fps=clock.rate(record.fps)[0]) for record in records)
     records, instances = predict_videos(model, source, records)
     chosen = select_confident(instances, request.min_score, thresholds, request.top_k)
     return Predictions(chosen, records, classes, model.card.stage)
 
 
 def _records(
-    source: FeatureSource, annotations: Annotations | None, classes: tuple[str, ...], fps: float,
+    source: FeatureSource, annotations: Annotations | None, classes: tuple[str, ...], where: str,
     duration_s: float | None,
 ) -> Iterator[VideoRecord]:  # fmt: skip
-    """Each video of the source as a record, annotated where the file knows it; a duration of nan is not known."""
-    ids, known = frozenset(source.ids), dict[str, VideoRecord]()
-    for video, record in annotations.videos.items() if annotations else ():
-        stored = source.find(video)
-        known[stored if stored in ids else f"v_{video}"] = record  # joined streams are found by either name
-    for name in source.ids:
+    """Each video of the source as a record, annotated where the file ``where`` knows it; a duration of nan and a rate
+    of 0 are not known."""
+    pairs = annotated_records(source, annotations, where) if annotations else ((name, None) for name in source.ids)
+    for name, known in pairs:
         try:
             name.encode()
         except UnicodeEncodeError:
             remedy = "rename it: predictions are UTF-8"
             raise refusal(f"{source.place(name)}", "a name that is no UTF-8", "text", remedy) from None
-        if annotations is None or name not in known:
-            yield unannotated(name, duration_s or math.nan, fps)
+        if annotations is None or known is None:
+            yield unannotated(name, duration_s or math.nan, 0.0)
         else:
-            record = _in_classes(known[name], annotations.classes, classes)
-            yield dataclasses.replace(record, fps=record.fps or fps)
+            yield dataclasses.replace(_in_classes(known, annotations.classes, classes), id=name)
 
 
 def _in_classes(record: VideoRecord, names: tuple[str, ...], classes: tuple[str, ...]) -> VideoRecord:
     """The record with the instances of ``classes`` only, numbered by them."""
-    number = np.array([classes.index(name) if name in classes else -1 for name in names], np.int32)
+    index = {clean_name(name): i for i, name in enumerate(classes)}
+    number = np.array([index.get(name, -1) for name in names], np.int32)
     labels = number[record.labels] if len(names) else record.labels
     kept = labels >= 0
     return dataclasses.replace(
@@ -149,9 +153,12 @@ def predict_videos(
     grid's ``length_multiple``), so that few programs serve all. Detections that lie outside their
     video are left out. Raises :class:`~apl_jax.data.files.DataError` for an unknown frame rate (duration, where rows
     span their video), another feature width, a video shorter than one window, and a length that disagrees with a stated
-    duration by more than 5 %.
+    duration by more than ``length_tolerance``. Improbable values and rates are noted.
     """
     batch, program = model.card.prediction_batch, model.program
+    if source.outliers is not None:
+        source.outliers.expect(*_usual_values(model))
+    grids: dict[int, TimeGrid] = {}
     whole: set[int] = set()  # lengths for which the program of a whole batch exists
     done: dict[int, VideoRecord] = {}
     parts: list[Instances] = []
@@ -166,9 +173,25 @@ def predict_videos(
         instances, _ = to_instances(found, [grid for grid, _ in read], None, [record.duration_s for record in seen])
         parts.append(dataclasses.replace(instances, video=np.array(numbers)[instances.video]))
         done.update(zip(numbers, seen, strict=True))
+        grids.update((number, grid) for number, (grid, _) in zip(numbers, read, strict=True))
+    stated = [i for i, record in enumerate(records) if not math.isnan(record.duration_s)]
+    for note in (
+        *systematic_ratio([records[i] for i in stated], [grids[i] for i in stated], model.card.grid),
+        *(outlier_note(source.outliers.found()) if source.outliers else ()),
+    ):
+        log.info("note: %s", note)
     video, label, segments_s, score = (np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS)
     inside = segments_s[:, 1] > segments_s[:, 0]
     return tuple(done[i] for i in range(len(records))), Instances(video, label, segments_s, score).select(inside)
+
+
+def _usual_values(model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel in training: of raw signals, over the samples of a window."""
+    scale = model.card.standardizer
+    if model.windowed:
+        return scale.mean, scale.std
+    mean, std = (values.reshape(model.card.grid.window, -1) for values in (scale.mean, scale.std))
+    return mean.mean(0), std.max(0)
 
 
 def _batches(
@@ -199,14 +222,14 @@ def read_video(model: Model, source: FeatureSource, record: VideoRecord) -> tupl
     array = source.read(record.id)
     values = array.shape[1] * (1 if model.windowed else data.window)
     if values != width:
-        raise refusal(where, *_wrong_width(model, array.shape[1]))
+        raise refusal(where, *_wrong_width(model, *array.shape))
     stated_s = None if math.isnan(record.duration_s) else record.duration_s
     grid, rows = place_rows(array, model.windowed, record.fps, stated_s, data, record.id)
     duration_s = stated_s or count_samples(len(array), model.windowed, data) / record.fps
     return dataclasses.replace(record, duration_s=duration_s), grid, rows
 
 
-def _wrong_width(model: Model, found: int) -> tuple[str, str, str]:
+def _wrong_width(model: Model, rows: int, found: int) -> tuple[str, str, str]:
     """Found, expected and the likely cause, for features of another width than the model's."""
     data, width = model.card.grid, model.card.feature_width
     if not model.windowed:
@@ -214,7 +237,8 @@ def _wrong_width(model: Model, found: int) -> tuple[str, str, str]:
         cause = "the channels of the training recordings, in their order"
         if found == width:
             cause = "the raw signal: these look like windows of it, which the model makes itself"
-        words = f"{found} channels x window {window} = {found * window} values per row"
+        turned = TRANSPOSED if rows * window == width else ""
+        words = f"{found} channels{turned} x window {window} = {found * window} values per row"
         return words, f"{width} ({channels} channels x window {window}) as in training", cause
     cause = "features of the extractor that training used"
     if data.streams:
@@ -223,7 +247,8 @@ def _wrong_width(model: Model, found: int) -> tuple[str, str, str]:
         cause = "both streams (rgb, flow) joined on channels: one seems to be missing"
     elif found * data.window == width:
         cause = f"rows of {data.window} samples each: these look like the raw signal"
-    return f"{found} values per row", f"{width} as in training", cause
+    turned = TRANSPOSED if rows == width else ""
+    return f"{found} values per row{turned}", f"{width} as in training", cause
 
 
 def write_predictions(path: Path, found: Predictions) -> None:
@@ -261,6 +286,11 @@ def choose_thresholds(
         found = ", ".join(sorted({r.subset for r in truth.videos.values()}))
         raise refusal(f"{annotations}: `subset`", f"subsets {found}", f"videos of {subset!r}", "one of these, or none")
     submission = read_submission(predictions, [record.id for record in records], classes)
+    outside = (submission.instances.score < 0) | (submission.instances.score > 1)
+    if outside.any():
+        found = f"a score of {submission.instances.score[outside][0]:g} ({int(outside.sum())} such scores)"
+        remedy = "apply a sigmoid: a threshold is a least score in [0, 1]"
+        raise refusal(f"{predictions}: results", found, "scores in [0, 1]", remedy)
     bare = len(records) - len(np.unique(submission.instances.video))
     if bare:
         log.info("note: %d of %d annotated videos have no predictions: their instances are missed", bare, len(records))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,11 @@ import numpy as np
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.features.folder import open_features
-from apl_jax.data.features.sources import SYNTHETIC_NOTE, FeatureSource, data_root
+from apl_jax.data.features.outliers import OUTLIERS
+from apl_jax.data.features.sources import SYNTHETIC_NOTE, FeatureSource, data_root, transposed_note
 from apl_jax.data.files import DataError, refusal
+from apl_jax.data.names import find_recording
+from apl_jax.data.rates import systematic_ratio
 from apl_jax.data.splits import Split, build_split
 from apl_jax.declarations import Choice, SettingsError
 from apl_jax.detectors import build_detector
@@ -93,7 +95,7 @@ def inspect_dataset(
     coverage = _coverage(detector, DataFacts(reading.width or 1, classes, data.max_length_t), errors)
     uncovered = [u for r in records for u in _uncovered(r, reading.grids.get(r.id), roles[r.id], coverage)]
     found = _summarise(annotations, data, split, surveyed, uncovered, errors)
-    return dataclasses.replace(found, notes=tuple(_notes(found, annotations, roles, source, data)))
+    return dataclasses.replace(found, notes=tuple(_notes(found, annotations, roles, source, data, reading.grids)))
 
 
 def _summarise(
@@ -238,7 +240,7 @@ def _count(annotations: Annotations, videos: Sequence[str]) -> np.ndarray:
 
 def _notes(
     found: Inspection, annotations: Annotations, roles: Mapping[str, str], source: FeatureSource | None,
-    data: DataSettings,
+    data: DataSettings, grids: Mapping[str, TimeGrid],
 ) -> Iterable[Finding]:  # fmt: skip
     yield from (Finding(note) for note in annotations.notes)
     records = [annotations.videos[video] for video in roles]
@@ -256,6 +258,12 @@ def _notes(
         strangers = _strangers(source.ids, annotations)
         if strangers:
             yield _listed("features that belong to no annotated video, and are not used", strangers)
+        read = [record for record in records if record.id in grids]
+        yield from map(Finding, systematic_ratio(read, [grids[record.id] for record in read], data))
+        yield from map(Finding, transposed_note(source, data))
+        improbable = source.outliers.found() if source.outliers else []
+        if improbable:
+            yield Finding(OUTLIERS, len(improbable), tuple(improbable[:SHOWN]))
     for cause in dict.fromkeys(u.cause for u in found.uncovered):
         hits = [u for u in found.uncovered if u.cause == cause]
         labelled = sum(u.role == "labelled" for u in hits)
@@ -286,10 +294,8 @@ def _class_notes(found: Inspection, annotations: Annotations) -> Iterable[Findin
 
 
 def _strangers(ids: Sequence[str], annotations: Annotations) -> list[str]:
-    """Names of stored features that are no annotated video's, however accents are composed."""
-    known = {unicodedata.normalize("NFC", video) for video in annotations.videos}
-    named = ((name, unicodedata.normalize("NFC", name)) for name in ids)
-    return [name for name, key in named if key not in known and key.removeprefix("v_") not in known]
+    """Names of stored features that are no annotated video's, however they are spelt."""
+    return [name for name in ids if find_recording(name, annotations.videos) is None]
 
 
 def _size_notes(found: Survey, data: DataSettings) -> Iterable[Finding]:

@@ -18,7 +18,7 @@ from apl_jax.structs import TimeGrid
 SHOWN = 3  # examples of each finding
 _FLOAT_BYTES = 4  # tables are float32
 _MISSING = "annotated videos without features"
-_LENGTH = "videos whose features disagree with their duration by more than 5 %"
+_LENGTH = "videos whose features disagree with their duration by more than `data.length_tolerance`"
 _NOT_FINITE = "videos with features that are not finite"
 
 Follow = Callable[[Sequence[VideoRecord]], Iterable[VideoRecord]]

@@ -1,11 +1,14 @@
-"""Many finished runs in one table: runs that differ in their seeds alone are one row, mean and deviation."""
+"""Many finished runs in one table: runs that differ in their seeds alone are one row, mean and deviation.
+
+Runs of other features, recordings or classes (the identity of their data) are rows of their own.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ _NO_DIFFERENCE = "data.split_seed", "data.root", "runtime."  # settings in which
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of the same settings but for their seeds."""
+    """Runs of the same settings and data but for their seeds."""
 
     name: str
     setting: str  # data, label ratio and evaluated videos: what must agree for rows to stand in one table
@@ -45,6 +48,7 @@ def comparison(folders: Sequence[Path]) -> str:
 def gather(folders: Sequence[Path]) -> list[Group]:
     """The runs in these folders by their settings, in the order in which they were named."""
     groups: dict[str, Group] = {}
+    features: dict[str, dict[str, str]] = {}  # settings -> group -> its feature folder
     protocols: dict[tuple[str, str], Path] = {}
     for folder in folders:
         settings, results = read_documents(folder, ("settings", "results"))
@@ -57,12 +61,19 @@ def gather(folders: Sequence[Path]) -> list[Group]:
             raise refusal(f"{second / 'results.json'}: protocol", found, "one protocol in a table", remedy)
         data = settings["data"]
         alike = {**settings, "seed": None, "runtime": None, "data": {**data, "split_seed": None, "root": None}}
-        group = groups.setdefault(fingerprint(alike), Group(_name(folder, results), _setting(results), {}))
+        identity = results["data"].get("identity")  # runs of earlier versions have none
+        key = fingerprint(alike, identity)
+        root = f"{data['root'] or 'embedded'}, identity {identity or 'not known'}"
+        features.setdefault(fingerprint(alike), {}).setdefault(key, root)
+        group = groups.setdefault(key, Group(_name(folder, results), _setting(results), {}))
         seeds = results["seed"], data["split_seed"]
         if seeds in group.results:
             found = f"seed {seeds[0]}, split seed {seeds[1]}, which another of these runs has too"
             raise refusal(str(folder), found, "runs that differ in their seeds or settings", "leave one of them out")
         group.results[seeds] = results
+    for alike in features.values():
+        for key, root in alike.items() if len(alike) > 1 else ():
+            groups[key] = replace(groups[key], name=f"{groups[key].name} [{root}]")
     return list(groups.values())
 
 

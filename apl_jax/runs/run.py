@@ -191,10 +191,12 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
         "data": {
             "name": dataset.name, "variant": dataset.variant,
             "features": "synthetic" if dataset.synthetic else "read",
-            "digest": dataset.digest, "classes": list(dataset.classes),
+            "identity": dataset.identity, "digest": dataset.digest, "classes": list(dataset.classes),
             "label_ratio": data.label_ratio, "split_seed": data.split_seed,
             "split_digest": dataset.split.digest, "labelled": len(dataset.split.labelled),
             "unlabelled": len(dataset.split.unlabelled), "evaluated": len(dataset.split.evaluation),
+            "excluded": {"count": len(dataset.excluded), "digest": fingerprint(list(dataset.excluded))},
+            "length_tolerance": data.length_tolerance,
             "evaluated_on": "validation subjects" if data.validation_subjects else "test subset",
         },
         "detector": settings.detector.name,

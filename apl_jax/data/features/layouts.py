@@ -106,6 +106,8 @@ def read_csv(path: Path) -> np.ndarray:
     if len(lines) == header:
         raise Unusable("a header without rows", "one line of numbers per step", AGAIN)
     for number, line in enumerate(lines, 1):
+        if not line.strip():  # numpy would pass over it, and every later row would be a step too early
+            raise Unusable(f"an empty line {number}", "one line of numbers per step", "remove the line, or fill it in")
         count = line.count(",") + 1
         if count != len(first):
             raise Unusable(f"{count} cells on line {number}", f"{len(first)} as on line 1", AGAIN)

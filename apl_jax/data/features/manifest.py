@@ -8,13 +8,13 @@ shift every instance in time without any error (spec 8, row 11).
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.files import load_json, refusal, write_json
+from apl_jax.data.grids import is_rate
 from apl_jax.settings import GridSettings
 
 MANIFEST = "features.json"
@@ -52,8 +52,9 @@ def read_manifest(root: Path) -> Manifest | None:
     stride = _count(path, document, "stride", 0)
     window, width = (_count(path, document, key) for key in ("window", "width"))
     fps, order, source = document.get("fps"), document.get("order", []), document.get("source", "")
-    if fps is not None and not _is_rate(fps):
-        raise refusal(f"{path}: fps", f"{fps!r}"[:60], "a positive number, or null for each video's own", "correct it")
+    if fps is not None and not is_rate(fps):
+        expected = "a positive number, or null for each video's own (rates are 0.001 to 1e6)"
+        raise refusal(f"{path}: fps", f"{fps!r}"[:60], expected, "correct it")
     if not isinstance(order, list) or not all(isinstance(s, str) and s for s in order) or len(set(order)) < len(order):
         raise refusal(f"{path}: order", f"{order!r}"[:60], 'streams, each once, such as ["rgb", "flow"]', "correct it")
     if not isinstance(source, str):
@@ -117,12 +118,3 @@ def _count(path: Path, document: dict[str, Any], key: str, least: int = 1) -> in
         found = "no value" if key not in document else f"{value!r}"[:60]
         raise refusal(f"{path}: {key}", found, f"a whole number, at least {least}", "state what the extraction used")
     return value
-
-
-def _is_rate(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value) and value > 0
-    except OverflowError:  # a whole number too large for a float
-        return False

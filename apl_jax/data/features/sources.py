@@ -1,14 +1,13 @@
 """Feature sources: the arrays of a data folder by video, read one at a time and refused when unusable.
 
-A video's features are those of exactly its name, else of ``v_`` and its name (ActivityNet); no other name is guessed.
+A video's features are those of its name, else of that with or without ``v_`` before it (:mod:`apl_jax.data.names`); no
+other name is guessed.
 Which source a folder needs, :mod:`apl_jax.data.features.folder` finds out.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
-import unicodedata
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,8 +18,12 @@ import numpy as np
 from apl_jax.data.features import layouts
 from apl_jax.data.features.layouts import AGAIN, READERS, Unusable, words_of
 from apl_jax.data.features.manifest import Manifest
+from apl_jax.data.features.outliers import LARGEST_VALUE, Outliers
 from apl_jax.data.files import DataError, refusal
-from apl_jax.settings import DataSettings
+from apl_jax.data.grids import TRANSPOSED
+from apl_jax.data.names import clean_name, find_recording, nearest
+from apl_jax.settings import DataSettings, GridSettings
+from apl_jax.text import shown
 
 SYNTHETIC = "synthetic"  # first word of a manifest's source where features are synthetic (data/synthetic.py)
 SYNTHETIC_NOTE = "synthetic features, made from the annotations: no score on them is a result"
@@ -36,6 +39,16 @@ def data_root(settings: DataSettings) -> Path:
     return Path(settings.root).expanduser() if settings.root else embedded_root()
 
 
+def transposed_note(source: FeatureSource, settings: GridSettings) -> tuple[str, ...]:
+    """A sentence where rows that span their video (``stride`` 0) have ``fixed_length_t`` channels and other rows:
+    no duration can tell then that they are ``[D, T]``."""
+    rows, channels = source.first_shape or (0, 0)
+    if settings.stride or channels != settings.fixed_length_t or rows == channels:
+        return ()
+    words = f"features of {rows} rows and {channels} channels, as many as `data.fixed_length_t`"
+    return (f"{words}: they look transposed, [D, T]; if so, turn them",)
+
+
 class FeatureSource(ABC):
     """Arrays by video id. ``windowed``: rows already are feature rows, not samples of a raw signal.
 
@@ -49,23 +62,20 @@ class FeatureSource(ABC):
         self.ids = tuple(sorted(ids))
         self.manifest: Manifest | None = None
         self.synthetic = False
-        self._known = frozenset(self.ids)
-        self._composed: dict[str, str | None] = {}  # names that some systems store decomposed; None: two of them
+        self.outliers: Outliers | None = Outliers()  # of the recordings that were read
+        self._stored: dict[str, str] = {}  # by clean name: some systems store names decomposed
         for name in self.ids:
-            key = unicodedata.normalize("NFC", name)
-            self._composed[key] = None if key in self._composed else name
-        self._width: tuple[str, int] | None = None  # the first video read and its channels
+            other = self._stored.setdefault(clean_name(name), name)
+            if other != name:
+                found = f"{shown(other)} and {shown(name)}, which are one name"
+                raise refusal(str(self.place(other)), found, "each recording once", "move one of them away")
+        self._first: tuple[str, tuple[int, ...]] | None = None  # the first video read and its shape
 
     def find(self, video_id: str) -> str | None:
-        """The name under which a video is stored: its own, else with ``v_`` before it; None when there is neither.
-
-        Names are compared as text: how a file system composes accents makes no difference.
-        """
-        for name in (video_id, f"v_{video_id}"):
-            stored = name if name in self._known else self._composed.get(unicodedata.normalize("NFC", name))
-            if stored is not None:
-                return stored
-        return None
+        """The name under which a video is stored: its own, else with or without ``v_`` before it; None when there is
+        neither. Spaces around names and how a file system composes accents make no difference."""
+        clean = find_recording(video_id, self._stored)
+        return None if clean is None else self._stored[clean]
 
     def read(self, video_id: str) -> np.ndarray:
         """One recording, float32 ``[samples, channels]``, finite and not empty.
@@ -76,10 +86,10 @@ class FeatureSource(ABC):
         where = f"{self.place(video_id)}: video {video_id!r}"
         name = self.find(video_id)
         if name is None:
-            near = difflib.get_close_matches(video_id, self.ids, 1)
-            hint = f", the nearest name is {near[0]!r}" if near else ""
-            found = f"no features ({len(self.ids)} videos have some{hint})"
-            remedy = "add the missing features, rename them, or leave the video out of the annotations"
+            near = nearest(video_id, self.ids)
+            words = f", the nearest name is {shown(near)}" if near else ""
+            found = f"no features ({len(self.ids)} videos have some{words})"
+            remedy = "add the missing features, rename them, or leave the video out with `data.exclude`"
             raise refusal(where, found, "one array per annotated video", remedy)
         try:
             array = self._load(name)
@@ -98,20 +108,32 @@ class FeatureSource(ABC):
         if self.manifest is not None and array.shape[1] != self.manifest.width:
             expected = f"width {self.manifest.width} as in {self.manifest.path}"
             remedy = "correct the manifest, or extract this recording again"
-            raise refusal(where, f"{array.shape[1]} values per row", expected, remedy)
-        self._width = self._width or (video_id, array.shape[1])
-        if array.shape[1] != self._width[1]:
-            expected = f"{self._width[1]} as in video {self._width[0]!r}"
-            raise refusal(where, f"{array.shape[1]} channels", expected, "extract all videos in the same way")
+            turned = TRANSPOSED if len(array) == self.manifest.width else ""
+            raise refusal(where, f"{array.shape[1]} values per row{turned}", expected, remedy)
+        self._first = self._first or (video_id, array.shape)
+        first, (rows, width) = self._first
+        if array.shape[1] != width:
+            turned = TRANSPOSED if len(array) == width else ""
+            expected, remedy = f"{width} as in video {first!r}", "extract all videos in the same way"
+            if len(array) == rows:  # T differs, and D does not
+                remedy += "; or, if they are transposed, [D, T], turn them all"
+            raise refusal(where, f"{array.shape[1]} channels{turned}", expected, remedy)
         with np.errstate(over="ignore", invalid="ignore"):  # a float64 too large becomes infinite and is refused below
             array = array.astype(np.float32, copy=False)
-            total = array.sum(dtype=np.float32)
-        if not np.isfinite(total) and not np.isfinite(array).all():  # a sum is quicker, and finite only if all are
-            row, channel = np.argwhere(~np.isfinite(array))[0]
-            count = int((~np.isfinite(array)).sum())
-            found = f"{array[row, channel]} at row {row}, channel {channel} ({count} such values)"
-            raise refusal(where, found, "finite numbers (float32)", "interpolate or re-extract this recording")
+        if not max(-array.min(), array.max()) <= LARGEST_VALUE:  # NaN is neither
+            wrong = ~(np.abs(array) <= LARGEST_VALUE)
+            row, channel = np.argwhere(wrong)[0]
+            found = f"{array[row, channel]:g} at row {row}, channel {channel} ({int(wrong.sum())} such values)"
+            expected = f"finite numbers (float32) of at most {LARGEST_VALUE:g}"
+            raise refusal(where, found, expected, "interpolate or re-extract this recording")
+        if self.outliers is not None:
+            self.outliers.add(video_id, array)
         return array
+
+    @property
+    def first_shape(self) -> tuple[int, ...] | None:
+        """Samples and channels of the first recording that was read; None before."""
+        return self._first and self._first[1]
 
     @abstractmethod
     def place(self, video_id: str) -> Path:
@@ -202,11 +224,9 @@ class StreamFolders(FeatureSource):
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self._streams = {name: FeatureFolder(root / name) for name in names}
         first, *others = self._streams.values()
+        for stream in self._streams.values():
+            stream.outliers = None  # rows are looked at when they are joined
         super().__init__([video for video in first.ids if all(other.find(video) for other in others)])
-
-    def find(self, video_id: str) -> str | None:
-        """The name itself where every stream has the video, under its own name or with ``v_``."""
-        return video_id if all(stream.find(video_id) for stream in self._streams.values()) else None
 
     def read(self, video_id: str) -> np.ndarray:
         """One recording as :meth:`FeatureSource.read`; streams may differ by one row and are cut to the shorter."""

@@ -148,7 +148,7 @@ def test_all_problems_at_once(folder: Folder) -> None:
     missing, infinite, length = (
         "annotated videos without features",
         "videos with features that are not finite",
-        "videos whose features disagree with their duration by more than 5 %",
+        "videos whose features disagree with their duration by more than `data.length_tolerance`",
     )
     assert counts.pop(missing) == 5 and counts.pop(infinite) == 1 and counts.pop(length) == 4
     assert list(counts.values()) == [1], counts  # the narrow one, or the only other one, whichever was read later

@@ -94,3 +94,22 @@ def test_refusals(made: Path, runs: list[Path], tmp_path: Path) -> None:
     other = put(made, 4, 0.5, "", 0.0, "external")
     with pytest.raises(DataError, match="protocol: found protocol 'external', but 'strict'"):
         comparison([runs[0], other])
+
+
+def test_point_5_runs_of_other_features_are_rows_of_their_own(runs: list[Path], tmp_path: Path) -> None:
+    folders = []
+    for number, (folder, root, identity) in enumerate(
+        [(runs[0], "old", "1a"), (runs[1], "old", "1a"), (runs[2], "new", "2b"), (runs[2], "", None)]
+    ):
+        results, settings = (load_json(folder / f"{name}.json") for name in ("results", "settings"))
+        settings["data"]["root"] = root
+        results["data"] |= {} if identity is None else {"identity": identity}
+        folders.append(tmp_path / str(number))
+        write_json(folders[-1] / "results.json", results)
+        write_json(folders[-1] / "settings.json", settings)
+    rows = [line for line in comparison(folders[:3]).split("\n") if line.startswith("spsw:plain") and "±" in line]
+    assert "[old, identity 1a]" in rows[0] and "55.0 ± 7.1" in rows[0] and "90.0" not in rows[0]
+    lines = comparison(folders[:3]).split("\n")
+    assert any("[new, identity 2b]" in line and "90.0" in line for line in lines)
+    assert "[embedded, identity not known]" in comparison([folders[0], folders[3]])
+    assert "identity" not in comparison(folders[:2]) and "identity" not in comparison(folders[3:])

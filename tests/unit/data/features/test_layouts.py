@@ -119,7 +119,8 @@ def test_the_prefix_of_activitynet_and_no_other(tmp_path, layout):
     settings, _ = build(tmp_path, layout, ["v_abcdef", "ghijkl-rgb", "mnopqr_feat"])
     source = open_folder(tmp_path, settings)
     np.testing.assert_allclose(source.read("abcdef"), source.read("v_abcdef"))
-    for name, near in (("ghijkl", "ghijkl-rgb"), ("mnopqr", "mnopqr_feat"), ("v_ghijkl-rgb", "ghijkl-rgb")):
+    assert source.find("v_ghijkl-rgb") == source.find(" ghijkl-rgb ") == "ghijkl-rgb"
+    for name, near in (("ghijkl", "ghijkl-rgb"), ("mnopqr", "mnopqr_feat"), ("ABCDEF.mp4", "v_abcdef")):
         refused(lambda name=name: source.read(name), repr(name), f"the nearest name is {near!r}")
 
 
@@ -361,7 +362,9 @@ def test_csv_with_and_without_a_header(tmp_path, text):
         ("f0,f1\n", "a header without rows"),
         ("1,2\n3\n", "1 cells on line 2; expected 2 as on line 1"),
         ("f0,f1\n1,2,3\n", "3 cells on line 2"),
-        ("1,2\n\n3,4\n", "1 cells on line 2"),
+        ("1,2\n\n3,4\n", "an empty line 2"),
+        ("1\n\n3\n", "an empty line 2"),
+        ("1\n2\n \n3\n\n", "an empty line 3"),
         ("f0,f1\n1,\n", "'' on line 2, column 2"),
         (",0,1\n0,1.5,2.5\n", "'' on line 1, column 1"),
         ("f0,f1\nf0,f1\n1,2\n", "'f0' on line 2, column 1"),

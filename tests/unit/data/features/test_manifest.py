@@ -10,6 +10,7 @@ from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.batching import read_rows
 from apl_jax.data.features.folder import open_folder
 from apl_jax.data.features.manifest import Manifest, check_clock, check_settings, read_manifest, write_manifest
+from apl_jax.data.features.sources import transposed_note
 from apl_jax.data.files import DataError
 from apl_jax.settings import DataSettings
 
@@ -167,3 +168,16 @@ def test_raw_signals_have_no_manifest(tmp_path):
     write_manifest(tmp_path, THUMOS)
     with pytest.raises(DataError, match="a manifest of feature rows beside raw signals"):
         open_folder(tmp_path, SETTINGS)
+
+
+def test_point_15_transposed_features_are_called_so_also_for_stride_0(tmp_path):
+    source = open_folder(folder(tmp_path, Manifest(0, 1, 72), rows=72, width=6), DataSettings(stride=0, window=1))
+    with pytest.raises(DataError, match=r"6 values per row, which look transposed, \[D, T\]; expected width 72"):
+        source.read("a")
+    settings = DataSettings(stride=0, window=1, grid="resize", fixed_length_t=6)
+    source = open_folder(folder(tmp_path, Manifest(0, 1, 6), rows=72, width=6), settings)
+    assert transposed_note(source, settings) == ()
+    source.read("a")
+    (note,) = transposed_note(source, settings)
+    assert "72 rows and 6 channels" in note and "transposed" in note
+    assert transposed_note(source, dataclasses.replace(settings, fixed_length_t=7)) == ()
