@@ -12,17 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apl_jax.data.annotations import Annotations, parse_annotations, read_annotations
+from apl_jax.data.annotations import Annotations, parse_annotations
 from apl_jax.data.dataset import Dataset, open_dataset, open_truth
 from apl_jax.data.files import DataError, load_json, refusal
+from apl_jax.data.published import read_truth
 from apl_jax.data.splits import Split, build_split
 from apl_jax.declarations import override
 from apl_jax.evaluation.average_precision import (
     AveragePrecision,
     average_precision,
-    instances_from_annotations,
 )
-from apl_jax.evaluation.submission import parse_submission
+from apl_jax.evaluation.scoring import coverage_notes, judged, why_not_scored
+from apl_jax.evaluation.submission import parse_submission, read_document
 from apl_jax.inference.model import Model, open_model
 from apl_jax.report.finished_run import open_run
 from apl_jax.report.page import write_report
@@ -214,8 +215,9 @@ def evaluate(
     Args:
         predictions: a dict of recording -> detections, each with label, start and end in seconds and score (what
             ``Model.predict`` returns, or tuples in this order); a submission document; or the path of one.
-        annotations: a dict of recording -> instances, each with label, start and end in seconds; an annotation document
-            (``{"database": ...}``), the path of one, or :class:`Data`.
+        annotations: a dict of recording -> instances, each with label, start and end in seconds (None: nobody annotated
+            it, so that it is not scored); an annotation document (``{"database": ...}``), the path of one or of a data
+            folder, or :class:`Data`.
         tiou: thresholds in (0, 1].
         subset: only recordings of this subset; "" means all.
         recall_at: k of Recall@kx.
@@ -228,14 +230,12 @@ def evaluate(
         subsets = ", ".join(sorted({repr(record.subset) for record in truth.videos.values()}))
         raise refusal("`subset`", f"{subset!r}", f"one of {subsets}", "leave it out for all recordings")
     document, path = _predictions(predictions)
+    if reason := why_not_scored(records):
+        raise refusal("`annotations`", reason, "instances to score against", "annotated recordings")
     found = parse_submission(document, path, [record.id for record in records], truth.classes)
-    kinds = (("videos", found.unknown_videos), ("classes", found.unknown_labels))
-    notes = [
-        f"{len(names)} {kind} of the predictions are unknown, such as {names[0]!r}" for kind, names in kinds if names
-    ]
-    known = instances_from_annotations(records)
-    scores = average_precision(known, found.instances, tuple(tiou), len(truth.classes), tuple(recall_at))
-    return Evaluation(scores, truth.classes, (*truth.notes, *notes))
+    known, counted = judged(records, found.instances)
+    scores = average_precision(known, counted, tuple(tiou), len(truth.classes), tuple(recall_at))
+    return Evaluation(scores, truth.classes, (*truth.notes, *coverage_notes(records, found)))
 
 
 _MEMORY = Path("annotations")
@@ -247,24 +247,23 @@ def _annotations(annotations: Any) -> Annotations:
     if isinstance(annotations, Annotations):
         return annotations
     if isinstance(annotations, (str, Path)):
-        return read_annotations(annotations, strict=False)
+        return read_truth(annotations)
     if not isinstance(annotations, Mapping):
         raise _no_mapping("annotations", annotations, "(label, start_s, end_s)")
     if "database" in annotations:
-        return parse_annotations(dict(annotations), _MEMORY, strict=False)
+        return parse_annotations(dict(annotations), _MEMORY, strict=False, clocks=False)
     database = {}
     for video, rows in annotations.items():
-        instances = [_fields(row, "annotations", video) for row in rows]
-        last_s = max((end for _, _, end, *_ in instances), default=1.0)
-        rows = [{"label": label, "segment": [start, end]} for label, start, end, *_ in instances]
-        database[str(video)] = {"duration": max(last_s, 1e-3), "annotations": rows}
-    return parse_annotations({"database": database}, _MEMORY, strict=False)
+        instances = [_fields(row, "annotations", video) for row in rows or ()]
+        entries = [{"label": label, "segment": [start, end]} for label, start, end, *_ in instances]
+        database[str(video)] = {"annotations": None if rows is None else entries}
+    return parse_annotations({"database": database}, _MEMORY, strict=False, clocks=False)
 
 
 def _predictions(predictions: Any) -> tuple[dict[str, Any], Path]:
     if isinstance(predictions, (str, Path)):
         path = Path(predictions).expanduser()
-        return load_json(path), path
+        return read_document(path), path
     if not isinstance(predictions, Mapping):
         raise _no_mapping("predictions", predictions, "(label, start_s, end_s, score)")
     if "results" in predictions:

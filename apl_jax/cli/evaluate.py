@@ -19,10 +19,9 @@ _EXTERNAL = ("external_scores", "external_top_k", "external_combination")  # as 
 
 
 def _declare(parser: Parser) -> None:
-    parser.flag("annotations", "FILE", "annotation JSON", path, required=True)
-    parser.flag(
-        "predictions", "FILE", "prediction JSON, in the layout of ActivityNet's submissions", path, required=True
-    )
+    parser.flag("annotations", "PATH", "annotation JSON, or the folder of a data set", path, required=True)
+    words = "predictions: JSON in the layout of ActivityNet's submissions, or a CSV as apl-jax predict writes it"
+    parser.flag("predictions", "FILE", words, path, required=True)
     parser.flag("subset", "NAME", "score the videos of this subset only", default="", shown="all videos")
     shown = ",".join(map(str, TIOU))
     parser.flag("tiou", "NUMBERS", "tIoU thresholds", numbers, default=TIOU, shown=shown)
@@ -31,12 +30,15 @@ def _declare(parser: Parser) -> None:
     parser.flag("external_top_k", "K", "classes of a video that each of its segments is given", whole_number, shown="2")
     words = "how class and segment score are combined"
     parser.flag("external_combination", "sqrt|product", words, shown="sqrt")
+    words = "what a class of EPIC-KITCHENS-100's tables is"
+    parser.flag("task", "verb|noun|action", words, default="verb")
     parser.flag("out", "FILE", "JSON to write the predictions to that the external protocol makes", path)
 
 
 def _carry_out(arguments: Namespace) -> None:
-    from apl_jax.data.annotations import read_annotations
-    from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations
+    from apl_jax.data.files import refusal
+    from apl_jax.data.published import read_truth
+    from apl_jax.evaluation.scoring import coverage_notes, score, why_not_scored
     from apl_jax.evaluation.submission import read_submission
     from apl_jax.report import print_average_precision
 
@@ -44,24 +46,19 @@ def _carry_out(arguments: Namespace) -> None:
     if (external or arguments.out) and not arguments.external_scores:
         given = [f"--{name}" for name in (*external, "out") if getattr(arguments, name) is not None]
         raise UsageError(f"{PROGRAM} evaluate: found {', '.join(given)}, expected --external_scores=<file> with it")
-    # Published annotation files have instances that overshoot their videos; scoring keeps them as they stand.
-    annotations = read_annotations(arguments.annotations, strict=False)
+    annotations = read_truth(arguments.annotations, task=arguments.task)
     records = _choose_videos(annotations, arguments.subset)
+    if reason := why_not_scored(records):
+        raise refusal(f"{arguments.annotations}", reason, "instances to score against", "a file with annotations")
     # The external protocol does not look at labels, which may be those of a class-agnostic detector.
     names = None if external else annotations.classes
     submission = read_submission(arguments.predictions, [r.id for r in records], names)
-    for note in (
-        *annotations.notes,
-        *(f"predictions name an unknown class {label!r}: left out" for label in submission.unknown_labels),
-        *(f"predictions name a video outside the truth, {video!r}: left out" for video in submission.unknown_videos),
-    ):
+    for note in (*annotations.notes, *coverage_notes(records, submission)):
         print(f"note: {note}", file=sys.stderr)
     predictions = submission.instances
     if external:
         predictions = _with_external_classes(predictions, records, annotations.classes, external, arguments)
-    truth = instances_from_annotations(records)
-    result = average_precision(truth, predictions, arguments.tiou, len(annotations.classes), RECALL_AT)
-    print_average_precision(result.as_dict(annotations.classes))
+    print_average_precision(score(records, predictions, annotations.classes, arguments.tiou, RECALL_AT))
 
 
 def _choose_videos(annotations: Annotations, subset: str) -> list[VideoRecord]:

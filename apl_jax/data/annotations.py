@@ -1,16 +1,18 @@
 """Annotation files: the ActivityNet JSON layout in, checked records out.
 
 Layout: ``database[id] = {subset, duration, fps, subject, annotations: [{segment: [start, end], label, label_id}]}``,
-times in seconds. ``fps``, ``subject``, ``label_id`` may be absent. Pseudo labels are read by this same reader: each
-annotation may also carry ``weight`` (in [0, 1]) and ``ignore`` (bool); any other key is tolerated. BMN's ActivityNet
-layout (no ``database``, ``duration_second``, subsets in ``*_video_info.csv`` beside the file) is read too; CSV
-tables are the business of ``annotation_tables.py``.
+times in seconds. ``fps``, ``subject``, ``label_id`` may be absent. Without ``annotations`` (or with null) nobody has
+annotated the recording; with an empty list somebody has, and found nothing in it. Pseudo labels are read by this same
+reader: each annotation may also carry ``weight`` (in [0, 1]) and ``ignore`` (bool); any other key is tolerated. BMN's
+ActivityNet layout (no ``database``, ``duration_second``, subsets in ``*_video_info.csv`` beside the file) is read too;
+CSV tables are the business of ``annotation_tables.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -26,6 +28,7 @@ from apl_jax.text import shown
 _TOLERANCE_S = 0.5  # players and annotators disagree this much about where a recording ends ...
 _TOLERANCE_SHARE = 0.01  # ... or by 1 % of it (ActivityNet v_m--b-Ltjm_Y: 0.85 s of 143 s)
 LONGEST_S = 1e8  # three years: what is longer is a mistake, and float32 would round its times to seconds
+_TIME = re.compile(r"(?:(?:([0-9]{1,3}):)?([0-9]{1,2}):)?([0-9]{1,9}(?:\.[0-9]{1,9})?)", re.ASCII)  # [[h:]m:]s
 _VIDEO_KEYS = ("subset", "duration", "fps", "subject", "annotations", "ignored")
 _ROW_KEYS = ("segment", "label", "label_id", "weight", "ignore")
 AGNOSTIC = "action"  # the one class where none are told apart
@@ -45,22 +48,29 @@ class VideoRecord:
     labels: np.ndarray  # [N] int32, index into Annotations.classes
     weight: np.ndarray  # [N] float32 in [0, 1]; 1 for annotations made by people
     ignore: np.ndarray  # [N] bool, the instance teaches nothing and silences the background loss under it
+    annotated: bool = True  # whether anybody looked: N = 0 means "nothing happens in it" only then
 
     def without_annotations(self) -> VideoRecord:
-        """The same recording with N = 0."""
+        """The same recording as one that nobody annotated."""
         return dataclasses.replace(
             self,
             segments_s=np.zeros((0, 2)),
             labels=np.zeros(0, np.int32),
             weight=np.zeros(0, np.float32),
             ignore=np.zeros(0, bool),
+            annotated=False,
         )
+
+    @property
+    def present_classes(self) -> set[int]:
+        """The classes of the instances that count: those that are to be ignored show no class."""
+        return set(self.labels[~self.ignore].tolist())
 
 
 def unannotated(video: str, duration_s: float, fps: float, subset: str = "") -> VideoRecord:
     """A recording of which nothing is known but its clock; a duration of nan is not known either."""
     blank = np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool)
-    return VideoRecord(video, subset, duration_s, fps, None, *blank)
+    return VideoRecord(video, subset, duration_s, fps, None, *blank, annotated=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +106,7 @@ class Reading:
 
     path: Path
     strict: bool
+    clocks: bool = True  # whether every video must have a duration
     label_ids: dict[str, int | None] = field(default_factory=dict)
     clipped: list[str] = field(default_factory=list)  # videos, one entry per segment
     outside: list[str] = field(default_factory=list)
@@ -130,27 +141,32 @@ class Row:
     ignore: bool
 
 
-def read_annotations(path: str | Path, classes: tuple[str, ...] | None = None, *, strict: bool = True) -> Annotations:
+def read_annotations(
+    path: str | Path, classes: tuple[str, ...] | None = None, *, strict: bool = True, clocks: bool = True
+) -> Annotations:
     """Reads an annotation file.
 
     ``classes`` fixes the label order; a label that is not among them is then an error. ``strict`` refuses segments
     without length and those that leave their video by more than 0.5 s or 1 % of its duration (smaller overshoots are
     cut). ``strict=False`` keeps segments as they stand and drops those without length: THUMOS14 as published has 30
-    instances outside their video and scores them, ActivityNet 1.3 has 12 empty ones (spec 1.2 and 8, row 18).
+    instances outside their video and scores them, ActivityNet 1.3 has 12 empty ones (spec 1.2 and 8, row 18). Without
+    ``clocks`` a video may lack its duration, which is then nan: scoring needs none. Times are numbers of seconds, or
+    text that can only mean seconds ("62.5", "01:02.5", "0:01:02.5").
 
     Raises :class:`DataError`, which names file, video and key.
     """
     path = Path(path).expanduser()
-    return parse_annotations(load_json(path), path, classes, strict=strict)
+    return parse_annotations(load_json(path), path, classes, strict=strict, clocks=clocks)
 
 
 def parse_annotations(
-    document: dict[str, Any], path: Path, classes: tuple[str, ...] | None = None, *, strict: bool = True
-) -> Annotations:
+    document: dict[str, Any], path: Path, classes: tuple[str, ...] | None = None, *, strict: bool = True,
+    clocks: bool = True,
+) -> Annotations:  # fmt: skip
     """An annotation document that is in memory already; ``path`` names it in messages. All else as
     :func:`read_annotations`."""
     database = _database(path, document)
-    reading = Reading(path, strict)
+    reading = Reading(path, strict, clocks)
     drafts = {video: _read_video(reading, video, entry) for video, entry in database.items()}
     names = tuple(classes) if classes is not None else _vocabulary(reading)
     index = {clean_name(name): i for i, name in enumerate(names)}
@@ -214,16 +230,20 @@ def _read_video(reading: Reading, video: str, entry: Any) -> tuple[VideoRecord, 
         raise refusal(where, repr(entry), "an object {subset, duration, annotations}", "correct the entry")
     for odd in misspelt_keys(entry, _VIDEO_KEYS, where):
         reading.odd_keys.setdefault(odd, []).append(video)
-    duration, fps, subject = entry.get("duration"), entry.get("fps", 0), entry.get("subject")
-    if not is_number(duration) or not 0 < duration <= LONGEST_S:
-        found = "no value" if "duration" not in entry else repr(duration)[:80]
+    duration, fps, subject = in_seconds(entry.get("duration")), entry.get("fps", 0), entry.get("subject")
+    if duration is None and not reading.clocks:
+        duration = math.nan
+    elif not is_number(duration) or not 0 < duration <= LONGEST_S:
+        found = "no value" if "duration" not in entry else shown(entry["duration"])
         raise refusal(f"{where}, duration", found, "a positive number of seconds", "add the length of the recording")
     if "fps" in entry and not is_rate(fps):
         expected = "a positive number of samples per second (0.001 to 1e6)"
         raise refusal(f"{where}, fps", shown(fps), expected, "correct the entry")
     if subject is not None and (isinstance(subject, bool) or not isinstance(subject, int)):
         raise refusal(f"{where}, subject", repr(subject), "a whole number", "number the subjects, or leave it out")
-    subset, listed = entry.get("subset", ""), entry.get("annotations", [])
+    subset, listed = entry.get("subset", ""), entry.get("annotations")
+    annotated = listed is not None
+    listed = listed if annotated else []
     if not isinstance(subset, str):
         raise refusal(f"{where}, subset", repr(subset), 'a word such as "training"', "correct the entry")
     if not isinstance(listed, list):
@@ -236,7 +256,7 @@ def _read_video(reading: Reading, video: str, entry: Any) -> tuple[VideoRecord, 
         row = _read_row(reading, video, f"{where}, ignored[{i}]", float(duration), a)
         rows.append(row and dataclasses.replace(row, ignore=True))
     blank = np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool)
-    record = VideoRecord(video, subset.lower(), float(duration), float(fps), subject, *blank)
+    record = VideoRecord(video, subset.lower(), float(duration), float(fps), subject, *blank, annotated)
     return record, [row for row in rows if row is not None], clean_name(listed[0]["label"]) if listed else None
 
 
@@ -265,18 +285,19 @@ def read_segment(
     ``where`` names the annotation in refusals (:class:`DataError`).
     """
     where = f"{where}.segment"
-    if not isinstance(segment, list) or len(segment) != 2 or not all(is_number(x) for x in segment):
-        found = "no value" if segment is None else repr(segment)
-        raise refusal(where, found[:80], "two finite numbers, start and end in seconds", "correct the entry")
-    start, end = float(segment[0]), float(segment[1])
+    times = [in_seconds(time) for time in segment] if isinstance(segment, list) else []
+    if len(times) != 2 or not all(map(is_number, times)):
+        found = "no value" if segment is None else shown(segment)
+        raise refusal(where, found, "two finite numbers, start and end in seconds", "correct the entry")
+    start, end = map(float, times)
     if max(abs(start), abs(end)) > LONGEST_S:
-        raise refusal(where, f"[{start:g}, {end:g}]", f"times within [0, {duration_s:g}] seconds", "correct the entry")
+        raise refusal(where, f"[{start:g}, {end:g}]", f"times of at most {LONGEST_S:g} seconds", "correct the entry")
     if end <= start:
         if reading.strict or end < start:
             raise refusal(where, f"[{start:g}, {end:g}]", "an end after the start", _LENIENT)
         reading.empty.append(video)
         return None
-    if start >= 0 and end <= duration_s:
+    if math.isnan(duration_s) or (start >= 0 and end <= duration_s):
         return start, end
     if not reading.strict:
         reading.outside.append(video)
@@ -322,6 +343,15 @@ def with_rows(record: VideoRecord, rows: list[Row], index: dict[str, int]) -> Vi
         weight=np.array([r.weight for r in rows], np.float32),
         ignore=np.array([r.ignore for r in rows], bool),
     )
+
+
+def in_seconds(value: Any) -> Any:
+    """A time as a file states it, in seconds where it is text that can only mean that; all else as it is."""
+    found = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        return value
+    hours, minutes, seconds = found.groups(default="0")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

@@ -14,7 +14,7 @@ from apl_jax.data.features.outliers import outlier_note
 from apl_jax.data.features.sources import SYNTHETIC_NOTE, data_root, transposed_note
 from apl_jax.data.published import read_published
 from apl_jax.data.rates import systematic_ratio
-from apl_jax.data.splits import Split, build_split
+from apl_jax.data.splits import Split, annotation_notes, build_split
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
 from apl_jax.structs import TimeGrid
@@ -96,6 +96,7 @@ def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Datase
         },
         licence=settings.licence,
         notes=annotations.notes
+        + annotation_notes(annotations, split)
         + ((SYNTHETIC_NOTE,) if source.synthetic else ())
         + transposed_note(source, settings)
         + systematic_ratio(labelled + unlabelled + evaluation, seen.grids + unseen.grids, settings)
@@ -119,7 +120,7 @@ def open_truth(settings: DataSettings, named: bool = False) -> Annotations:
 def annotation_digest(records: Sequence[VideoRecord]) -> str:
     """A hash of what is annotated in some videos."""
     columns = "segments_s", "labels", "weight", "ignore"
-    return fingerprint([[r.id, *(getattr(r, name).tolist() for name in columns)] for r in records])
+    return fingerprint([[r.id, r.annotated, *(getattr(r, name).tolist() for name in columns)] for r in records])
 
 
 def _by_id(

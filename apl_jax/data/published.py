@@ -98,6 +98,29 @@ def _with_rates(annotations: Annotations, root: Path, settings: DataSettings) ->
     return dataclasses.replace(annotations, videos=videos)
 
 
+def read_truth(path: str | Path, classes: tuple[str, ...] | None = None, task: str = "verb") -> Annotations:
+    """The annotations of a file, or of a data folder, as a run reads them: for scoring, and for clocks.
+
+    Reading is lenient (``strict=False`` of :func:`read_annotations`), and videos may lack their durations. What is
+    published as THUMOS14 or ActivityNet, by the name of the file, is cleaned as for a run, all its videos kept.
+    ``classes`` as for :func:`read_annotations`; ``task`` as ``data.task``.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        names = [name for name, files in _OWN.items() if any((path / file).is_file() for file in files)]
+        file = annotation_file(path, names[0] if len(names) == 1 else path.name)
+        if file is None:
+            return read_epic(path, task, strict=False)
+        path = file
+    named = classes if not path.name.startswith("thumos14") else None
+    annotations = read_annotations(path, named, strict=False, clocks=False)
+    if path.name.startswith("thumos14"):
+        annotations, ambiguous = _without_ambiguous(annotations)
+        note = f"{path}: {ambiguous} segments of the class 'Ambiguous' left out"
+        return dataclasses.replace(annotations, notes=annotations.notes + ((note,) if ambiguous else ()))
+    return clean_activitynet(annotations, path) if path.name in _OWN["activitynet"] else annotations
+
+
 def choose_variant(annotations: Annotations, path: Path, variant: str) -> Annotations:
     """THUMOS14 with the test videos of a named variant and without the class "Ambiguous"; counts in the notes.
 

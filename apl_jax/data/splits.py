@@ -48,7 +48,7 @@ def build_split(annotations: Annotations, settings: DataSettings) -> Split:
     all but ``round((1 - ratio) * n)`` of the n videos of each class are labelled, a video's class being that of its
     first annotation in the file, as SPOT's and SSTAP's published splits count (spec 3.8). ``split_file`` gives
     the labelled ids themselves. Videos of ``validation_subjects`` leave training and are evaluated instead of the test
-    subset.
+    subset. Videos that nobody annotated are never labelled and do not count for the ratio.
 
     Raises :class:`DataError` for no video to train on, to label or to evaluate, an unknown
     subject, a split file of other videos, and, unless ``allow_uncovered``, for a split that leaves a class without any
@@ -56,22 +56,41 @@ def build_split(annotations: Annotations, settings: DataSettings) -> Split:
     """
     ratio, seed = settings.label_ratio, settings.split_seed
     training, evaluation = _subsets(annotations, settings)
+    annotated = [record for record in training if record.annotated]
+    if not annotated:
+        found, remedy = f"none of {len(training)} annotated", 'annotate some: a list under "annotations", empty or not'
+        raise refusal("training videos", found, "at least one that shows its labels", remedy)
     cover = 0
     if settings.split_file:
         labelled = _read_labelled(Path(settings.split_file).expanduser(), annotations, training, settings)
+        _check_annotated(settings.split_file, labelled, annotations)
     elif settings.split_rule == "first_class":
-        labelled = _by_first_class(annotations, training, ratio, seed)
+        labelled = _by_first_class(annotations, annotated, ratio, seed)
     else:
-        order, cover = _order(training, seed)
+        order, cover = _order(annotated, seed)
         labelled = order[: max(1, round(ratio * len(order)))]
     shown = _classes_of([annotations.videos[video] for video in labelled])
-    possible = _classes_of(training)
+    possible = _classes_of(annotated)
     missing = [c for c in sorted(possible - shown)]
     if missing and not settings.allow_uncovered:
-        raise _uncovered([annotations.classes[c] for c in missing], len(labelled), len(training), cover, settings)
+        raise _uncovered([annotations.classes[c] for c in missing], len(labelled), len(annotated), cover, settings)
     rest = sorted({record.id for record in training} - set(labelled))
     uncovered = tuple(name for c, name in enumerate(annotations.classes) if c not in shown)
     return Split(tuple(labelled), tuple(rest), tuple(sorted(evaluation)), uncovered, ratio, seed)
+
+
+def annotation_notes(annotations: Annotations, split: Split) -> tuple[str, ...]:
+    """What is to be known about who annotated what: a sentence for each kind that occurs."""
+    bare = lambda videos: [video for video in videos if not annotations.videos[video].annotated]
+    training, hidden = len(split.labelled) + len(split.unlabelled), bare(split.unlabelled)
+    empty = [video for video in split.labelled if not annotations.videos[video].present_classes]
+    unknown = bare(split.evaluation)
+    kinds = (
+        (hidden, f"of {training} training videos are not annotated, so never labelled and never scored"),
+        (empty, f"of {len(split.labelled)} labelled videos are annotated as being without an instance"),
+        (unknown, f"of {len(split.evaluation)} evaluated videos are not annotated: predicted, but not scored"),
+    )
+    return tuple(f"{len(videos)} {what}, such as {videos[0]}" for videos, what in kinds if videos)
 
 
 def write_split(path: str | Path, split: Split) -> None:
@@ -169,7 +188,7 @@ def _stratified_positions(strata: dict[str, int], seed: int) -> dict[str, tuple[
 
 def _classes_of(records: list[VideoRecord]) -> frozenset[int]:
     """Every class that some of the records show."""
-    return frozenset(int(c) for record in records for c in record.labels)
+    return frozenset(c for record in records for c in record.present_classes)
 
 
 def _read_labelled(
@@ -247,6 +266,14 @@ def _check_training(where: str, videos: list[str], training: set[str]) -> None:
     if strangers:
         found = f"{len(strangers)} ids such as {shown(strangers[0])}{hint(strangers[0], training)}"
         raise refusal(where, found, "ids of training videos", "use a split of this data set")
+
+
+def _check_annotated(where: str, labelled: list[str], annotations: Annotations) -> None:
+    """Refuses labelled videos that nobody annotated: they would be taught as being without an instance."""
+    bare = [video for video in labelled if not annotations.videos[video].annotated]
+    if bare:
+        found = f"{len(bare)} videos such as {shown(bare[0])}, which nobody annotated"
+        raise refusal(where, found, "annotated videos", 'annotate them ("annotations": [] says that nothing happens)')
 
 
 def _uncovered(names: list[str], count: int, total: int, cover: int, settings: DataSettings) -> DataError:

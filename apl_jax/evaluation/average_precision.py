@@ -1,16 +1,18 @@
 """Mean average precision of detected instances, ActivityNet style, and Recall@kx, in vectorised numpy.
 
-Truth and predictions share one flat table, :class:`Instances`. The semantics are those of spec 1.10. A prediction
-takes the free instance that it overlaps most, best score first; this serial assignment is the one stable matching of
-predictions (which prefer overlap) with instances (which all prefer score), so that deferred acceptance finds it in a
-few vectorised rounds over all videos, classes and thresholds at once, instead of prediction by prediction.
+Truth and predictions share one flat table, :class:`Instances`. Truth that is to be ignored is no miss, and a prediction
+that has no other truth but overlaps it is neither right nor wrong, as in COCO. The semantics are those of spec 1.10. A
+prediction takes the free instance that it overlaps most, best score first; this serial assignment is the one stable
+matching of predictions (which prefer overlap) with instances (which all prefer score), so that deferred acceptance
+finds it in a few vectorised rounds over all videos, classes and thresholds at once, instead of prediction by
+prediction.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,11 @@ class Instances:
     label: np.ndarray  # [M] int64 in [0, C)
     segments_s: np.ndarray  # [M, 2] float64, start and end, seconds
     score: np.ndarray  # [M] float64, ranks predictions; 0 and unused in truth
+    ignore: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [M] bool, of truth; left out: none
 
     def __post_init__(self) -> None:
+        ignore = np.asarray(self.ignore, bool) if len(self.ignore) else np.zeros(len(self.video), bool)
+        object.__setattr__(self, "ignore", ignore)
         for name in ("video", "label", "segments_s", "score"):
             dtype = np.int64 if name in ("video", "label") else np.float64
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
@@ -52,7 +57,7 @@ class Instances:
 
     def select(self, rows: np.ndarray) -> Instances:
         """The rows named by a bool mask ``[M]`` or by indices, in that order."""
-        return Instances(self.video[rows], self.label[rows], self.segments_s[rows], self.score[rows])
+        return Instances(self.video[rows], self.label[rows], self.segments_s[rows], self.score[rows], self.ignore[rows])
 
 
 def instances_from_videos(
@@ -71,7 +76,8 @@ def instances_from_videos(
 def instances_from_annotations(records: Iterable[VideoRecord]) -> Instances:
     """The annotated instances of ``records`` as truth; the video row is the position in ``records``."""
     records = list(records)
-    return instances_from_videos([r.segments_s for r in records], [r.labels for r in records])
+    found = instances_from_videos([r.segments_s for r in records], [r.labels for r in records])
+    return replace(found, ignore=_joined([r.ignore for r in records], bool))
 
 
 def _joined(parts: Sequence[Any], dtype: type) -> np.ndarray:
@@ -114,23 +120,26 @@ def average_precision(
     """mAP of ``predictions`` at the thresholds ``tiou``, each in (0, 1] (spec 1.10).
 
     Duplicate truth is removed. Predictions of equal score are taken last first. Predictions of a class without truth
-    do not count; those in a video without truth of their class are false. Raises ``ValueError`` without any truth, or
-    for labels outside ``[0, num_classes)``.
+    do not count; those in a video without truth of their class are false. Truth marked ``ignore`` is no truth; a
+    prediction that wins no instance and overlaps ignored truth of its class by the threshold is left out of the
+    ranking. Raises ``ValueError`` without any truth, or for labels outside ``[0, num_classes)``.
     """
     for table, name in ((truth, "truth"), (predictions, "predictions")):
         if len(table) and not (table.label.min() >= 0 and table.label.max() < num_classes):
             found = f"{table.label.min()} to {table.label.max()}"
             raise ValueError(f"{name}: found labels {found}, expected 0 to {num_classes - 1}")
-    truth, ranked, thresholds = _prepared(truth, predictions, tiou)
+    truth, ignored, ranked, thresholds = _prepared(truth, predictions, tiou)
     overlaps = find_overlaps(truth, ranked, floor=thresholds.min())
     hits = match(overlaps, thresholds)
+    neutral = on_ignored(ignored, ranked, thresholds) & ~hits
     counts = np.bincount(truth.label, minlength=num_classes)
     bounds = np.searchsorted(ranked.label, np.arange(num_classes + 1))
     ap = np.full((len(thresholds), num_classes), np.nan)
     for c in np.flatnonzero(counts):
-        ap[:, c] = _interpolated(hits[:, bounds[c] : bounds[c + 1]]) / counts[c]
+        rows = slice(bounds[c], bounds[c + 1])
+        ap[:, c] = _interpolated(hits[:, rows], neutral[:, rows]) / counts[c]
     mean_ap = np.nanmean(ap, axis=1)
-    recall = _recall(truth, ranked, overlaps, thresholds, recall_ks)
+    recall = _recall(truth, ranked, overlaps, neutral, thresholds, recall_ks)
     return AveragePrecision(tuple(thresholds.tolist()), ap, mean_ap, float(mean_ap.mean()), recall)
 
 
@@ -141,20 +150,38 @@ def recall_at(
 
     Of a video's and class's best ``k * |truth|`` predictions: the fraction of its instances that one of them covers.
     """
-    truth, ranked, thresholds = _prepared(truth, predictions, tiou)
-    return _recall(truth, ranked, find_overlaps(truth, ranked, floor=thresholds.min()), thresholds, ks)
+    truth, ignored, ranked, thresholds = _prepared(truth, predictions, tiou)
+    overlaps = find_overlaps(truth, ranked, floor=thresholds.min())
+    neutral = on_ignored(ignored, ranked, thresholds) & ~match(overlaps, thresholds)
+    return _recall(truth, ranked, overlaps, neutral, thresholds, ks)
 
 
 def _prepared(
     truth: Instances, predictions: Instances, tiou: Sequence[float]
-) -> tuple[Instances, Instances, np.ndarray]:
-    """Truth without duplicates, predictions in their ranking, thresholds ``[J]``; all checked."""
+) -> tuple[Instances, Instances, Instances, np.ndarray]:
+    """Truth without duplicates, ignored truth, predictions in their ranking, thresholds ``[J]``; all checked."""
     thresholds = np.asarray(tiou, np.float64)
     if thresholds.ndim != 1 or not thresholds.size or not ((thresholds > 0) & (thresholds <= 1)).all():
         raise ValueError(f"tiou: found {tiou!r}, expected one or more thresholds in (0, 1]")
-    if not len(truth):
+    counted, ignored = divide_truth(truth)
+    if not len(counted):
         raise ValueError("truth: no annotated instance in these videos; there is nothing to score against")
-    return without_duplicates(truth), predictions.select(ranking(predictions)), thresholds
+    return counted, ignored, predictions.select(ranking(predictions)), thresholds
+
+
+def divide_truth(truth: Instances) -> tuple[Instances, Instances]:
+    """The instances that count, without duplicates, and those that are to be ignored."""
+    return without_duplicates(truth.select(~truth.ignore)), truth.select(truth.ignore)
+
+
+def on_ignored(ignored: Instances, predictions: Instances, thresholds: np.ndarray) -> np.ndarray:
+    """Which predictions overlap ignored truth of their class by each threshold, ``[J, M]``."""
+    found = np.zeros((len(thresholds), len(predictions)), bool)
+    if len(ignored):
+        overlaps = find_overlaps(ignored, predictions, floor=thresholds.min())
+        for level, threshold in enumerate(thresholds):
+            found[level, overlaps.prediction[overlaps.tiou >= threshold]] = True
+    return found
 
 
 def without_duplicates(truth: Instances) -> Instances:
@@ -258,29 +285,35 @@ def match(overlaps: Overlaps, thresholds: np.ndarray) -> np.ndarray:
     return hits[:, :num]
 
 
-def _interpolated(hits: np.ndarray) -> np.ndarray:
-    """Sum over true positives of the best precision from there on, ``[J, M] -> [J]``; divided by |truth| it is AP."""
-    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+def _interpolated(hits: np.ndarray, neutral: np.ndarray) -> np.ndarray:
+    """Sum over true positives of the best precision from there on, ``[J, M] -> [J]``; divided by |truth| it is AP.
+
+    Neutral predictions have no place: where they stand, precision is that of the one before.
+    """
+    precision = np.cumsum(hits, axis=1) / np.maximum(np.cumsum(~neutral, axis=1), 1)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     return (envelope * hits).sum(axis=1)
 
 
 def _recall(
-    truth: Instances, ranked: Instances, overlaps: Overlaps, thresholds: np.ndarray, ks: Sequence[int]
-) -> dict[int, np.ndarray]:
-    """:func:`recall_at` on ranked predictions whose overlaps are known."""
+    truth: Instances, ranked: Instances, overlaps: Overlaps, neutral: np.ndarray, thresholds: np.ndarray,
+    ks: Sequence[int],
+) -> dict[int, np.ndarray]:  # fmt: skip
+    """:func:`recall_at` on ranked predictions whose overlaps are known; neutral ones ``[J, M]`` have no place."""
     truth_key, key = _keys(truth, ranked, same_class=True)
     order, sorted_truth = np.argsort(key, kind="stable"), np.sort(truth_key)
-    place = np.empty(len(key), np.int64)  # rank of a prediction within its video and class
-    place[order] = np.arange(len(key)) - np.searchsorted(key[order], key[order])
+    first = np.searchsorted(key[order], key[order])
+    before = np.pad(np.cumsum(~neutral[:, order], axis=1), [(0, 0), (1, 0)])  # [J, M + 1] that have a place
+    place = np.empty(neutral.shape, np.int64)  # [J, M] rank of a prediction within its video and class
+    place[:, order] = before[:, :-1] - before[:, first]
     size = np.searchsorted(sorted_truth, key, side="right") - np.searchsorted(sorted_truth, key, side="left")
     present, label = np.unique(truth.label, return_inverse=True)
     recall: dict[int, np.ndarray] = {}
     for k in ks:
-        near = (place < k * size)[overlaps.prediction]
+        near = (place < k * size)[:, overlaps.prediction]
         covered = np.zeros((len(thresholds), len(truth)), bool)
         for level, threshold in enumerate(thresholds):
-            covered[level, overlaps.truth[near & (overlaps.tiou >= threshold)]] = True
+            covered[level, overlaps.truth[near[level] & (overlaps.tiou >= threshold)]] = True
         per_class = np.stack([covered[:, label == c].mean(axis=1) for c in range(len(present))])
         recall[int(k)] = per_class.mean(axis=0)
     return recall

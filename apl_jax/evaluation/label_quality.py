@@ -10,6 +10,7 @@ The paper names three quantities and leaves their edges open. Here, for a set of
   regardless of class, it measures localisation alone, as class accuracy measures classification alone.
 * *positive accuracy*: fraction of all labels that have an instance of their own class at tIoU >= .5. Two labels on one
   instance are both right.
+* labels on truth that is to be ignored (tIoU >= .5, same class, and no other instance) are not judged.
 * *precision*, *recall*: of the set as detections at tIoU .5, matched one to one as in mAP, best score first, so that a
   second label on an instance is false.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from apl_jax.data.files import load_json
-from apl_jax.evaluation.average_precision import Instances, find_overlaps, match, ranking, without_duplicates
+from apl_jax.evaluation.average_precision import Instances, divide_truth, find_overlaps, match, on_ignored, ranking
 from apl_jax.learning.selection import UNKNOWN_SIMILARITY
 from apl_jax.structs import Reason
 
@@ -86,12 +87,11 @@ def label_quality(pseudo_labels: Instances, reason: np.ndarray, truth: Instances
     reason = np.asarray(reason)
     if reason.shape != (len(pseudo_labels),):
         raise ValueError(f"label quality: found {reason.shape} reasons for {len(pseudo_labels)} pseudo labels")
-    truth = without_duplicates(truth)
     sets = {
         name: set_quality(pseudo_labels.select(np.isin(reason, [int(r) for r in reasons])), truth)
         for name, reasons in SETS.items()
     }
-    return {"truth": len(truth), **sets}
+    return {"truth": len(divide_truth(truth)[0]), **sets}
 
 
 def quality_per_class(
@@ -102,7 +102,6 @@ def quality_per_class(
     The most overlapped instance is still sought among all classes; recall counts instances of the class alone.
     """
     rows = np.isin(np.asarray(reason), [int(r) for r in SETS[name]])
-    truth = without_duplicates(truth)
     return {
         name_of_class: set_quality(pseudo_labels.select(rows & (pseudo_labels.label == c)), truth, only_class=c)
         for c, name_of_class in enumerate(classes)
@@ -115,7 +114,10 @@ def set_quality(labels: Instances, truth: Instances, only_class: int | None = No
     Entries: count, on_background, class_accuracy, mean_tiou, positive_accuracy, precision, recall, all but the counts
     in [0, 1]. ``only_class`` restricts the instances that recall is a fraction of.
     """
+    truth, ignored = divide_truth(truth)
     labels = labels.select(ranking(labels))
+    spared = on_ignored(ignored, labels, np.array([POSITIVE_TIOU]))[0]
+    labels = labels.select(~spared | (_best_tiou(labels, truth, same_class=True) >= POSITIVE_TIOU))
     best = _best_tiou(labels, truth, same_class=False)
     best_of_class = _best_tiou(labels, truth, same_class=True)
     overlaps = find_overlaps(truth, labels, floor=POSITIVE_TIOU)

@@ -15,12 +15,18 @@ from apl_jax.learning.class_division import ClassRelation
 
 
 def frame_truth(seconds_s: np.ndarray, record: VideoRecord, background: int) -> np.ndarray:
-    """The annotated class ``[S]`` at each time ``[S]``: that of the shortest instance there, else ``background``."""
+    """The annotated class ``[S]`` at each time ``[S]``: that of the shortest instance there, else ``background``.
+
+    -1 in a recording that nobody annotated, and where that instance is to be ignored.
+    """
+    if not record.annotated:
+        return np.full(len(seconds_s), -1)
     inside = (seconds_s[:, None] >= record.segments_s[:, 0]) & (seconds_s[:, None] <= record.segments_s[:, 1])
     duration = np.where(inside, record.segments_s[:, 1] - record.segments_s[:, 0], np.inf)
     if not record.labels.size:
         return np.full(len(seconds_s), background)
-    return np.where(inside.any(-1), record.labels[np.argmin(duration, -1)], background)
+    labels = np.where(record.ignore, -1, record.labels)
+    return np.where(inside.any(-1), labels[np.argmin(duration, -1)], background)
 
 
 def label_space(part: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> dict[str, Any]:

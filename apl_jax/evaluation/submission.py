@@ -1,4 +1,4 @@
-"""Prediction files: ActivityNet's submission JSON, read and written."""
+"""Prediction files: ActivityNet's submission JSON, read and written, and the tables that ``predict`` writes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from apl_jax.data.annotations import LONGEST_S, is_number
-from apl_jax.data.files import load_json, refusal, write_json
+from apl_jax.data.files import load_csv, load_json, refusal, write_json
 from apl_jax.data.names import clean_name, cleaned_keys, find_recording, read_name
 from apl_jax.evaluation.average_precision import Instances
-from apl_jax.text import shown
+from apl_jax.text import from_csv, shown
 
+_COLUMNS = ("video", "label", "start_s", "end_s", "score")  # of the tables that predict writes
 _QUOTED = 120  # characters of an entry that a message shows
 
 
@@ -28,14 +29,37 @@ class Submission:
 
 
 def read_submission(path: str | Path, videos: Sequence[str], classes: Sequence[str] | None) -> Submission:
-    """Reads ActivityNet's submission JSON, ``{"results": {video: [{"label", "score", "segment": [s, e]}]}}``.
+    """Reads ActivityNet's submission JSON, ``{"results": {video: [{"label", "score", "segment": [s, e]}]}}``, or a
+    table (.csv) with the columns video, label, start_s, end_s, score.
 
-    Video rows are positions in ``videos``, labels are positions in ``classes``; with None for these they do not matter
-    and all become 0. Raises :class:`DataError` (a
+    Video rows are positions in ``videos``, labels are positions in ``classes``; with None for these they do not matter,
+    may be missing, and all become 0. Raises :class:`DataError` (a
     ``ValueError``) with file, video and field when the file is not such a JSON, or when nothing in it is known.
     """
     path = Path(path).expanduser()
-    return parse_submission(load_json(path), path, videos, classes)
+    return parse_submission(read_document(path), path, videos, classes)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A prediction file as a submission document, not yet checked; tables by their suffix, .csv."""
+    return _from_table(path) if path.suffix.lower() == ".csv" else load_json(path)
+
+
+def _from_table(path: Path) -> dict[str, Any]:
+    """A table of predictions as a submission document; a cell that is no number stays text, which is refused later."""
+    results: dict[str, list[dict[str, Any]]] = {}
+    for _, row in load_csv(path, _COLUMNS):
+        segment, score = [_number(row["start_s"]), _number(row["end_s"])], _number(row["score"])
+        found = {"label": from_csv(row["label"]), "segment": segment, "score": score}
+        results.setdefault(from_csv(row["video"]), []).append(found)
+    return {"results": results}
+
+
+def _number(cell: str) -> float | str:
+    try:
+        return cell if "_" in cell else float(cell)  # 1_0 is a number to Python alone
+    except ValueError:
+        return cell
 
 
 def parse_submission(
@@ -49,13 +73,13 @@ def parse_submission(
         raise refusal(f"{path}: results", shown(results), expected, "check that this is the prediction file")
     row_of = {clean_name(name): i for i, name in enumerate(videos)}
     stored = _stored_names(path, results, row_of)
+    named = classes is not None
     entries = [
-        (v, *_entry(e, f"{path}: video {shown(given)}, results[{i}]"))
+        (v, *_entry(e, f"{path}: video {shown(given)}, results[{i}]", named))
         for v, given in stored.items()
         for i, e in enumerate(results[given])
     ]
-    if classes is None:
-        classes, entries = ("",), [(video, "", segment, score) for video, _, segment, score in entries]
+    classes = ("",) if classes is None else classes
     class_of = {clean_name(name): i for i, name in enumerate(classes)}
     known = [e for e in entries if e[0] in row_of and e[1] in class_of]
     unknown_labels = sorted({label for _, label, _, _ in entries} - set(class_of))
@@ -72,12 +96,14 @@ def parse_submission(
     return Submission(instances, tuple(video for video in stored if video not in row_of), tuple(unknown_labels))
 
 
-def _entry(entry: Any, where: str) -> tuple[str, tuple[float, float], float]:
-    """Label, segment and score of one prediction; ``where`` opens the message when one is wrong."""
+def _entry(entry: Any, where: str, named: bool) -> tuple[str, tuple[float, float], float]:
+    """Label, segment and score of one prediction; ``where`` opens the message when one is wrong. Unless ``named``, the
+    label does not matter and becomes ""."""
     expected = '{"label": name of a class, "score": finite number, "segment": [start, end] in seconds}'
     if not isinstance(entry, dict):
         raise refusal(where, shown(entry, _QUOTED), expected, "correct the entry")
     label, score, segment = (entry.get(name) for name in ("label", "score", "segment"))
+    label = label if named else ""
     times_s = segment if isinstance(segment, list) and len(segment) == 2 and all(map(is_number, segment)) else None
     if not isinstance(label, str) or not is_number(score) or times_s is None:
         raise refusal(where, shown(entry, _QUOTED), expected, "correct the entry")
@@ -85,7 +111,7 @@ def _entry(entry: Any, where: str) -> tuple[str, tuple[float, float], float]:
     if not -LONGEST_S <= start_s <= end_s <= LONGEST_S:
         found = f"[{start_s:g}, {end_s:g}]"
         raise refusal(f"{where}.segment", found, "seconds, and no end before its start", "correct the entry")
-    return read_name(label, f"{where}.label"), (start_s, end_s), float(score)
+    return read_name(label, f"{where}.label") if named else "", (start_s, end_s), float(score)
 
 
 def _stored_names(path: Path, results: Mapping[str, Any], row_of: Mapping[str, int]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from apl_jax.data.annotations import is_number
 from apl_jax.data.files import load_json, refusal, write_json
 from apl_jax.data.names import clean_name, cleaned_keys, hint
-from apl_jax.evaluation.average_precision import Instances, find_overlaps, match, ranking, without_duplicates
+from apl_jax.evaluation.average_precision import Instances, divide_truth, find_overlaps, match, on_ignored, ranking
 from apl_jax.text import shown
 
 
@@ -44,8 +44,10 @@ def best_thresholds(truth: Instances, predictions: Instances, tiou: float, num_c
         if len(table) and not (table.label.min() >= 0 and table.label.max() < num_classes):
             found = f"{table.label.min()} to {table.label.max()}"
             raise ValueError(f"{name}: found labels {found}, expected 0 to {num_classes - 1}")
-    truth, ranked = without_duplicates(truth), predictions.select(ranking(predictions))
-    hits = match(find_overlaps(truth, ranked, floor=tiou), np.array([tiou]))[0]
+    (truth, ignored), ranked, levels = divide_truth(truth), predictions.select(ranking(predictions)), np.array([tiou])
+    hits = match(find_overlaps(truth, ranked, floor=tiou), levels)[0]
+    judged = hits | ~on_ignored(ignored, ranked, levels)[0]
+    ranked, hits = ranked.select(judged), hits[judged]
     counts = np.bincount(truth.label, minlength=num_classes)
     bounds = np.searchsorted(ranked.label, np.arange(num_classes + 1))
     found = np.full((4, num_classes), np.nan)

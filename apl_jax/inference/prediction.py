@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from apl_jax.data.annotations import LONGEST_S, Annotations, VideoRecord, read_annotations, unannotated
+from apl_jax.data.annotations import LONGEST_S, Annotations, VideoRecord, unannotated
 from apl_jax.data.batching import bucket_length, stack_table, whole_table
 from apl_jax.data.features.loose_files import open_loose
 from apl_jax.data.features.manifest import check_clock
@@ -24,15 +24,18 @@ from apl_jax.data.features.sources import FeatureSource
 from apl_jax.data.files import refusal, write_text
 from apl_jax.data.grids import TRANSPOSED, count_samples, is_rate, place_rows
 from apl_jax.data.names import clean_name
+from apl_jax.data.published import read_truth
 from apl_jax.data.rates import systematic_ratio
 from apl_jax.devices import first_rows, shard_batch, to_host
-from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
+from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.detections import to_instances
+from apl_jax.evaluation.scoring import coverage_notes, judged
 from apl_jax.evaluation.submission import read_submission, write_submission
 from apl_jax.evaluation.thresholds import Thresholds, best_thresholds, read_thresholds, select_confident
 from apl_jax.inference.clock import Clock, annotated_records
 from apl_jax.inference.model import Model, open_model, read_card
 from apl_jax.structs import TimeGrid
+from apl_jax.text import for_csv
 
 _SUFFIXES = (".json", ".csv")
 _COLUMNS = ("video", "label", "segments_s", "score")
@@ -97,7 +100,7 @@ def predict(workdir: Path, request: Request) -> Predictions:
     grid, classes = model.card.grid, model.classes
     source = open_loose(request.features, grid, model.windowed)
     thresholds = read_thresholds(request.thresholds, classes) if request.thresholds else None
-    annotations = read_annotations(request.annotations, strict=False) if request.annotations else None
+    annotations = read_truth(request.annotations) if request.annotations else None
     if annotations is not None and grid.class_agnostic:
         annotations = annotations.agnostic()
     if request.duration_s is not None and len(source.ids) > 1:
@@ -264,7 +267,7 @@ def write_predictions(path: Path, found: Predictions) -> None:
     table.writerow(("video", "label", "start_s", "end_s", "score"))
     columns: list[list[Any]] = [getattr(found.instances, name).tolist() for name in _COLUMNS]
     for video, label, (start, end), score in zip(*columns, strict=True):
-        table.writerow((found.records[video].id, found.classes[label], start, end, score))
+        table.writerow((for_csv(found.records[video].id), for_csv(found.classes[label]), start, end, score))
     write_text(path, text.getvalue())
 
 
@@ -279,7 +282,7 @@ def choose_thresholds(
     """
     card = read_card(workdir)
     classes, agnostic = card.classes, card.grid.class_agnostic
-    truth = read_annotations(annotations, None if agnostic else classes, strict=False)
+    truth = read_truth(annotations, None if agnostic else classes)
     truth = truth.agnostic() if agnostic else truth
     records = [r for r in truth.videos.values() if not subset or r.subset == subset.lower()]
     if not records:
@@ -291,9 +294,6 @@ def choose_thresholds(
         found = f"a score of {submission.instances.score[outside][0]:g} ({int(outside.sum())} such scores)"
         remedy = "apply a sigmoid: a threshold is a least score in [0, 1]"
         raise refusal(f"{predictions}: results", found, "scores in [0, 1]", remedy)
-    bare = len(records) - len(np.unique(submission.instances.video))
-    if bare:
-        log.info("note: %d of %d annotated videos have no predictions: their instances are missed", bare, len(records))
-    for label in submission.unknown_labels:
-        log.info("note: predictions name an unknown class %r: left out", label)
-    return best_thresholds(instances_from_annotations(records), submission.instances, tiou, len(classes)), classes
+    for note in (*truth.notes, *coverage_notes(records, submission)):
+        log.info("note: %s", note)
+    return best_thresholds(*judged(records, submission.instances), tiou, len(classes)), classes

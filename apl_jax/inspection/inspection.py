@@ -23,7 +23,7 @@ from apl_jax.data.features.sources import SYNTHETIC_NOTE, FeatureSource, data_ro
 from apl_jax.data.files import DataError, refusal
 from apl_jax.data.names import find_recording
 from apl_jax.data.rates import systematic_ratio
-from apl_jax.data.splits import Split, build_split
+from apl_jax.data.splits import Split, annotation_notes, build_split
 from apl_jax.declarations import Choice, SettingsError
 from apl_jax.detectors import build_detector
 from apl_jax.inspection.survey import SHOWN, Finding, Follow, Reading, Survey, read_all, survey
@@ -249,7 +249,8 @@ def _notes(
         subsets = ", ".join(sorted({repr(annotations.videos[video].subset) for video in unused}))
         yield _listed(f"annotated videos that a run does not use (subset {subsets})", unused)
     yield from _class_notes(found, annotations)
-    empty = [record.id for record in records if not len(record.labels)]
+    yield from (Finding(note) for note in (annotation_notes(annotations, found.split) if found.split else ()))
+    empty = [record.id for record in records if record.annotated and not len(record.labels)]
     if empty:
         yield _listed("videos without any instance, all of them background", empty)
     if source is not None and source.synthetic:

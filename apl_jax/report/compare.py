@@ -121,6 +121,7 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
         variants = dict.fromkeys(variant for results in group.results.values() for variant in results["variants"])
         for variant in variants:
             runs = {seeds: r["variants"][variant] for seeds, r in group.results.items() if variant in r["variants"]}
+            runs = {seeds: run for seeds, run in runs.items() if run["average_map"] is not None}  # those with a score
             averages = {seeds: run["average_map"] for seeds, run in runs.items()}
             mark = (variant, *sorted(averages.items()))
             if mark in seen:

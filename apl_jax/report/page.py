@@ -22,7 +22,17 @@ from apl_jax.report.finished_run import FinishedRun, open_run
 from apl_jax.report.label_space import label_space_section
 from apl_jax.report.pseudo_labels import pseudo_label_section
 from apl_jax.report.rendering import Section, render_page
-from apl_jax.report.tables import gain, headline, map_rows, mean, percents, protocol, stage_name, variant_name
+from apl_jax.report.tables import (
+    gain,
+    headline,
+    map_rows,
+    mean,
+    not_scored,
+    percents,
+    protocol,
+    stage_name,
+    variant_name,
+)
 from apl_jax.report.timelines import evaluation_timelines, unlabelled_timelines
 from apl_jax.runs.settings import Settings
 
@@ -69,7 +79,7 @@ def _results(run: FinishedRun) -> dict[str, Any] | None:
     for variant, score in variants.items():
         recall += [[f"{variant_name(variant)}, @{k}", *percents(v.values())] for k, v in score["recall"].items()]
     return {
-        "gain": gain(run.results),
+        "gain": gain(run.results) or not_scored(run.results),
         "table": number_table(map_rows(run.results), best="column" if len(variants) > 1 else "", plain=2),
         "protocol": protocol(run.results),
         "recall": number_table(recall) if len(recall) > 1 else None,

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from apl_jax.evaluation.average_precision import instances_from_annotations, without_duplicates
+from apl_jax.evaluation.average_precision import divide_truth, instances_from_annotations
 from apl_jax.evaluation.label_quality import PseudoLabelTable, quality_per_class
+from apl_jax.evaluation.scoring import on_annotated
 from apl_jax.report import figures as plots
 from apl_jax.report.elements import Drawing, drawn, number_table
 from apl_jax.report.figures import HALF_WIDTH_IN
@@ -61,9 +62,11 @@ def _histogram(
 
 
 def _class_counts(run: FinishedRun, table: PseudoLabelTable, colours: Sequence[str]) -> Drawing:
-    classes, truth = run.truth.classes, instances_from_annotations(run.records("unlabelled"))
-    per_class = quality_per_class(table.instances, table.reason, truth, classes, "final").values()
-    true = np.bincount(without_duplicates(truth).label, minlength=len(classes))
+    classes, records = run.truth.classes, run.records("unlabelled")
+    truth, known = instances_from_annotations(records), on_annotated(records, table.instances)
+    labels, reason = table.instances.select(known), table.reason[known]
+    per_class = quality_per_class(labels, reason, truth, classes, "final").values()
+    true = np.bincount(divide_truth(truth)[0].label, minlength=len(classes))
     selected = np.array([entry["count"] for entry in per_class])
     correct = np.array([round(entry["count"] * (entry["precision"] or 0)) for entry in per_class])
     shown = min(len(classes), plots.MOST_BARS)

@@ -47,7 +47,8 @@ def print_table(results: dict[str, Any]) -> None:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The end of a run, ``results.json``, as text: mAP of every variant, then the quality of every round's labels."""
-    parts = [headline(results), aligned(map_rows(results)), protocol(results), gain(results), no_pseudo_labels(results)]
+    parts = [headline(results), aligned(map_rows(results)), not_scored(results)]
+    parts += [protocol(results), gain(results), no_pseudo_labels(results)]
     for name, labels in results["pseudo_labels"].items():
         parts += [f"{stage_name(name)}: {counts(labels)}", aligned(quality_rows(labels["quality"]))]
     return "\n\n".join(part for part in parts if part)
@@ -78,6 +79,12 @@ def headline(results: Mapping[str, Any]) -> str:
     )
 
 
+def not_scored(results: Mapping[str, Any]) -> str:
+    """Why there are no scores; empty where there are."""
+    reasons = dict.fromkeys(score["not_scored"] for score in results["variants"].values() if "not_scored" in score)
+    return "".join(f"Not scored: {reason}. The predictions are there all the same." for reason in reasons)
+
+
 def protocol(results: Mapping[str, Any]) -> str:
     """Whose classes the predictions have: what numbers must share to stand in one table."""
     words = results["protocol"]
@@ -94,6 +101,8 @@ def gain(results: Mapping[str, Any]) -> str:
     variants, final = results["variants"], str(results["final_variant"])
     base = next((name for name in ("supervised_matched", "supervised") if name in variants), None)
     if final not in variants or base is None or final == base or final == "supervised":
+        return ""
+    if None in (variants[final]["average_map"], variants[base]["average_map"]):
         return ""
     points = 100 * (variants[final]["average_map"] - variants[base]["average_map"])
     return f"{variant_name(final)}: {points:+.1f} points of average mAP against {variant_name(base)}."

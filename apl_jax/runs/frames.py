@@ -39,9 +39,11 @@ def sample_frames(inputs: StageInputs, videos: int, frames: int, seed: int = 0) 
     for row, v in enumerate(chosen):
         steps = np.arange(int(table.lengths[v]))
         kinds = frame_truth(table.grids[v].to_s(steps), truth[v], len(inputs.classes))
-        found.append(np.stack([np.full_like(steps, row), steps, kinds]))
+        found.append(np.stack([np.full_like(steps, row), steps, kinds])[:, kinds >= 0])
     row, step, kind = np.concatenate(found, axis=1)
     draws, kinds = np.random.default_rng(seed), np.unique(kind)
+    if not len(kinds):
+        return Frames(chosen[:0], row, step, kind)
     most = max(frames // len(kinds), 1)
     few = np.concatenate([draws.permutation(np.flatnonzero(kind == c))[:most] for c in kinds])
     return Frames(chosen, row[few], step[few], kind[few])

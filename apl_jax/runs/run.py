@@ -118,9 +118,16 @@ def carry_out(stage: Stage, mark: str, context: RunContext, position: str) -> di
     result = stage.work(stage.handed, context.inputs(stage.reads), folder)
     result["seconds"] = round(time.perf_counter() - started, 2)
     context.ledger.finish(stage.name, mark, result)
-    headline = f", average mAP {100 * result['average_map']:.2f}" if "average_map" in result else ""
+    headline = _headline(result)
     log.info("%s %s: %.1f s%s", position, stage.name, result["seconds"], headline)
     return result
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    """The score of a stage for the log, where it has one."""
+    if "not_scored" in result:
+        return f", not scored: {result['not_scored']}"
+    return f", average mAP {100 * result['average_map']:.2f}" if "average_map" in result else ""
 
 
 def start_page(settings: Settings, context: RunContext) -> str:

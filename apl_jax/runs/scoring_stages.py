@@ -17,11 +17,12 @@ import numpy as np
 from apl_jax.declarations import Choice, Unhashed
 from apl_jax.detectors import build_detector
 from apl_jax.devices import to_host
-from apl_jax.evaluation.average_precision import average_precision, instances_from_annotations
+from apl_jax.evaluation.average_precision import instances_from_annotations
 from apl_jax.evaluation.detections import predict_batch, to_instances
 from apl_jax.evaluation.external import check_unchanged, with_external_classes
 from apl_jax.evaluation.label_quality import label_quality, read_pseudo_labels
 from apl_jax.evaluation.label_space import examples, frame_truth, label_space, planar_embedding
+from apl_jax.evaluation.scoring import on_annotated, score
 from apl_jax.evaluation.submission import write_submission
 from apl_jax.learning.class_division import DivisionSettings, divide_classes, rankable_probs
 from apl_jax.runs.context import StageInputs
@@ -78,16 +79,17 @@ def evaluate(part: EvaluationPart, inputs: StageInputs, folder: Path) -> dict[st
         check_unchanged(evaluation, part.external_digest)
     if inputs.first_process:
         write_submission(folder / "predictions.json", instances, table.ids, classes)
-    e, known = part.evaluation, instances_from_annotations(truth)
-    return average_precision(known, instances, e.tiou, len(classes), e.recall_at).as_dict(classes)
+    return score(truth, instances, classes, part.evaluation.tiou, part.evaluation.recall_at)
 
 
 def measure_label_quality(part: LabelQualityPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
     """Scores the pseudo labels of a round against the truth that training never sees (APL, Figure 3(c))."""
     path, ids = inputs.folder(part.labels) / PSEUDO_LABELS, inputs.table("unlabelled").ids
     table = read_pseudo_labels(path, ids, inputs.classes)
-    truth = instances_from_annotations(inputs.unlabelled_truth())
-    return {"quality": label_quality(table.instances, table.reason, truth)}
+    records = inputs.unlabelled_truth()
+    known = on_annotated(records, table.instances)
+    truth = instances_from_annotations(records)
+    return {"quality": label_quality(table.instances.select(known), table.reason[known], truth)}
 
 
 def measure_label_space(part: LabelSpacePart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
@@ -113,6 +115,7 @@ def measure_label_space(part: LabelSpacePart, inputs: StageInputs, folder: Path)
     params, table = inputs.parameters(part.trained)["detector"], inputs.table("unlabelled")
     probability, relation, time_t, mask = to_host(inputs.map_videos("unlabelled", divide, params))
     truth = _true_classes(inputs, time_t)
+    mask = mask & (truth >= 0)
     shown = examples(probability, relation, time_t, mask, truth, s.examples)
     for row in shown:
         row |= {"video": table.ids[row["video"]], "time_s": float(table.grids[row["video"]].to_s(row["time_t"]))}
@@ -126,7 +129,8 @@ def measure_label_space(part: LabelSpacePart, inputs: StageInputs, folder: Path)
 
 
 def _true_classes(inputs: StageInputs, time_t: np.ndarray) -> np.ndarray:
-    """The annotated class of every snippet ``[V, S]``; C is background."""
+    """The annotated class of every snippet ``[V, S]``; C is background, -1 what nobody annotated, or is to be
+    ignored."""
     grids, records = inputs.table("unlabelled").grids, inputs.unlabelled_truth()
     return np.stack(
         [

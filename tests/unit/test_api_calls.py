@@ -202,7 +202,9 @@ def test_what_a_model_predicts_can_be_scored(tmp_path: Path) -> None:
 def test_subsets_thresholds_and_ranks() -> None:
     known = document(TRUTH, walk="Training", rest="test")
     alone = apl.evaluate(FOUND, known, subset="test", tiou=[0.5, 0.75], recall_at=[1])
-    assert alone.average_map == 1.0 and alone.notes == ("1 videos of the predictions are unknown, such as 'walk'",)
+    assert alone.average_map == 1.0 and alone.notes == (
+        "1 videos of the predictions are not among those of the truth: left out ('walk')",
+    )
     assert list(alone.as_dict()["map"]) == ["0.5", "0.75"] and list(alone.as_dict()["recall"]) == ["1x"]
     assert alone.as_dict()["ap"]["walking"] == {"0.5": None, "0.75": None}
     assert apl.evaluate(FOUND, known, tiou=(0.5,)).scores.tiou == (0.5,)
@@ -215,8 +217,8 @@ def test_printing_shows_the_table_and_what_was_left_out() -> None:
     lines = str(scored).splitlines()
     assert "average" in lines[0] and any("mAP" in line and "50.0" in line for line in lines)
     assert lines[-2:] == [
-        "note: 1 videos of the predictions are unknown, such as 'other'",
-        "note: 1 classes of the predictions are unknown, such as 'flying'",
+        "note: 1 videos of the predictions are not among those of the truth: left out ('other')",
+        "note: 1 classes of the predictions are not among those of the truth: left out ('flying')",
     ]
     kept = {"walk": [*TRUTH["walk"], ("walking", 5.0, 5.0)]}
     assert "left out because they have no length" in str(apl.evaluate(FOUND, kept))
@@ -249,7 +251,8 @@ def test_printing_shows_the_table_and_what_was_left_out() -> None:
         (FOUND, TRUTH, {"tiou": ()}, r"tiou: found \(\), expected one or more thresholds in \(0, 1\]"),
         (FOUND, TRUTH, {"tiou": (0.0,)}, r"tiou: found \(0\.0,\), expected"),
         (FOUND, TRUTH, {"tiou": (50,)}, r"tiou: found \(50,\), expected"),
-        (FOUND, {"walk": []}, {}, "no annotated instance|none of them annotated"),
+        (FOUND, {"walk": []}, {}, "none of the 1 annotated videos has an instance that counts"),
+        (FOUND, {"walk": None}, {}, "none of the 1 evaluated videos is annotated"),
     ],
 )
 def test_refusals(predictions: Any, annotations: Any, options: dict[str, Any], words: str) -> None:

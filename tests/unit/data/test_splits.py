@@ -12,7 +12,7 @@ import pytest
 from apl_jax.data.annotations import Annotations, VideoRecord, read_annotations
 from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import DataError
-from apl_jax.data.splits import build_split, write_split
+from apl_jax.data.splits import annotation_notes, build_split, write_split
 from apl_jax.declarations import SettingsError
 from apl_jax.settings import DataSettings
 
@@ -33,6 +33,31 @@ def annotations(videos, classes):
     """Annotations of the given records, one test video added."""
     records = [*videos, record("test", [0], "test")]
     return Annotations("", tuple(f"c{i}" for i in range(classes)), {r.id: r for r in records})
+
+
+@pytest.mark.parametrize("rule", ["cover", "first_class"])
+def test_point_1_a_video_that_nobody_annotated_is_never_labelled(rule, tmp_path):
+    known = [record(f"v{i:02d}", [i % 2]) for i in range(10)]
+    bare = [dataclasses.replace(record(f"u{i:02d}", []), annotated=False) for i in range(30)]
+    data = annotations([*known, *bare], 2)
+    for seed in range(5):
+        split = split_of(data, split_rule=rule, label_ratio=0.4, split_seed=seed)
+        assert len(split.labelled) == 4 and not set(split.labelled) & {r.id for r in bare}
+        assert len(split.unlabelled) == 36
+    notes = annotation_notes(data, split)
+    assert notes == ("30 of 40 training videos are not annotated, so never labelled and never scored, such as u00",)
+    write_split(tmp_path / "split.json", dataclasses.replace(split, labelled=("v00", "v01", "u03")))
+    with pytest.raises(DataError, match="1 videos such as 'u03', which nobody annotated"):
+        split_of(data, split_file=str(tmp_path / "split.json"))
+    with pytest.raises(DataError, match="none of 30 annotated"):
+        split_of(annotations(bare, 1), label_ratio=0.4)
+
+
+def test_a_class_that_is_only_to_be_ignored_is_not_covered():
+    known = [record(f"v{i}", [0, 1]) for i in range(4)]
+    known[0] = dataclasses.replace(known[0], ignore=np.array([False, True]))
+    split = split_of(annotations(known, 2), label_ratio=0.25)
+    assert split.labelled != ("v0",) and not split.uncovered_classes
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def twin_tiou(a: np.ndarray, b: np.ndarray) -> float:
 def twin_truth(truth: Instances) -> list[tuple[int, int, np.ndarray]]:
     """(video, class, segment) without repeated annotations, in the given order."""
     kept: list[tuple[int, int, np.ndarray]] = []
-    for video, label, segment in zip(truth.video, truth.label, truth.segments_s, strict=True):
+    counted = truth.select(~truth.ignore)
+    for video, label, segment in zip(counted.video, counted.label, counted.segments_s, strict=True):
         if not any(v == video and c == label and np.abs(s - segment).max() <= 1e-3 for v, c, s in kept):
             kept.append((int(video), int(label), segment))
     return kept
@@ -56,24 +58,40 @@ def twin_ranking(predictions: Instances, rows: list[int]) -> list[int]:
     return sorted(rows, key=lambda i: (-predictions.score[i], -i))
 
 
+def twin_spared(truth: Instances, predictions: Instances, i: int, threshold: float) -> bool:
+    """Whether a prediction overlaps truth of its class that is to be ignored."""
+    return any(
+        ignore and (video, label) == (predictions.video[i], predictions.label[i])
+        and twin_tiou(predictions.segments_s[i], segment) >= threshold
+        for video, label, segment, ignore in zip(
+            truth.video, truth.label, truth.segments_s, truth.ignore, strict=True
+        )
+    )  # fmt: skip
+
+
+def twin_places(truth: Instances, predictions: Instances, threshold: float, label: int) -> list[tuple[int, bool]]:
+    """The predictions of a class in their order, and whether each is right; what is spared has no place."""
+    wanted = [(video, segment) for video, c, segment in twin_truth(truth) if c == label]
+    taken: set[int] = set()
+    found = []
+    for i in twin_ranking(predictions, [i for i in range(len(predictions)) if predictions.label[i] == label]):
+        tiou = lambda g, i=i: twin_tiou(predictions.segments_s[i], wanted[g][1])
+        here = [g for g, (video, _) in enumerate(wanted) if video == predictions.video[i] and g not in taken]
+        near = [g for g in sorted(here, key=lambda g: (-tiou(g), -g)) if tiou(g) >= threshold]
+        taken |= set(near[:1])
+        if near or not twin_spared(truth, predictions, i, threshold):
+            found.append((i, bool(near)))
+    return found
+
+
 def twin_ap(truth: Instances, predictions: Instances, threshold: float, label: int) -> float:
     """AP of one class by the rules of spec 1.10, one prediction at a time."""
-    wanted = [(video, segment) for video, c, segment in twin_truth(truth) if c == label]
-    if not wanted:
+    count = sum(c == label for _, c, _ in twin_truth(truth))
+    if not count:
         return float("nan")
-    taken, recalls, precisions, hits = set(), [], [], 0
-    order = twin_ranking(predictions, [i for i in range(len(predictions)) if predictions.label[i] == label])
-    for seen, i in enumerate(order, start=1):
-        here = [g for g, (video, _) in enumerate(wanted) if video == predictions.video[i]]
-        for g in sorted(here, key=lambda g: (-twin_tiou(predictions.segments_s[i], wanted[g][1]), -g)):
-            if twin_tiou(predictions.segments_s[i], wanted[g][1]) < threshold:
-                break
-            if g not in taken:
-                taken.add(g)
-                hits += 1
-                break
-        recalls.append(hits / len(wanted))
-        precisions.append(hits / seen)
+    right = [hit for _, hit in twin_places(truth, predictions, threshold, label)]
+    recalls = [sum(right[: k + 1]) / count for k in range(len(right))]
+    precisions = [sum(right[: k + 1]) / (k + 1) for k in range(len(right))]
     area = previous = 0.0
     for k, recall in enumerate(recalls):
         area += (recall - previous) * max(precisions[k:])
@@ -87,12 +105,10 @@ def twin_recall(truth: Instances, predictions: Instances, k: int, threshold: flo
     per_class = []
     for label in sorted({c for _, c, _ in kept}):
         covered = 0
+        placed = [i for i, _ in twin_places(truth, predictions, threshold, label)]
         for video in {v for v, c, _ in kept if c == label}:
             wanted = [s for v, c, s in kept if v == video and c == label]
-            mine = [
-                i for i in range(len(predictions)) if (predictions.video[i], predictions.label[i]) == (video, label)
-            ]
-            top = twin_ranking(predictions, mine)[: k * len(wanted)]
+            top = [i for i in placed if predictions.video[i] == video][: k * len(wanted)]
             covered += sum(any(twin_tiou(predictions.segments_s[i], s) >= threshold for i in top) for s in wanted)
         per_class.append(covered / sum(c == label for _, c, _ in kept))
     return float(np.mean(per_class))
@@ -100,9 +116,13 @@ def twin_recall(truth: Instances, predictions: Instances, k: int, threshold: flo
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("grid", [None, 1])
-def test_equals_the_plain_python_twin(seed: int, grid: int | None) -> None:
+@pytest.mark.parametrize("ignored", [0, 0.4])  # share of the truth
+def test_equals_the_plain_python_twin(seed: int, grid: int | None, ignored: float) -> None:
     rng = np.random.default_rng(seed)
     truth = random_instances(rng, int(rng.integers(1, 60)), videos=5, classes=3, grid=grid)
+    ignore = rng.random(len(truth)) < ignored
+    ignore[0] = False
+    truth = dataclasses.replace(truth, ignore=ignore)
     predictions = random_instances(rng, int(rng.integers(0, 150)), videos=6, classes=4, grid=grid)
     result = average_precision(truth, predictions, TIOU, num_classes=5, recall_ks=(1, 5))
     expected = [[twin_ap(truth, predictions, threshold, c) for c in range(5)] for threshold in TIOU]
@@ -112,6 +132,19 @@ def test_equals_the_plain_python_twin(seed: int, grid: int | None) -> None:
     for k in (1, 5):
         np.testing.assert_allclose(result.recall[k], [twin_recall(truth, predictions, k, t) for t in TIOU], atol=1e-12)
     assert recall_at(truth, predictions, (5,), TIOU)[5].tolist() == result.recall[5].tolist()
+
+
+def test_point_3_truth_to_be_ignored_is_no_miss_and_no_mistake() -> None:
+    """Two instances found exactly, two to be ignored: one predicted, one not. All is right."""
+    segments = [(0, 10), (20, 30), (40, 50), (60, 70)]
+    truth = instances_from_videos([segments], [[0, 0, 0, 0]])
+    truth = dataclasses.replace(truth, ignore=np.array([False, False, True, True]))
+    predictions = instances_from_videos([segments[:3]], [[0, 0, 0]], [[0.5, 0.6, 0.9]])
+    result = average_precision(truth, predictions, TIOU, 2, (1,))
+    assert result.average == 1.0 and result.recall[1].tolist() == [1.0] * len(TIOU)
+    # A class of which all truth is to be ignored has none.
+    other = dataclasses.replace(truth, label=np.array([0, 0, 1, 1]))
+    assert np.isnan(average_precision(other, predictions, TIOU, 2).ap[:, 1]).all()
 
 
 def test_ties_decide_and_the_last_given_wins() -> None:

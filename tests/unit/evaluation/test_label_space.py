@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -44,7 +46,12 @@ def test_the_shortest_instance_names_a_snippet() -> None:
     record = VideoRecord("v", "training", 10.0, 30.0, None, segments, np.array([0, 1]), np.ones(2), np.zeros(2, bool))
     times = np.array([0.5, 1.0, 2.9, 3.0, 5.0, 5.1, 9.1])
     assert frame_truth(times, record, 2).tolist() == [2, 0, 0, 1, 1, 0, 2]
-    assert frame_truth(times, record.without_annotations(), 2).tolist() == [2] * 7
+    nothing = dataclasses.replace(record, segments_s=segments[:0], labels=record.labels[:0], ignore=record.ignore[:0])
+    assert frame_truth(times, nothing, 2).tolist() == [2] * 7
+    # What nobody annotated, and what is to be ignored, has no true class.
+    assert frame_truth(times, record.without_annotations(), 2).tolist() == [-1] * 7
+    ignored = dataclasses.replace(record, ignore=np.array([False, True]))
+    assert frame_truth(times, ignored, 2).tolist() == [2, 0, 0, -1, -1, 0, 2]
 
 
 def test_examples_are_divided_foreground_of_both_kinds() -> None:
