@@ -1,4 +1,4 @@
-"""A relay of connections to another process, which keeps this side open when the other side breaks, and remembers it."""
+"""A relay of connections to another process: when the other side breaks, this side stays open, and it is remembered."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
-_TRY_S = 0.5
+_TRY_S = 0.5  # between two attempts to connect
+_MOST = 1 << 16  # bytes carried at once
 
 
 class Relay:
@@ -46,22 +47,21 @@ class Relay:
             _start(self._from_target, far, near)
 
     def _to_target(self, near: socket.socket, far: socket.socket) -> None:
-        _forward(near, far)
+        with contextlib.suppress(OSError):
+            while data := near.recv(_MOST):
+                with contextlib.suppress(OSError):  # the other side is gone; this side is to see a silent one
+                    far.sendall(data)
         near.close()
         with contextlib.suppress(OSError):
             far.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
 
     def _from_target(self, far: socket.socket, near: socket.socket) -> None:
-        _forward(far, near)
+        with contextlib.suppress(OSError):
+            while data := far.recv(_MOST):
+                near.sendall(data)
         far.close()
         if near.fileno() != -1:  # not closed by this side, and left open
             self.broken = True
-
-
-def _forward(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
 
 
 def _start(work: Callable[..., None], *arguments: object) -> None:

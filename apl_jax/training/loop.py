@@ -76,7 +76,9 @@ def fit(
         if stop:
             store.finish()
             progress.close()
-            raise Preempted(f"{plan.name}: stopped at step {done} of {plan.steps}, state saved: the same command goes on")
+            raise Preempted(
+                f"{plan.name}: stopped at step {done} of {plan.steps}, state saved: the same command goes on"
+            )
     progress.close()
     store.finish()
     return state

@@ -1,5 +1,5 @@
-"""Point 18 of issue 11: two processes, of which one is asked to stop or killed. The other one says so and ends soon, and
-the same command, started again, ends in the same bytes."""
+"""Point 18 of issue 11: two processes, of which one is asked to stop or killed. The other one says so and ends soon,
+and the same command, started again, ends in the same bytes."""
 
 from __future__ import annotations
 

@@ -80,7 +80,9 @@ def test_asked_to_stop_it_saves_and_goes_on(number: signal.Signals, small_run: P
         if not (workdir / "stages" / "supervised" / "done.json").exists():
             break
     assert process.returncode == 0 and time.monotonic() - began < 30, said
-    found = re.search(r"^apl-jax: supervised: stopped at step (\d+) of \d+, state saved: the same command goes on$", said, re.M)
+    found = re.search(
+        r"^apl-jax: supervised: stopped at step (\d+) of \d+, state saved: the same command goes on$", said, re.M
+    )
     assert found and said.endswith(found[0] + "\n")
     assert (workdir / "stages" / "supervised" / "checkpoints" / found[1]).is_dir()
     finish(workdir, *only)

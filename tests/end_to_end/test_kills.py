@@ -25,7 +25,10 @@ ENDS = {0, 130, 143, -signal.SIGTERM, -signal.SIGKILL}  # exit codes; negative: 
 
 def start(workdir: Path, log: Path) -> subprocess.Popen:
     """The run in a process; its programs are compiled once for all of them."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     with log.open("w") as file:
         return subprocess.Popen(
             [*COMMAND, f"--workdir={workdir}"], cwd=REPOSITORY, env=os.environ | cache, stdout=file, stderr=file

@@ -74,7 +74,7 @@ def test_afterwards_signals_mean_what_they_meant() -> None:
     with stoppable(30):
         assert not requested()
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Preempted, match="before labels: stopped, .* the same command goes on"):
+        with pytest.raises(Preempted, match=r"before labels: stopped, .* the same command goes on"):
             while True:
                 stop_if_requested("before labels")
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

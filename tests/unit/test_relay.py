@@ -35,6 +35,7 @@ def test_bytes_go_both_ways_and_a_broken_connection_is_remembered() -> None:
         while not relay.broken:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        near.sendall(b"more")  # of which nothing arrives
         near.settimeout(0.3)
         with pytest.raises(TimeoutError):  # open, and silent
             near.recv(10)
