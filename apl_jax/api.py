@@ -25,6 +25,7 @@ from apl_jax.evaluation.average_precision import (
 from apl_jax.evaluation.scoring import coverage_notes, judged, why_not_scored
 from apl_jax.evaluation.submission import parse_submission, read_document
 from apl_jax.inference.model import Model, open_model
+from apl_jax.interruption import stoppable
 from apl_jax.report.finished_run import open_run
 from apl_jax.report.page import write_report
 from apl_jax.report.tables import average_precision_table, results_table
@@ -156,7 +157,8 @@ def train(
         data: replaces the data settings of the configuration.
         overrides: settings by dotted path.
 
-    Raises :class:`~apl_jax.declarations.SettingsError`, :class:`~apl_jax.data.files.DataError`.
+    Raises :class:`~apl_jax.declarations.SettingsError`, :class:`~apl_jax.data.files.DataError`; after SIGTERM or SIGINT
+    in the main thread, once the state is saved, :class:`~apl_jax.interruption.Preempted`.
     """
     load_entry_points()
     if isinstance(config, str):
@@ -167,7 +169,8 @@ def train(
         settings = dataclasses.replace(settings, data=data.settings)
     settings = override(settings, overrides or {})
     folder = Path(workdir).expanduser()
-    return Run(folder, carry_out(settings, folder))
+    with stoppable():
+        return Run(folder, carry_out(settings, folder))
 
 
 def load_run(workdir: str | Path) -> Run:

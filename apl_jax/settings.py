@@ -196,6 +196,8 @@ class RuntimeSettings(Checked):
     log_every: int = number(25, at_least=1)
     progress: bool = True
     distributed: str = one_of("off", "auto")  # off | auto: jax.distributed.initialize()
+    grace_seconds: float = number(20.0, at_least=0, at_most=3600)  # from a request to stop to the end of the process
+    silence_seconds: float = number(12.0, at_least=6, at_most=3600)  # from which on another process counts as lost
     # device: all features stay on the devices | stream: batches are read while they compute | auto: device if it fits
     feed: str = one_of("auto", "device", "stream")
     device_share: float = number(0.4, at_least=0, at_most=1)  # of the devices' memory that `auto` fills with features

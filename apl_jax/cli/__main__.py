@@ -1,8 +1,6 @@
 """``python -m apl_jax.cli`` is ``apl-jax``."""
 
-import sys
-
-from apl_jax.cli.dispatch import main
+from apl_jax.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

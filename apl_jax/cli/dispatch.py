@@ -60,7 +60,7 @@ def _is_preemption(error: Exception) -> bool:
     """Whether training was asked to stop, and has saved its state."""
     if not isinstance(error, RuntimeError):
         return False
-    from apl_jax.training.loop import Preempted
+    from apl_jax.interruption import Preempted
 
     return isinstance(error, Preempted)
 

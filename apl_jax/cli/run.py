@@ -14,19 +14,24 @@ def _declare(parser: Parser) -> None:
 
 
 def _carry_out(arguments: Namespace) -> None:
+    import contextlib
+
     import jax
 
+    from apl_jax.interruption import stoppable
+    from apl_jax.processes import Peers
     from apl_jax.report import print_table, write_report
     from apl_jax.runs.run import run
 
     settings, workdir = read_settings(arguments), arguments.workdir
-    if settings.runtime.distributed == "auto":
-        jax.distributed.initialize()
-    results = run(settings, workdir, arguments.command_line)
-    if jax.process_index() == 0:
-        print_table(results)
-        page = write_report(workdir)
-        print(f"\nresults   {workdir / 'results.json'}\nreport    {page}")
+    peers = Peers(settings.runtime.silence_seconds)
+    together = peers.joined() if settings.runtime.distributed == "auto" else contextlib.nullcontext()
+    with stoppable(settings.runtime.grace_seconds, peers.before_end), together:
+        results = run(settings, workdir, arguments.command_line)
+        if jax.process_index() == 0:
+            print_table(results)
+            page = write_report(workdir)
+            print(f"\nresults   {workdir / 'results.json'}\nreport    {page}")
 
 
 COMMAND = Command(

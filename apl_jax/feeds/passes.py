@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from apl_jax.data.batching import VideoTable, aligned_zeros, bucket_length, build_targets
 from apl_jax.devices import first_rows, shard_batch, to_host
+from apl_jax.interruption import stop_if_requested
 from apl_jax.ops.masking import map_rows
 from apl_jax.structs import Batch, PyTree, Targets
 
@@ -49,6 +50,7 @@ def map_streamed(function: BatchFn, params: PyTree, table: VideoTable, shape: Ba
     found: list[PyTree] = []
     running: list[PyTree] = []  # one batch is computed while the next is brought, and no more wait on the devices
     for videos in ahead:
+        stop_if_requested(f"a pass over {len(table.ids)} videos")
         running.append(program(params, shard_batch(videos, mesh)))
         if len(running) > 1:
             found.append(to_host(running.pop(0)))

@@ -21,6 +21,7 @@ from apl_jax.devices import build_mesh, device_bytes, enable_compile_cache, host
 from apl_jax.evaluation.external import check_protocol, external_digest, protocol_words, read_class_scores
 from apl_jax.feeds.passes import BatchPlan
 from apl_jax.inference.model import FOLDER, GENERATOR, PARAMETERS, ModelCard, write_card
+from apl_jax.interruption import stop_if_requested
 from apl_jax.runs.context import RunContext
 from apl_jax.runs.ledger import Ledger
 from apl_jax.runs.plans import check_split, generator_of, plan_stages, total_steps
@@ -113,6 +114,7 @@ def carry_out(stage: Stage, mark: str, context: RunContext, position: str) -> di
     if done is not None:
         log.info("%s %s: done before", position, stage.name)
         return done
+    stop_if_requested(f"before {stage.name}")
     folder = context.ledger.begin(stage.name, mark)
     started = time.perf_counter()
     result = stage.work(stage.handed, context.inputs(stage.reads), folder)

@@ -28,9 +28,7 @@ class Checkpoints:
             self.folder,
             item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                save_decision_policy=policies.AnySavePolicy(
-                    [policies.FixedIntervalPolicy(every), policies.PreemptionCheckpointingPolicy()]
-                ),
+                save_decision_policy=policies.FixedIntervalPolicy(every),
                 preservation_policy=policies.LatestN(_KEPT),
                 enable_async_checkpointing=True,
                 create=True,
@@ -42,7 +40,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, step: int, *, force: bool = False) -> None:
-        """Starts writing if the interval, a preemption or ``force`` asks for it; a failed write surfaces here or in
+        """Starts writing if the interval or ``force`` asks for it; a failed write surfaces here or in
         :meth:`finish` as :class:`CheckpointError`, and leaves the earlier checkpoints as they were."""
         if self._manager.latest_step() == step:
             return
@@ -64,10 +62,6 @@ class Checkpoints:
             f"{self.folder}: could not write the checkpoint of step {step} ({reason}). Earlier checkpoints are intact. "
             "Free some disk space or choose another `workdir`, then run the same command again: it resumes."
         )
-
-    def preempted(self, step: int) -> bool:
-        """Whether a termination signal asked to stop, and its checkpoint is being written."""
-        return self._manager.reached_preemption(step)
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
         """The newest (or given) state, in the shapes, dtypes and shardings of ``like``.

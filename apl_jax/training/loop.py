@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from apl_jax.devices import to_host
 from apl_jax.feeds.resident import Feed
+from apl_jax.interruption import Preempted, requested
 from apl_jax.settings import RuntimeSettings
 from apl_jax.structs import Array
 from apl_jax.training.checkpoint import Checkpoints
@@ -21,10 +22,6 @@ from apl_jax.training.writers import MetricWriter
 
 class NotFiniteError(RuntimeError):
     """A loss that became NaN or infinite."""
-
-
-class Preempted(RuntimeError):
-    """Training was asked to stop and has saved its state; the same command goes on from there."""
 
 
 class Plan(NamedTuple):
@@ -51,7 +48,7 @@ def fit(
 
     Raises:
         NotFiniteError: naming the steps and the terms that are not finite.
-        Preempted: after a termination signal, once the state is saved.
+        Preempted: after a request to stop, once the state is saved.
     """
     portion = feed.most_steps or plan.steps_per_dispatch
     done = int(to_host(state.step))
@@ -74,10 +71,14 @@ def fit(
         progress.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         if done % plan.runtime.log_every == 0 or done == plan.steps:
             writer.scalars(done, values)
-        store.save(state, done, force=done == plan.steps)
-        if done < plan.steps and store.preempted(done):
+        stop = done < plan.steps and requested()
+        store.save(state, done, force=stop or done == plan.steps)
+        if stop:
             store.finish()
-            raise Preempted(f"{plan.name}: stopped at step {done} of {plan.steps}, state saved")
+            progress.close()
+            raise Preempted(
+                f"{plan.name}: stopped at step {done} of {plan.steps}, state saved: the same command goes on"
+            )
     progress.close()
     store.finish()
     return state

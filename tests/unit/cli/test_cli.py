@@ -245,7 +245,8 @@ def one_command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Exception
 
 
 def test_exit_codes(one_command: Callable[[Any], int], capsys: pytest.CaptureFixture[str]) -> None:
-    from apl_jax.training.loop import NotFiniteError, Preempted
+    from apl_jax.interruption import Preempted
+    from apl_jax.training.loop import NotFiniteError
 
     said = lambda: capsys.readouterr().err
     assert one_command(0) == 0 and one_command(1) == 1 and not said()
