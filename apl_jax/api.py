@@ -29,6 +29,7 @@ from apl_jax.interruption import stoppable
 from apl_jax.report.finished_run import open_run
 from apl_jax.report.page import write_report
 from apl_jax.report.tables import average_precision_table, results_table
+from apl_jax.runs.artefacts import sealed_file
 from apl_jax.runs.plugins import load_entry_points
 from apl_jax.runs.run import run as carry_out
 from apl_jax.runs.settings import Settings, configurations, read_config, to_settings
@@ -131,7 +132,7 @@ class Run:
         number = number or max(rounds, default=0)
         if number not in rounds:
             raise ValueError(f"number: found {number}, expected one of the rounds {rounds} of pseudo labels")
-        path = self.workdir / "stages" / f"pseudo_label_{number}" / PSEUDO_LABELS
+        path = sealed_file(self.workdir / "stages" / f"pseudo_label_{number}", PSEUDO_LABELS)
         database = load_json(path)["database"]
         return {video: [*_pseudo_labels(entry)] for video, entry in database.items()}
 

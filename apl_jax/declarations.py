@@ -8,16 +8,18 @@ settings, a :class:`Chain` is several of them in an order.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from apl_jax.text import shown
+from apl_jax.text import numbers_of, shown
 
 if TYPE_CHECKING:
     from apl_jax.registry import Registry
@@ -123,6 +125,7 @@ class Unhashed:
 
 
 _NAME, _CHAIN = "name", "chain"
+_RANGE = re.compile(r"\d:")  # first:step:last
 
 
 def to_dict(settings: Any) -> Any:
@@ -256,6 +259,9 @@ def _read_text(text: str, old: Any) -> Any:
     """A value as a command line states it: text for text, Python's literals for all else."""
     if isinstance(old, str):
         return text
+    if isinstance(old, tuple) and _RANGE.search(text):
+        with contextlib.suppress(ValueError):  # what is none is refused as text
+            return numbers_of(text)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -7,10 +7,12 @@ templates, which escape by themselves.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 SHOWN = 80  # characters that a message quotes of one value
+_MOST_IN_RANGE = 10_000  # numbers that a range stands for
 _FORMULA = "=+-@"  # what a spreadsheet takes for the beginning of a formula
 _UNSAFE = re.compile(r"[^\w.@+=-]+")  # what names of files should not hold
 
@@ -50,3 +52,20 @@ def for_file_name(text: str, most: int = 100) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def numbers_of(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them; ``0.5:0.05:0.95`` stands for those from 0.5 to 0.95, both included, in steps of
+    0.05. Raises ``ValueError`` for anything else."""
+    return tuple(number for part in text.strip("()[] ").split(",") if part.strip() for number in _range_of(part))
+
+
+def _range_of(part: str) -> list[float]:
+    first, *rest = (float(number) for number in part.split(":"))
+    if not rest:
+        return [first]
+    step, last = rest  # ValueError where there are not three
+    count = (last - first) / step + 1 if step > 0 and math.isfinite(first + last) else 0
+    if not 1 <= count < _MOST_IN_RANGE:
+        raise ValueError(f"no numbers from {first:g} to {last:g} in steps of {step:g}")
+    return [round(first + i * step, 10) for i in range(int(count + 1e-6))]

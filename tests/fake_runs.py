@@ -10,6 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from apl_jax.data.annotations import read_annotations
+from apl_jax.data.dataset import truth_digest
 from apl_jax.data.files import write_json
 from apl_jax.evaluation.average_precision import (
     Instances,
@@ -20,6 +22,7 @@ from apl_jax.evaluation.label_quality import label_quality
 from apl_jax.evaluation.label_space import examples, label_space
 from apl_jax.evaluation.submission import write_submission
 from apl_jax.learning.class_division import DivisionSettings, divide_classes
+from apl_jax.runs.artefacts import seal
 from apl_jax.structs import Reason
 
 TIOU = (0.3, 0.5, 0.7)
@@ -74,6 +77,8 @@ def make_run(
             [labels[v] for v in rows], classes, duration_s, rng,
         )  # fmt: skip
     spaces = {n: _divide(run, n, split["unlabelled"], classes, rng) for n in trained if space and n == "teacher"}
+    for stage in (run / "stages").iterdir():
+        seal(stage, "made up", {})
     write_json(run / "results.json", {
         "version": "0.1.0", "settings_fingerprint": "f" * 16, "seed": 0, "devices": "1 x cpu", "jax": "0.10.2",
         "data": {
@@ -81,6 +86,10 @@ def make_run(
             "label_ratio": 0.1, "split_seed": 0,
             "split_digest": "d" * 16, "labelled": 2, "unlabelled": videos - 5, "evaluated": 3,
             "evaluated_on": "test subset",
+            "truth": {
+                role: truth_digest(read_annotations(data / "annotations.json"), split[role])
+                for role in ("evaluation", "unlabelled")
+            },
         },
         "protocol": "strict", "steps": trained, "external_digest": "", "matched_steps": 600, "variants": scores,
         "final_variant": next(reversed(scores)), "pseudo_labels": quality,

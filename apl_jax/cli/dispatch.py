@@ -21,7 +21,7 @@ from apl_jax.cli import (
     thresholds,
 )
 from apl_jax.cli.parser import PROGRAM, Command, UsageError, parse
-from apl_jax.cli.words import in_flags
+from apl_jax.cli.words import in_flags, in_words
 
 _FILES = (
     inspect, run, evaluate, predict, thresholds, report, compare, export, import_actionformer, synthesize, prepare_hapt,
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: interrupted.{goes_on}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:  # DataError and SettingsError are ValueErrors
-        print(f"{PROGRAM}: {in_flags(str(error), chosen.flags)}", file=sys.stderr)
+        print(f"{PROGRAM}: {in_flags(in_words(error), chosen.flags)}", file=sys.stderr)
         return 0 if _is_preemption(error) else FAILED
 
 

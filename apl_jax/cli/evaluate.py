@@ -24,7 +24,7 @@ def _declare(parser: Parser) -> None:
     parser.flag("predictions", "FILE", words, path, required=True)
     parser.flag("subset", "NAME", "score the videos of this subset only", default="", shown="all videos")
     shown = ",".join(map(str, TIOU))
-    parser.flag("tiou", "NUMBERS", "tIoU thresholds", numbers, default=TIOU, shown=shown)
+    parser.flag("tiou", "NUMBERS", "tIoU thresholds, or first:step:last", numbers, default=TIOU, shown=shown)
     words = "JSON or CSV with a probability per video and class: scores under the external protocol"
     parser.flag("external_scores", "FILE", words)
     parser.flag("external_top_k", "K", "classes of a video that each of its segments is given", whole_number, shown="2")

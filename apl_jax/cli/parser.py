@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from apl_jax import __version__
+from apl_jax.text import numbers_of
 
 PROGRAM = "apl-jax"
 OVERRIDE = "--config."
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FLAG = re.compile(r"--?[A-Za-z]|--")  # what cannot be a value: unlike -5, these begin with a letter
 
 
@@ -80,6 +82,9 @@ def path(text: str) -> Path:
     """A file or a folder, with ``~`` for the home folder."""
     if not text:
         raise argparse.ArgumentTypeError("found nothing, expected a path")
+    if _ADDRESS.match(text):
+        advice = "Mount the file system, or copy the files to this machine"
+        raise argparse.ArgumentTypeError(f"found {text!r}, an address; expected a path on this machine. {advice}")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -95,11 +100,15 @@ def number(text: str) -> float:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """One number, or several with commas between them."""
+    """One number, or several with commas between them, or a range, ``first:step:last``."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = numbers_of(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers with commas between them") from None
+        found = ()
+    if not found:
+        expected = "numbers with commas between them, or first:step:last, such as 0.5:0.05:0.95"
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
+    return found
 
 
 def whole_number(text: str) -> int:

@@ -294,7 +294,8 @@ def read_segment(
         raise refusal(where, f"[{start:g}, {end:g}]", f"times of at most {LONGEST_S:g} seconds", "correct the entry")
     if end <= start:
         if reading.strict or end < start:
-            raise refusal(where, f"[{start:g}, {end:g}]", "an end after the start", _LENIENT)
+            remedy = _LENIENT if end == start else "correct the entry"
+            raise refusal(where, f"[{start:g}, {end:g}]", "an end after the start", remedy)
         reading.empty.append(video)
         return None
     if math.isnan(duration_s) or (start >= 0 and end <= duration_s):

@@ -123,6 +123,11 @@ def annotation_digest(records: Sequence[VideoRecord]) -> str:
     return fingerprint([[r.id, r.annotated, *(getattr(r, name).tolist() for name in columns)] for r in records])
 
 
+def truth_digest(truth: Annotations, videos: Sequence[str]) -> str:
+    """A hash of all that predictions of some videos are measured by."""
+    return fingerprint(list(truth.classes), annotation_digest([truth.videos[video] for video in videos]))
+
+
 def _by_id(
     records: Sequence[VideoRecord], seen: RowStore, unseen: RowStore
 ) -> tuple[Sequence[VideoRecord], Sequence[str], Sequence[TimeGrid]]:

@@ -51,7 +51,7 @@ def open_regular(path: Path, what: str, most: int | None = None) -> BinaryIO:
         # Without O_NONBLOCK, opening a FIFO waits for whoever writes to it.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except FileNotFoundError:
-        raise refusal(f"{path}", "no such file", what, "check the path, e.g. `data.root`") from None
+        raise refusal(f"{path}", "no such file", what, "check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         found = getattr(error, "strerror", None) or str(error)
         raise refusal(f"{path}", found, f"{what} that can be read", "check path and permissions") from None
@@ -199,10 +199,27 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # a delayed "disk full" must surface before the rename
-        os.replace(beside, path)
+        move(beside, path)
     except OSError as error:
         remedy = "the former file, if any, is untouched. Try: free some space, or another folder"
         raise OSError(error.errno, f"could not save ({error.strerror}); {remedy}", str(path)) from error
     finally:
         with contextlib.suppress(OSError):  # after the rename, or in a folder that could not be made, there is none
             beside.unlink()
+
+
+def move(source: Path, target: Path) -> None:
+    """Renames a file or a folder, in place of an old file, so that the new name outlasts a power failure."""
+    os.replace(source, target)
+    for folder in {source.parent, target.parent}:
+        sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names in a folder written to the disk: without it, a rename may be lost with the power."""
+    with contextlib.suppress(OSError):  # some file systems have no such thing, and keep their order by themselves
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

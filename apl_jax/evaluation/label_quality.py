@@ -41,6 +41,9 @@ SETS: dict[str, tuple[Reason, ...]] = {
     "promoted": (Reason.PROMOTED,),
 }
 
+# What a label made by hand lacks.
+CERTAIN = {"confidence": 1.0, "score": 1.0, "tiou": 1.0, "tnd": 0.0, "similarity": UNKNOWN_SIMILARITY}
+
 
 @dataclass(frozen=True)
 class PseudoLabelTable:
@@ -64,17 +67,17 @@ def read_pseudo_labels(path: Path, videos: Sequence[str], classes: Sequence[str]
         for row in database.get(video, {}).get(name, [])
     ]
 
-    def column(name: str, default: float) -> np.ndarray:
-        return np.array([row.get(name, default) for _, row in rows], np.float64)
+    def column(name: str) -> np.ndarray:
+        return np.array([row.get(name, CERTAIN[name]) for _, row in rows], np.float64)
 
     instances = Instances(
         np.array([v for v, _ in rows], np.int64),
         np.array([classes.index(row["label"]) for _, row in rows], np.int64),
         np.array([row["segment"] for _, row in rows], np.float64).reshape(-1, 2),
-        column("confidence", 1.0),
+        column("confidence"),
     )
     reason = np.array([Reason[row.get("reason", "kept").upper()] for _, row in rows], np.int64)
-    others = column("score", 1.0), column("tiou", 1.0), column("tnd", 0.0), column("similarity", UNKNOWN_SIMILARITY)
+    others = (column(name) for name in ("score", "tiou", "tnd", "similarity"))
     return PseudoLabelTable(instances, reason, *others)
 
 

@@ -18,6 +18,7 @@ from apl_jax.data.files import refusal
 from apl_jax.declarations import fingerprint
 from apl_jax.report.finished_run import read_documents
 from apl_jax.report.tables import aligned, total_steps, variant_name
+from apl_jax.report.truth import check_present_truths
 
 _NO_DIFFERENCE = "data.split_seed", "data.root", "runtime."  # settings in which the runs of one row may differ
 
@@ -52,6 +53,7 @@ def gather(folders: Sequence[Path]) -> list[Group]:
     protocols: dict[tuple[str, str], Path] = {}
     for folder in folders:
         settings, results = read_documents(folder, ("settings", "results"))
+        check_present_truths(folder, settings, results)
         protocols.setdefault((results["protocol"], results.get("external_digest", "")), folder)
         if len(protocols) > 1:
             ((one, digest), first), ((other, other_digest), second) = protocols.items()

@@ -6,7 +6,6 @@ Only the report and notebooks read a run this way; no stage does, since the trut
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,18 @@ from typing import Any
 import numpy as np
 
 from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.dataset import open_truth
 from apl_jax.data.files import load_json, refusal
 from apl_jax.declarations import from_dict
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.external import protocol_words
 from apl_jax.evaluation.label_quality import PseudoLabelTable, read_pseudo_labels
 from apl_jax.evaluation.submission import read_submission
+from apl_jax.report.truth import check_truths, open_truths
+from apl_jax.runs.artefacts import sealed_file
 from apl_jax.runs.settings import Settings
+from apl_jax.runs.training_stage import PSEUDO_LABELS
 from apl_jax.settings import DataSettings, EvaluationSettings
+from apl_jax.training.writers import METRICS, whole_lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,23 +69,21 @@ class FinishedRun:
 
     def pseudo_labels(self, stage: str) -> PseudoLabelTable:
         """What the stage ``pseudo_label_<round>`` wrote."""
-        path = self.workdir / "stages" / stage / "pseudo_labels.json"
+        path = sealed_file(self.workdir / "stages" / stage, PSEUDO_LABELS)
         return read_pseudo_labels(path, self.split["unlabelled"], self.truth.classes)
 
     def label_space(self, stage: str) -> dict[str, Any]:
         """What was kept of a network's class distributions: ``classes``, ``examples`` and perhaps ``plane``."""
-        return load_json(self.workdir / "stages" / f"{stage}_label_space" / "label_space.json")
+        return load_json(sealed_file(self.workdir / "stages" / f"{stage}_label_space", "label_space.json"))
 
     def predictions(self, variant: str) -> Instances:
         """What a variant predicts on the evaluation videos."""
-        path = self.workdir / "stages" / f"{variant}_evaluation" / "predictions.json"
+        path = sealed_file(self.workdir / "stages" / f"{variant}_evaluation", "predictions.json")
         return read_submission(path, self.split["evaluation"], self.scored_truth.classes).instances
 
     def curves(self, stage: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Scalars that a training stage logged, name -> (steps [S], values [S]); empty without a log."""
-        path = self.workdir / "stages" / stage / "metrics.jsonl"
-        lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []  # the last may be half-written
-        rows = [json.loads(line) for line in lines]
+        rows = [row for _, row in whole_lines(self.workdir / "stages" / stage / METRICS)]
         names = [name for name in dict.fromkeys(n for row in rows for n in row) if name != "step"]
         pairs = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
         return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in pairs.items()}
@@ -118,5 +118,6 @@ def open_run(workdir: Path) -> FinishedRun:
     if results["protocol"] != asked:  # the table would be of one protocol, the predictions beside it of another
         where, found = f"{workdir / 'results.json'}: protocol", f"{results['protocol']!r}"
         raise refusal(where, found, f"{asked!r} as in settings.json", "finish the run, which was begun again")
-    scored = open_truth(data, named=evaluation.protocol == "external")
-    return FinishedRun(workdir, settings, results, split, open_truth(data), scored)
+    truths = open_truths(settings)
+    check_truths(workdir, results, split, truths)
+    return FinishedRun(workdir, settings, results, split, truths["unlabelled"], truths["evaluation"])

@@ -7,6 +7,7 @@ from typing import Any
 
 from apl_jax.report.figures import MEASURES as _FIGURE_3C
 from apl_jax.report.figures import SET_NAMES
+from apl_jax.text import for_terminal
 
 MEASURES = _FIGURE_3C | {"precision": "precision", "recall": "recall"}
 
@@ -120,10 +121,15 @@ def no_pseudo_labels(results: Mapping[str, Any]) -> str:
 
 
 def counts(labels: Mapping[str, Any]) -> str:
-    """The threshold of a round of pseudo labels, and how many detections it concerned."""
-    number, quality = labels["counts"], labels["quality"]
+    """The threshold of a round of pseudo labels, or the file they are from, and how many detections it concerned."""
+    number, quality, source = labels["counts"], labels["quality"], labels.get("source")
+    if source:
+        share = f"{source['recordings']:,} of {source['of']:,} recordings"
+        origin = f"labels from {for_terminal(source['file'])} (digest {source['digest']}; {share})"
+    else:
+        origin = f"tau_pos {labels['tau_pos']:.3f}"
     return (
-        f"tau_pos {labels['tau_pos']:.3f}; {number['kept']:,} kept, {number['promoted']:,} promoted, "
+        f"{origin}; {number['kept']:,} kept, {number['promoted']:,} promoted, "
         f"{number['dropped']:,} dropped, {number['candidate']:,} candidates; {quality['truth']:,} true instances"
     )
 

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save
 
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.batching import VideoTable, build_targets, padded_length, whole_table
-from apl_jax.data.dataset import Dataset, annotation_digest
+from apl_jax.data.dataset import Dataset, truth_digest
 from apl_jax.data.files import write_bytes
 from apl_jax.devices import first_rows, place, replicated, shard_batch, to_host
 from apl_jax.feeds.passes import BatchFn, BatchPlan, map_resident, map_streamed
@@ -133,9 +133,9 @@ class RunContext:
     def digest(self, read: str) -> str:
         """The digest of one of READABLE."""
         if read == UNLABELLED_TRUTH:
-            return annotation_digest([self.truth.videos[video] for video in self.dataset.unlabelled.ids])
+            return truth_digest(self.truth, self.dataset.unlabelled.ids)
         if read == EVALUATION_TRUTH:
-            return annotation_digest([self.scored_truth.videos[video] for video in self.dataset.evaluation.ids])
+            return truth_digest(self.scored_truth, self.dataset.evaluation.ids)
         return self.dataset.digests[read]
 
     def inputs(self, reads: Iterable[str]) -> StageInputs:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
+import json
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
-from apl_jax.data.files import load_json, write_json
+from apl_jax.data.files import DataError, load_json, move, refusal, write_json
+from apl_jax.runs.artefacts import CHECKPOINTS, DONE, ON_PURPOSE, RESUMED_FROM, STARTED, check_files, read_seal, seal
 
-_DONE, _STARTED = "done.json", "started.json"
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # paths have lost the second of the two slashes
+log = logging.getLogger(__name__)
 
 
 class LedgerError(RuntimeError):
@@ -25,8 +32,8 @@ class Ledger:
     """The stages of one run folder: the other object that remembers things between calls.
 
     ``stages/<name>/`` holds a stage's files, ``started.json`` with its fingerprint, and, once all else is written,
-    ``done.json`` with its result. A stage whose fingerprint has changed moves to ``superseded/``: nothing is deleted.
-    Only the first process writes; the others wait for it.
+    ``done.json`` with its result and a digest of each file. A stage whose fingerprint has changed moves to
+    ``superseded/``: nothing is deleted. Only the first process writes; the others wait for it.
     """
 
     def __init__(self, workdir: Path) -> None:
@@ -37,30 +44,46 @@ class Ledger:
         """Where a stage keeps its files."""
         return self.workdir / "stages" / name
 
-    def result(self, name: str, fingerprint: str) -> dict[str, Any] | None:
-        """What the stage returned when it was done under this fingerprint, or None."""
-        path = self.folder(name) / _DONE
-        if not path.exists():
-            return None
-        record = load_json(path)
-        return record["result"] if record["fingerprint"] == fingerprint else None
+    def result(self, name: str, mark: str) -> dict[str, Any] | None:
+        """What the stage returned when it was done under the fingerprint ``mark``; None where it has to be done.
 
-    def begin(self, name: str, fingerprint: str) -> Path:
+        All that it left is compared with its seal first. What is damaged, edited or lost is said, and the stage set
+        aside: it is done again, where it has checkpoints from the newest of these.
+        """
+        return self._agreed(self._sealed_result(name, mark) if self.first_process else None)
+
+    def _sealed_result(self, name: str, mark: str) -> dict[str, Any] | None:
+        folder = self.folder(name)
+        if not os.path.lexists(folder / DONE):
+            return None
+        try:
+            record = read_seal(folder)
+            if record["fingerprint"] != mark:
+                return None
+            check_files(folder, record)
+        except DataError as error:
+            found, where = str(error).partition(" Try: ")[0], self._set_aside(folder)
+            log.info(
+                "note: %s The stage %s is done again. What was there is in %s; %s.", found, name, where, ON_PURPOSE
+            )
+            return None
+        return record["result"]
+
+    def begin(self, name: str, mark: str) -> Path:
         """The stage's folder: as it was broken off under the same fingerprint, otherwise empty."""
         folder = self.folder(name)
         if self.first_process:
-            started = folder / _STARTED
-            if folder.exists() and (not started.exists() or load_json(started)["fingerprint"] != fingerprint):
+            if os.path.lexists(folder) and _started(folder) != mark:
                 self._supersede(folder)
-            if not started.exists():
-                write_json(started, {"fingerprint": fingerprint})
+            if not (folder / STARTED).exists():
+                write_json(folder / STARTED, {"fingerprint": mark})
         self._wait(f"begin {name}")
         return folder
 
-    def finish(self, name: str, fingerprint: str, result: dict[str, Any]) -> None:
+    def finish(self, name: str, mark: str, result: dict[str, Any]) -> None:
         """Declares the stage done; everything it wrote must be on disk by now."""
         if self.first_process:
-            write_json(self.folder(name) / _DONE, {"fingerprint": fingerprint, "result": result})
+            seal(self.folder(name), mark, result)
         self._wait(f"finish {name}")
 
     def write(self, path: Path, document: dict[str, Any]) -> None:
@@ -69,11 +92,36 @@ class Ledger:
             write_json(path, document)
         self._wait(f"write {path.name}")
 
-    def _supersede(self, folder: Path) -> None:
+    def _set_aside(self, folder: Path) -> Path:
+        """Moves what a stage left out of the way, and says where to; not its checkpoints, from which it can go on."""
+        if not (folder / CHECKPOINTS).is_dir():
+            return self._supersede(folder)
+        shelf = self._shelf(folder.name)
+        shelf.mkdir(parents=True)
+        for path in [path for path in folder.iterdir() if path.name not in RESUMED_FROM]:
+            move(path, shelf / path.name)
+        return shelf
+
+    def _supersede(self, folder: Path) -> Path:
+        shelf = self._shelf(folder.name)
+        shelf.parent.mkdir(parents=True, exist_ok=True)
+        move(folder, shelf)
+        return shelf
+
+    def _shelf(self, name: str) -> Path:
+        """A place of its own for what a stage of this name leaves behind."""
         shelf = self.workdir / "superseded"
-        shelf.mkdir(parents=True, exist_ok=True)
-        count = sum(1 for _ in shelf.glob(f"{folder.name}-*"))
-        os.replace(folder, shelf / f"{folder.name}-{count}")
+        return next(place for n in itertools.count() if not os.path.lexists(place := shelf / f"{name}-{n}"))
+
+    @staticmethod
+    def _agreed(document: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The first process's document, on all of them: they must not decide apart."""
+        if jax.process_count() == 1:
+            return document
+        text = np.frombuffer(json.dumps(document).encode(), np.uint8)
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+        padded = np.resize(text, length)
+        return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
 
     @staticmethod
     def _wait(what: str) -> None:
@@ -93,8 +141,26 @@ class Ledger:
         with (self.workdir / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise LedgerError(
                     f"{self.workdir}: another run is at work in this folder. Wait for it, or choose another `workdir`."
                 ) from None
             yield
+
+
+def check_workdir(workdir: Path) -> None:
+    """Refuses an address, such as ``gs://bucket/run``: it would be taken for the name of a folder here, and nothing
+    could be renamed whole in a bucket."""
+    scheme = _ADDRESS.match(str(workdir))
+    if scheme:
+        found, expected = f"{str(workdir)!r}, an address of {scheme[1]}", "a folder of a mounted file system"
+        remedy = "mount it and give that folder, or run in a local folder and copy it afterwards"
+        raise refusal("`workdir`", found, expected, remedy)
+
+
+def _started(folder: Path) -> str | None:
+    """The fingerprint under which a stage was begun; None where its file is missing or damaged."""
+    try:
+        return str(load_json(folder / STARTED).get("fingerprint"))
+    except DataError:
+        return None

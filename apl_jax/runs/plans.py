@@ -16,6 +16,7 @@ from apl_jax.evaluation.external import external_digest
 from apl_jax.inference.model import GENERATOR
 from apl_jax.learning.method import PSEUDO_LABELLED, Method, owners_of
 from apl_jax.runs import context as reads
+from apl_jax.runs.given_labels import GivenLabelsPart, labels_digest, take_labels
 from apl_jax.runs.labelling_stage import LabellingPart, build_selection, label
 from apl_jax.runs.proposal_stage import ProposalPart, propose
 from apl_jax.runs.scoring_stages import (
@@ -50,6 +51,9 @@ def plan_stages(settings: Settings, facts: DataFacts) -> list[Stage]:
         stages += _baseline(settings, baseline, "supervised_matched", longer)
     if "semi_supervised" in settings.variants:
         stages += _semi_supervised(settings, facts)
+    elif settings.learning.labels:
+        found = f"`learning.labels`: found {settings.learning.labels!r}"
+        raise SettingsError(f"{found}, expected none, for `variants` has no 'semi_supervised', which learns from them")
     first = _proposals(settings, facts)
     return first + _beside_proposals(stages) if first else stages
 
@@ -110,7 +114,7 @@ def _beside_proposals(stages: list[Stage]) -> list[Stage]:
     """The stages, each with the proposals that its videos need."""
     found = []
     for stage in stages:
-        if stage.work is measure_label_quality:  # looks at labels, runs no detector
+        if stage.work in (measure_label_quality, take_labels):  # look at labels, run no detector
             found.append(stage)
             continue
         name = _EVALUATION_PROPOSALS if stage.work is evaluate else _PROPOSALS
@@ -137,14 +141,24 @@ def _semi_supervised(settings: Settings, facts: DataFacts) -> list[Stage]:
         stages.append(_training(settings, "teacher", learning.teacher, learning.supervised, start))
         stages += _scores(settings, "teacher")
         start = "teacher"
+    if learning.labels and not labels:
+        raise SettingsError(
+            f"`learning.labels`: found {learning.labels!r}, expected none, for `learning.method` "
+            f"({learning.method.name}) learns from no pseudo labels"
+        )
     if not labels:
         stages.append(_training(settings, "self_train_1", learning.method, learning.self_train, start))
         return stages + _scores(settings, "self_train_1")
     _check_owners(settings, facts)
     for r in range(1, learning.rounds + 1):
-        before = f"pseudo_label_{r - 1}" if r > 1 else ""
+        # Labels from a file leave nothing for the selection of the next round to remember.
+        before = f"pseudo_label_{r - 1}" if r > (2 if learning.labels else 1) else ""
         student, labelling = f"self_train_{r}", f"pseudo_label_{r}"
-        stages += [_labelling(settings, labelling, start, before), _label_quality(labelling)]
+        given = learning.labels if r == 1 else ""
+        stages += [
+            _given_labels(given, labelling) if given else _labelling(settings, labelling, start, before),
+            _label_quality(labelling),
+        ]
         stages.append(_training(settings, student, learning.method, learning.self_train, start, labelling))
         stages += _scores(settings, student)
         start = student
@@ -204,6 +218,11 @@ def _labelling(settings: Settings, name: str, teacher: str, before: str) -> Stag
     )
     needs = tuple(stage for stage in (teacher, before) if stage)
     return Stage(name, needs, (reads.TRAINING, reads.LABELLED), part, label)
+
+
+def _given_labels(file: str, name: str) -> Stage:
+    part = GivenLabelsPart(labels_digest(file), Unhashed(file))
+    return Stage(name, (), (reads.TRAINING, reads.LABELLED), part, take_labels)
 
 
 def _label_quality(labels: str) -> Stage:

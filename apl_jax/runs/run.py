@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +13,17 @@ import jax
 from apl_jax import __version__
 from apl_jax.data.dataset import open_dataset, open_truth
 from apl_jax.data.features.sources import data_root
+from apl_jax.data.files import read_bytes, write_bytes
 from apl_jax.data.splits import write_split
 from apl_jax.declarations import differences, fingerprint, to_dict
 from apl_jax.detectors import build_detector
 from apl_jax.devices import build_mesh, device_bytes, enable_compile_cache, host_bytes
 from apl_jax.evaluation.external import check_protocol, external_digest, protocol_words, read_class_scores
 from apl_jax.feeds.passes import BatchPlan
-from apl_jax.inference.model import FOLDER, GENERATOR, PARAMETERS, ModelCard, write_card
+from apl_jax.inference.model import CARD, FOLDER, GENERATOR, PARAMETERS, ModelCard, write_card
 from apl_jax.interruption import stop_if_requested
-from apl_jax.runs.context import RunContext
-from apl_jax.runs.ledger import Ledger
+from apl_jax.runs.context import EVALUATION_TRUTH, UNLABELLED_TRUTH, RunContext
+from apl_jax.runs.ledger import Ledger, check_workdir
 from apl_jax.runs.plans import check_split, generator_of, plan_stages, total_steps
 from apl_jax.runs.settings import Settings, default_settings, plain_detector
 from apl_jax.runs.stages import Stage, stage_fingerprint
@@ -32,12 +32,14 @@ from apl_jax.training.state import describe_parameters
 
 BASELINES = ("supervised", "supervised_matched")  # stages that train the plain detector
 UNSCORED = ("pretrain", GENERATOR)  # training stages whose network is no detector of the run yet, or another one
+TRUTHS = {"evaluation": EVALUATION_TRUTH, "unlabelled": UNLABELLED_TRUTH}  # digests that results keep, by role
 _EVALUATION, _LABEL_SPACE, _QUALITY = "_evaluation", "_label_space", "_quality"
 log = logging.getLogger(__name__)
 
 
 def open_run(settings: Settings, workdir: Path) -> RunContext:
     """Opens the data set and the devices for a run in ``workdir``; writes nothing."""
+    check_workdir(workdir)
     enable_compile_cache()
     # Impossible settings are refused before anything is written, and as far as can be before anything is read.
     check_protocol(settings.evaluation)
@@ -180,11 +182,8 @@ def _write_final_model(context: RunContext, stage: str | None) -> None:
     if stage is None:
         return
     source, target = context.ledger.folder(stage) / FOLDER, context.ledger.workdir / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / PARAMETERS, target / f"{PARAMETERS}.tmp")
-    (target / f"{PARAMETERS}.tmp").replace(target / PARAMETERS)
-    shutil.copyfile(source / "model.json", target / "model.json.tmp")
-    (target / "model.json.tmp").replace(target / "model.json")
+    for name in (PARAMETERS, CARD):
+        write_bytes(target / name, read_bytes(source / name, "a file of the model that was trained"))
 
 
 def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,6 +206,7 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
             "excluded": {"count": len(dataset.excluded), "digest": fingerprint(list(dataset.excluded))},
             "length_tolerance": data.length_tolerance,
             "evaluated_on": "validation subjects" if data.validation_subjects else "test subset",
+            "truth": {name: context.digest(read) for name, read in TRUTHS.items()},
         },
         "detector": settings.detector.name,
         "method": settings.learning.method.name,

@@ -49,6 +49,7 @@ class LearningSettings(Checked):
     supervised: StageSettings = field(default_factory=StageSettings)
     self_train: StageSettings = field(default_factory=lambda: StageSettings(unlabelled_batch=2))
     selection: Chain = chain(SELECTION, "dynamic", "icd")
+    labels: str = ""  # JSON with labels of unlabelled recordings, in place of the first round's pseudo labels
     candidates: str = one_of("ignore", "background")  # what unselected candidates are in training (A14)
 
 

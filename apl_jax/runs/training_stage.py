@@ -36,6 +36,7 @@ from apl_jax.learning.method import (
     random_view,
 )
 from apl_jax.registry import METHODS
+from apl_jax.runs.artefacts import CHECKPOINTS
 from apl_jax.runs.context import StageInputs
 from apl_jax.settings import StageSettings
 from apl_jax.structs import Array, DataFacts, leaves_by_name
@@ -82,10 +83,9 @@ def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, An
     method, context = build_method(part.method, part.detector, part.stage, inputs.facts)
     objective = build_objective(method, context)
     optimizer = build_optimizer(part.stage.optimizer, objective.groups, part.stage.steps)
-    store = Checkpoints(folder / "checkpoints", inputs.runtime.checkpoint_every)
-    if store.latest() is not None:
-        state = store.restore(abstract_state(objective, optimizer, inputs.mesh))
-    else:
+    store = Checkpoints(folder / CHECKPOINTS, inputs.runtime.checkpoint_every)
+    state = store.resume(abstract_state(objective, optimizer, inputs.mesh))
+    if state is None:
         state = fresh_state(part, inputs, objective, optimizer, key)
     resumed = int(to_host(state.step))
     feed = build_feed(part, inputs, method, key)

@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from apl_jax.data.files import most_text_bytes, read_bytes, write_text
+
+METRICS = "metrics.jsonl"
+
 
 class MetricWriter(Protocol):
     """Takes scalars by step."""
@@ -26,11 +30,7 @@ class JsonLines:
     """One JSON object per line, ``{"step": ..., name: value}``; resuming drops the lines after ``resume_step``."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
-        beside = path.with_suffix(".tmp")
-        beside.write_text("".join(kept))
-        os.replace(beside, path)
+        write_text(path, "".join(line for line, row in whole_lines(path) if row["step"] <= resume_step))
         self._file = path.open("a", encoding="utf-8")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -43,10 +43,27 @@ class JsonLines:
         self._file.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
-    if not path.exists():
+def whole_lines(path: Path) -> list[tuple[str, dict[str, float]]]:
+    """The lines of a log and what they hold; none where there is no log.
+
+    Blank, damaged and half-written lines, which a broken disk or a killed process leaves, are passed over. Raises
+    :class:`~apl_jax.data.files.DataError` where the log cannot be read at all.
+    """
+    if not os.path.lexists(path):
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    text = read_bytes(path, "the scalars of a stage", most_text_bytes()).decode(errors="replace")
+    found = ((line, _row(line)) for line in text.split("\n")[:-1])  # the last may be half-written
+    return [(f"{line}\n", row) for line, row in found if row is not None]
+
+
+def _row(line: str) -> dict[str, float] | None:
+    """A line's step and scalars; None where it is not whole."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and type(row.get("step")) is int
+    return row if whole and all(type(value) in (int, float) for value in row.values()) else None
 
 
 class TensorBoard:
@@ -88,7 +105,7 @@ def open_writers(folder: Path, resume_step: int, first_process: bool) -> Writers
     """JSON lines in ``folder/metrics.jsonl``, and TensorBoard beside it where tensorboardX is installed."""
     if not first_process:
         return Writers([])
-    writers: list[MetricWriter] = [JsonLines(folder / "metrics.jsonl", resume_step)]
+    writers: list[MetricWriter] = [JsonLines(folder / METRICS, resume_step)]
     with contextlib.suppress(ImportError):
         writers.append(TensorBoard(folder / "tensorboard"))
     return Writers(writers)

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from fixtures import smoke_settings
 
+from apl_jax.api import load_run
 from apl_jax.data.annotations import read_annotations
 from apl_jax.data.features.sources import embedded_root
+from apl_jax.data.files import DataError
+from apl_jax.report import write_report
+from apl_jax.report.compare import comparison
 from apl_jax.runs.run import run
 from apl_jax.structs import Reason
 
@@ -164,3 +168,43 @@ def test_a_removed_test_video_repeats_no_training(small_run: Path, copy: Path, d
     assert stages_done_again(copy, **{"data.root": str(data)}) == EVALUATIONS
     results = read(copy / "results.json")
     assert results["data"]["evaluated"] == read(small_run / "results.json")["data"]["evaluated"] - 1
+
+
+def test_labels_corrected_on_purpose_come_in_by_a_setting(small_run: Path, copy: Path, tmp_path: Path) -> None:
+    document = read(small_run / "stages" / "pseudo_label_1" / "pseudo_labels.json")
+    video = next(v for v, entry in document["database"].items() if entry["annotations"])
+    document["database"] = {video: {"annotations": document["database"][video]["annotations"][:1]}}
+    (tmp_path / "mine.json").write_text(json.dumps(document))
+    again = stages_done_again(copy, **{"learning.labels": str(tmp_path / "mine.json")})
+    assert again == {
+        "pseudo_label_1", "pseudo_label_1_quality", "self_train_1", "self_train_1_evaluation",
+        "self_train_1_label_space",
+    }  # fmt: skip
+    labels = read(copy / "results.json")["pseudo_labels"]["pseudo_label_1"]
+    assert labels["tau_pos"] is None and labels["source"]["recordings"] == 1
+    assert labels["counts"]["kept"] + labels["counts"]["promoted"] == labels["quality"]["final"]["count"] == 1
+    assert f"labels from {tmp_path / 'mine.json'}" in write_report(copy).read_text()
+    loaded = load_run(copy)
+    assert sum(len(rows) for rows in loaded.pseudo_labels().values()) == 1 and "labels from" in loaded.table()
+
+
+def test_numbers_of_other_annotations_are_not_shown(copy: Path, data: Path) -> None:
+    run(smoke_settings(**{"data.root": str(data)}), copy)
+    assert write_report(copy).is_file() and "average" in comparison([copy])
+    document = read(data / "annotations.json")
+    entry = document["database"][read(copy / "split.json")["evaluation"][0]]
+    entry["annotations"] = entry["annotations"][1:]
+    (data / "annotations.json").write_text(json.dumps(document))
+    for show in (write_report, lambda folder: comparison([folder])):
+        with pytest.raises(DataError, match=r"results.json: found numbers of other annotations.*run again"):
+            show(copy)
+    run(smoke_settings(**{"data.root": str(data)}), copy)
+    assert write_report(copy).is_file() and "average" in comparison([copy])
+
+
+def test_labels_edited_after_the_end_are_in_no_report(copy: Path) -> None:
+    path = copy / "stages" / "pseudo_label_1" / "pseudo_labels.json"
+    path.write_text(path.read_text().replace('"kept"', '"promoted"', 1))
+    for show in (write_report, lambda folder: load_run(folder).pseudo_labels()):
+        with pytest.raises(DataError, match=r"pseudo_labels\.json: found another content"):
+            show(copy)

@@ -72,6 +72,7 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("learning.self_train.*", ("self_train_?",)),
     ("learning.selection.*", ("pseudo_label_?",)),
     ("learning.candidates", ("pseudo_label_?",)),
+    ("learning.labels", ("pseudo_label_1",)),
     ("evaluation.label_space.*", ("*_label_space",)),
     ("evaluation.external_scores", ()),  # where the file is; what it holds has a digest
     ("evaluation.*", ("*_evaluation",)),
@@ -268,6 +269,8 @@ def together(path: str, value: Any, settings: Settings, file: Path) -> list[dict
         return [{path: s.branch_blocks + 1, **{f"detector.{name}": value for name, value in more.items()}}]
     if path == "evaluation.protocol":
         return [{path: "external", "evaluation.external_scores": str(file)}]
+    if path == "learning.labels":
+        return [{path: str(file)}]
     if path in ("learning.teacher.icd.enabled", "learning.teacher.name"):
         # Selection asks for what the teacher trains. It comes after the teacher.
         values = [False] if path.endswith("enabled") else METHODS
@@ -294,8 +297,8 @@ def wrong_changes(settings: Settings, below: str, file: Path) -> list[str]:
     """Settings at or below a path that do not reach exactly the stages that the specification says."""
     before, wrong = marks(settings), []
     for path, value, declared in walk(settings):
-        if not path.startswith(below):
-            continue
+        if not path.startswith(below) or (path == "learning.labels" and "pseudo_label_1" not in before):
+            continue  # labels for a method that learns from none are refused
         runs = list(changed_runs(path, value, declared, settings, file))
         assert runs, f"{path}: found no other legal value than {value!r}"
         for after in runs:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from apl_jax.cli import dispatch
 from apl_jax.cli.configuration import read_settings
 from apl_jax.cli.dispatch import COMMANDS, main
 from apl_jax.cli.parser import Command, Parser, UsageError, build_parser, parse
-from apl_jax.cli.words import SETTINGS, in_flags
+from apl_jax.cli.words import SETTINGS, in_flags, in_words
 from apl_jax.data.files import DataError
 
 RUN = ("workdir", "config", "plugin")
@@ -282,3 +284,45 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     assert done.stderr.startswith("apl-jax: no.json: found no such file") and len(done.stderr.splitlines()) == 1
     done = subprocess.run([*command, "--stage=x"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 2 and "no flag --stage, which is a flag of predict, export" in done.stderr
+
+
+# Ranges, addresses, and what the operating system says
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("0.5:0.05:0.95", (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)),
+        ("0.1:0.2:0.5,0.75", (0.1, 0.3, 0.5, 0.75)),
+        ("0.3:0.3:0.5", (0.3,)),
+    ],
+)
+def test_a_range_of_thresholds(text: str, expected: tuple[float, ...]) -> None:
+    assert parsed("evaluate", "--annotations=a", "--predictions=p", f"--tiou={text}").tiou == expected
+    found = read_settings(parsed("run", "--config=spsw:smoke", "--workdir=w", f"--config.evaluation.tiou={text}"))
+    assert found.evaluation.tiou == expected
+
+
+@pytest.mark.parametrize("text", ["0.5:0.05", "0.5:0:0.9", "0.9:0.1:0.5", "0:1e-9:1", "a:b:c", "0.5:nan:0.9", ""])
+def test_what_is_no_range_is_refused(text: str) -> None:
+    assert "such as 0.5:0.05:0.95" in refused("evaluate", "--annotations=a", "--predictions=p", f"--tiou={text}")
+    with pytest.raises(ValueError, match=r"evaluation\.tiou"):
+        read_settings(parsed("run", "--config=spsw:smoke", "--workdir=w", f"--config.evaluation.tiou={text}"))
+
+
+def test_an_address_is_no_path() -> None:
+    said = refused("run", "--config=spsw:smoke", "--workdir=gs://bucket/run")
+    assert "'gs://bucket/run', an address" in said and "Mount" in said
+
+
+@pytest.mark.parametrize(
+    "number, advice",
+    [(errno.EACCES, "who may write"), (errno.EROFS, "who may write"), (errno.ENOSPC, "free some space")],
+)
+def test_what_the_operating_system_refuses_has_a_place_and_advice(number: int, advice: str) -> None:
+    said = in_words(OSError(number, os.strerror(number), "/runs/a"))
+    assert said.startswith("/runs/a: ") and f"Try: {advice}" in said.replace("check ", "") and "[Errno" not in said
+
+
+def test_a_setting_is_the_flag_of_its_name_where_there_are_no_settings() -> None:
+    assert in_flags("check `evaluation.external_scores`", ("external_scores",)) == "check --external_scores"
