@@ -111,8 +111,8 @@ def test_asked_to_stop_it_saves_at_the_end_of_a_portion(tmp_path: Path) -> None:
     store = Checkpoints(tmp_path / "checkpoints", every=1000)
     state = place(initial_state(jax.random.key(0), objective, optimizer), replicated(mesh))
     plan = Plan("lesson", 8, 4, RUNTIME)
-    with contextlib.closing(open_writers(tmp_path, 0, True)) as writer, stoppable(grace_s=60):
-        with pytest.raises(Preempted, match="lesson: stopped at step 4 of 8, state saved: the same command goes on"):
-            fit(state, dispatch, key, feed, plan, store, writer)
+    stopped = pytest.raises(Preempted, match="lesson: stopped at step 4 of 8, state saved: the same command goes on")
+    with contextlib.closing(open_writers(tmp_path, 0, True)) as writer, stoppable(grace_s=60), stopped:
+        fit(state, dispatch, key, feed, plan, store, writer)
     assert store.latest() == 4
     store.close()
