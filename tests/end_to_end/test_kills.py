@@ -19,8 +19,9 @@ COMMAND = [
     "--config.runtime.steps_per_dispatch=5", "--config.runtime.log_every=5", "--config.runtime.checkpoint_every=10",
 ]  # fmt: skip
 SIGNALS, SEED = 60, 17
-KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-ENDS = {0, 130, 143, -signal.SIGTERM, -signal.SIGKILL}  # exit codes; negative: ended by the signal itself
+KINDS = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGKILL)
+# Exit codes; negative: ended by the signal itself, for Python takes its handlers away when all else is done.
+ENDS = {0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL}
 
 
 def start(workdir: Path, log: Path) -> subprocess.Popen:
@@ -50,7 +51,7 @@ def interrupt(process: subprocess.Popen, workdir: Path, draws: random.Random) ->
         process.send_signal(draws.choice(KINDS))
         sent += 1
         try:
-            process.wait(draws.uniform(0.0, 2.5))
+            process.wait(draws.uniform(0.0, 1.5))
         except subprocess.TimeoutExpired:
             continue
     return sent

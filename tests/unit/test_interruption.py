@@ -23,6 +23,7 @@ with stoppable(grace_s):
     if how == "looks":
         while not requested():
             time.sleep(0.01)
+        time.sleep(0.5)
         print("saved", flush=True)
     else:  # deaf: a long call that lets other threads work, but calls no handler, as compilers do
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
@@ -42,6 +43,7 @@ def work(how: str, grace_s: float) -> subprocess.Popen:
 def test_the_first_request_lets_the_work_end(number: signal.Signals) -> None:
     child = work("looks", 30)
     child.send_signal(number)
+    time.sleep(0.2)
     child.send_signal(number)  # `timeout` and schedulers signal the process and its group: one request
     assert child.communicate(timeout=20) == ("saved\n", "")
     assert child.returncode == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,7 @@ from apl_jax.devices import build_mesh, shard_batch
 from apl_jax.feeds.passes import BatchPlan, map_resident, map_streamed
 from apl_jax.feeds.resident import device_feed, draw_all_rows, draw_rows
 from apl_jax.feeds.streamed import window_start
+from apl_jax.interruption import Preempted, stoppable
 from apl_jax.structs import Batch
 
 
@@ -86,3 +90,18 @@ def test_a_streamed_pass_equals_one_on_the_devices(lengths: list[int]) -> None:
             np.testing.assert_array_equal(other[:, one.shape[1] :], 0)
             other = other[:, : one.shape[1]]
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pass_that_is_asked_to_stop_ends_before_its_next_batch() -> None:
+    videos, calls = table([16] * 5, 64, seed=3), []
+
+    def function(_: jax.Array, batch: Batch) -> jax.Array:
+        if not calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        calls.append(batch.features.shape)
+        return batch.features.sum(-1)
+
+    shape = BatchPlan(batch=1, longest_t=16, multiple=4, threads=2)
+    with stoppable(grace_s=60), pytest.raises(Preempted, match="a pass over 5 videos: stopped"):
+        map_streamed(function, jnp.float32(2), videos, shape, build_mesh())
+    assert len(calls) == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ import pytest
 
 from apl_jax.devices import build_mesh, place, replicated
 from apl_jax.feeds.resident import Feed
+from apl_jax.interruption import Preempted, stoppable
 from apl_jax.learning.method import Objective
 from apl_jax.settings import OptimizerSettings, RuntimeSettings
 from apl_jax.training.checkpoint import Checkpoints
@@ -92,4 +95,24 @@ def test_portions_go_on_at_their_own_multiples(tmp_path: Path) -> None:
     final = fit(place(state, replicated(mesh)), dispatch, key, feed, plan, store, writer)
     assert counts == [1, 4, 4, 2] and int(final.step) == 14
     writer.close()
+    store.close()
+
+
+def test_asked_to_stop_it_saves_at_the_end_of_a_portion(tmp_path: Path) -> None:
+    """Between two checkpoints of the interval too, and the same call then goes on."""
+    mesh, objective, optimizer = build_mesh(1), parabola(1.0), optax.sgd(0.1)
+    feed = Feed({}, lambda arrays, key, step: {}, {})
+    key = jax.jit(lambda: jax.random.key(0), out_shardings=replicated(mesh))()
+
+    def dispatch(count: int):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build_dispatch(build_step(objective, optimizer, AVERAGING), feed, mesh, count)
+
+    store = Checkpoints(tmp_path / "checkpoints", every=1000)
+    state = place(initial_state(jax.random.key(0), objective, optimizer), replicated(mesh))
+    plan = Plan("lesson", 8, 4, RUNTIME)
+    stopped = pytest.raises(Preempted, match="lesson: stopped at step 4 of 8, state saved: the same command goes on")
+    with contextlib.closing(open_writers(tmp_path, 0, True)) as writer, stoppable(grace_s=60), stopped:
+        fit(state, dispatch, key, feed, plan, store, writer)
+    assert store.latest() == 4
     store.close()
