@@ -19,6 +19,7 @@ from apl_jax.report import figures as plots
 from apl_jax.report import print_average_precision, print_table, write_report
 from apl_jax.report.finished_run import open_run
 from apl_jax.report.timelines import TIMELINE_LENGTHS, TIMELINE_VIDEOS
+from apl_jax.runs.artefacts import seal
 from apl_jax.structs import Reason
 
 NASTY = '<script>alert("1")</script> & $x_2$'
@@ -133,6 +134,9 @@ def test_no_pseudo_label_at_all(tmp_path: Path) -> None:
     document = load_json(path)
     document["database"] = {v: e | {"annotations": [], "ignored": []} for v, e in document["database"].items()}
     write_json(path, document)
+    with pytest.raises(DataError, match="another content than the stage wrote"):
+        write_report(run)
+    seal(path.parent, "made up", {})
     assert Page(write_report(run)).of("h2") == [name for name in SECTIONS if name != "Non-target classes"]
 
 
