@@ -31,11 +31,12 @@ class Frames:
 
 
 def sample_frames(inputs: StageInputs, videos: int, frames: int, seed: int = 0) -> Frames:
-    """About ``frames`` frames of ``videos`` unlabelled videos, spread over the list; every class and the background
-    give equally many, as far as they have them."""
+    """About ``frames`` frames of ``videos`` unlabelled videos that are annotated, spread over the list; every class and
+    the background give equally many, as far as they have them. None where none is annotated."""
     table, truth = inputs.table("unlabelled"), inputs.unlabelled_truth()
-    chosen = np.unique(np.linspace(0, len(table.ids) - 1, videos).round().astype(int))
-    found = []
+    known = np.flatnonzero([record.annotated for record in truth])
+    chosen = known[np.unique(np.linspace(0, len(known) - 1, videos).round().astype(int))] if len(known) else known
+    found = [np.zeros((3, 0), int)]
     for row, v in enumerate(chosen):
         steps = np.arange(int(table.lengths[v]))
         kinds = frame_truth(table.grids[v].to_s(steps), truth[v], len(inputs.classes))
@@ -51,6 +52,8 @@ def sample_frames(inputs: StageInputs, videos: int, frames: int, seed: int = 0) 
 
 def representation(detector: Detector, inputs: StageInputs, params: PyTree, frames: Frames) -> np.ndarray:
     """What a detector with these parameters makes of the frames: ``[M, E]``."""
+    if not len(frames.row):
+        return np.zeros((0, 1))
     table = inputs.table("unlabelled").take(frames.videos)
     # Frames of each video side by side [V, most]; the places that a video does not fill repeat its first step.
     place = np.zeros(len(frames.row), int)
