@@ -52,8 +52,6 @@ def sample_frames(inputs: StageInputs, videos: int, frames: int, seed: int = 0) 
 
 def representation(detector: Detector, inputs: StageInputs, params: PyTree, frames: Frames) -> np.ndarray:
     """What a detector with these parameters makes of the frames: ``[M, E]``."""
-    if not len(frames.row):
-        return np.zeros((0, 1))
     table = inputs.table("unlabelled").take(frames.videos)
     # Frames of each video side by side [V, most]; the places that a video does not fill repeat its first step.
     place = np.zeros(len(frames.row), int)

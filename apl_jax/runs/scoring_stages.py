@@ -121,8 +121,8 @@ def measure_label_space(part: LabelSpacePart, inputs: StageInputs, folder: Path)
     for row in shown:
         row |= {"video": table.ids[row["video"]], "time_s": float(table.grids[row["video"]].to_s(row["time_t"]))}
     document: dict[str, Any] = {"classes": [*inputs.classes, "background"], "examples": shown}
-    if s.frames:
-        frames = sample_frames(inputs, s.videos, s.frames)
+    frames = sample_frames(inputs, s.videos, s.frames) if s.frames else None
+    if frames is not None and len(frames.row):
         points = planar_embedding(representation(detector, inputs, params, frames))
         document["plane"] = {"points": points.round(3).tolist(), "truth": frames.kind.tolist()}
     inputs.write(folder / "label_space.json", document)
