@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from apl_jax.data.annotations import Annotations, parse_annotations
 from apl_jax.data.dataset import Dataset, open_dataset, open_truth
 from apl_jax.data.files import DataError, load_json, refusal
-from apl_jax.data.published import read_truth
 from apl_jax.data.splits import Split, build_split
+from apl_jax.data.truth import read_truth
 from apl_jax.declarations import override
 from apl_jax.evaluation.average_precision import (
     AveragePrecision,

@@ -31,13 +31,13 @@ def _declare(parser: Parser) -> None:
     words = "how class and segment score are combined"
     parser.flag("external_combination", "sqrt|product", words, shown="sqrt")
     words = "what a class of EPIC-KITCHENS-100's tables is"
-    parser.flag("task", "verb|noun|action", words, default="verb")
+    parser.flag("task", "verb|noun|action", words, default="", shown="verb")
     parser.flag("out", "FILE", "JSON to write the predictions to that the external protocol makes", path)
 
 
 def _carry_out(arguments: Namespace) -> None:
     from apl_jax.data.files import refusal
-    from apl_jax.data.published import read_truth
+    from apl_jax.data.truth import read_truth
     from apl_jax.evaluation.scoring import coverage_notes, score, why_not_scored
     from apl_jax.evaluation.submission import read_submission
     from apl_jax.report import print_average_precision

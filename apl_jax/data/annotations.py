@@ -28,7 +28,9 @@ from apl_jax.text import shown
 _TOLERANCE_S = 0.5  # players and annotators disagree this much about where a recording ends ...
 _TOLERANCE_SHARE = 0.01  # ... or by 1 % of it (ActivityNet v_m--b-Ltjm_Y: 0.85 s of 143 s)
 LONGEST_S = 1e8  # three years: what is longer is a mistake, and float32 would round its times to seconds
-_TIME = re.compile(r"(?:(?:([0-9]{1,3}):)?([0-9]{1,2}):)?([0-9]{1,9}(?:\.[0-9]{1,9})?)", re.ASCII)  # [[h:]m:]s
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
+# "1:02" could be hours and minutes; with a fraction, as in "1:02.5", its last part must be seconds.
+_CLOCK = re.compile(r"(?:([0-9]{1,3}):(?=[0-9]+:)|(?=[^.]*\.))([0-5]?[0-9]):([0-5]?[0-9](?:\.[0-9]{1,9})?)")
 _VIDEO_KEYS = ("subset", "duration", "fps", "subject", "annotations", "ignored")
 _ROW_KEYS = ("segment", "label", "label_id", "weight", "ignore")
 AGNOSTIC = "action"  # the one class where none are told apart
@@ -348,7 +350,10 @@ def with_rows(record: VideoRecord, rows: list[Row], index: dict[str, int]) -> Vi
 
 def in_seconds(value: Any) -> Any:
     """A time as a file states it, in seconds where it is text that can only mean that; all else as it is."""
-    found = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+    text = value.strip() if isinstance(value, str) else ""
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    found = _CLOCK.fullmatch(text)
     if found is None:
         return value
     hours, minutes, seconds = found.groups(default="0")

@@ -33,8 +33,8 @@ from apl_jax.data.features.manifest import read_manifest
 from apl_jax.data.files import refusal
 from apl_jax.settings import DataSettings
 
-_OWN = {"thumos14": ("thumos14.json",), "activitynet": ("activitynet13_anno.json", "activity_net.v1-3.min.json")}
-_NAMES = ("annotations.json", *(name for names in _OWN.values() for name in names))
+OWN_FILES = {"thumos14": ("thumos14.json",), "activitynet": ("activitynet13_anno.json", "activity_net.v1-3.min.json")}
+_NAMES = ("annotations.json", *(name for names in OWN_FILES.values() for name in names))
 _SHORTEST_S = 1e-3  # of ActivityNet's instances, and how near the ends of duplicates are (spec 1.2)
 
 
@@ -98,29 +98,6 @@ def _with_rates(annotations: Annotations, root: Path, settings: DataSettings) ->
     return dataclasses.replace(annotations, videos=videos)
 
 
-def read_truth(path: str | Path, classes: tuple[str, ...] | None = None, task: str = "verb") -> Annotations:
-    """The annotations of a file, or of a data folder, as a run reads them: for scoring, and for clocks.
-
-    Reading is lenient (``strict=False`` of :func:`read_annotations`), and videos may lack their durations. What is
-    published as THUMOS14 or ActivityNet, by the name of the file, is cleaned as for a run, all its videos kept.
-    ``classes`` as for :func:`read_annotations`; ``task`` as ``data.task``.
-    """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        names = [name for name, files in _OWN.items() if any((path / file).is_file() for file in files)]
-        file = annotation_file(path, names[0] if len(names) == 1 else path.name)
-        if file is None:
-            return read_epic(path, task, strict=False)
-        path = file
-    named = classes if not path.name.startswith("thumos14") else None
-    annotations = read_annotations(path, named, strict=False, clocks=False)
-    if path.name.startswith("thumos14"):
-        annotations, ambiguous = _without_ambiguous(annotations)
-        note = f"{path}: {ambiguous} segments of the class 'Ambiguous' left out"
-        return dataclasses.replace(annotations, notes=annotations.notes + ((note,) if ambiguous else ()))
-    return clean_activitynet(annotations, path) if path.name in _OWN["activitynet"] else annotations
-
-
 def choose_variant(annotations: Annotations, path: Path, variant: str) -> Annotations:
     """THUMOS14 with the test videos of a named variant and without the class "Ambiguous"; counts in the notes.
 
@@ -135,7 +112,7 @@ def choose_variant(annotations: Annotations, path: Path, variant: str) -> Annota
     chosen = THUMOS14_VARIANTS[variant]
     videos = {video: record for video, record in annotations.videos.items() if video not in chosen.left_out}
     removed = sorted(set(annotations.videos) - set(videos))
-    result, ambiguous = _without_ambiguous(dataclasses.replace(annotations, videos=videos))
+    result, ambiguous = without_ambiguous(dataclasses.replace(annotations, videos=videos))
     test = [record for record in result.videos.values() if record.subset == "test"]
     _check_count(path, variant, test, len(removed))
     instances = sum(len(record.labels) for record in test)
@@ -180,7 +157,7 @@ def annotation_file(root: Path, name: str) -> Path | None:
     """
     found = [file for file in _NAMES if (root / file).is_file()]
     tables = holds_epic(root)
-    own = {file for start, files in _OWN.items() if name.lower().startswith(start) for file in files}
+    own = {file for start, files in OWN_FILES.items() if name.lower().startswith(start) for file in files}
     if own & set(found):
         found, tables = [file for file in found if file in own or file == _NAMES[0]], False
     if len(found) + tables > 1:
@@ -204,7 +181,7 @@ def _check_count(path: Path, variant: str, test: list[VideoRecord], removed: int
         raise refusal(f"{path}: subset", found, f"the {expected} of THUMOS14's variant {variant!r}", remedy)
 
 
-def _without_ambiguous(annotations: Annotations) -> tuple[Annotations, int]:
+def without_ambiguous(annotations: Annotations) -> tuple[Annotations, int]:
     """Annotations without the class "Ambiguous", and how many instances it had."""
     gone = [i for i, name in enumerate(annotations.classes) if name.lower() == "ambiguous"]
     if not gone:

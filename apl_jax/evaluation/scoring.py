@@ -24,6 +24,12 @@ def on_annotated(records: Sequence[VideoRecord], instances: Instances) -> np.nda
     return np.array([record.annotated for record in records], bool)[instances.video]
 
 
+def unannotated(records: Sequence[VideoRecord]) -> dict[str, int]:
+    """``{"unannotated": count}`` of the recordings that nobody annotated; empty where there are none."""
+    count = sum(not record.annotated for record in records)
+    return {"unannotated": count} if count else {}
+
+
 def judged(records: Sequence[VideoRecord], predictions: Instances) -> tuple[Instances, Instances]:
     """The truth of ``records``, and those of the predictions that lie in annotated ones."""
     return instances_from_annotations(records), predictions.select(on_annotated(records, predictions))
@@ -44,11 +50,14 @@ def coverage_notes(records: Sequence[VideoRecord], submission: Submission) -> tu
     found = submission.instances
     predicted, inside = set(found.video.tolist()), [record for record in records if record.annotated]
     missed = [r.id for i, r in enumerate(records) if r.annotated and len(r.labels) and i not in predicted]
+    empty = [video for video in missed if video in submission.empty]
+    missed = [video for video in missed if video not in submission.empty]
     durations_s = np.array([record.duration_s for record in records])
     start_s, end_s = found.segments_s.T if len(found) else np.zeros((2, 0))
     outside = (start_s >= durations_s[found.video]) | (end_s <= 0)  # nan: not known, hence not outside
     kinds = (
         (missed, f"of {len(inside)} annotated videos have no predictions: all their instances are missed"),
+        (empty, f"of {len(inside)} annotated videos have an empty list of predictions: all their instances are missed"),
         ([r.id for r in records if not r.annotated], f"of {len(records)} videos are not annotated: not scored"),
         (submission.unknown_videos, "videos of the predictions are not among those of the truth: left out"),
         (submission.unknown_labels, "classes of the predictions are not among those of the truth: left out"),
@@ -73,9 +82,10 @@ def score(
     recall_at: Sequence[int],
 ) -> dict[str, Any]:  # fmt: skip
     """mAP and recall as JSON types (:meth:`AveragePrecision.as_dict`); without truth all of them empty, and
-    ``not_scored``, the reason in words."""
+    ``not_scored``, the reason in words. Where some of the recordings are not annotated, ``unannotated`` counts them."""
     reason = why_not_scored(records)
     if reason:
         return {"average_map": None, "map": {}, "ap": {}, "recall": {}, "not_scored": reason}
     truth, predictions = judged(records, predictions)
-    return average_precision(truth, predictions, tiou, len(classes), recall_at).as_dict(classes)
+    scores = average_precision(truth, predictions, tiou, len(classes), recall_at).as_dict(classes)
+    return scores | unannotated(records)

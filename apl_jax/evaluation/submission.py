@@ -15,7 +15,7 @@ from apl_jax.data.names import clean_name, cleaned_keys, find_recording, read_na
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.text import from_csv, shown
 
-_COLUMNS = ("video", "label", "start_s", "end_s", "score")  # of the tables that predict writes
+_COLUMNS = ("video", "start_s", "end_s", "score")  # of the tables that predict writes, beside the label
 _QUOTED = 120  # characters of an entry that a message shows
 
 
@@ -26,6 +26,7 @@ class Submission:
     instances: Instances
     unknown_videos: tuple[str, ...]
     unknown_labels: tuple[str, ...]
+    empty: frozenset[str] = frozenset()  # videos with an empty list
 
 
 def read_submission(path: str | Path, videos: Sequence[str], classes: Sequence[str] | None) -> Submission:
@@ -50,7 +51,7 @@ def _from_table(path: Path) -> dict[str, Any]:
     results: dict[str, list[dict[str, Any]]] = {}
     for _, row in load_csv(path, _COLUMNS):
         segment, score = [_number(row["start_s"]), _number(row["end_s"])], _number(row["score"])
-        found = {"label": from_csv(row["label"]), "segment": segment, "score": score}
+        found = {"segment": segment, "score": score} | ({"label": from_csv(row["label"])} if "label" in row else {})
         results.setdefault(from_csv(row["video"]), []).append(found)
     return {"results": results}
 
@@ -93,7 +94,9 @@ def parse_submission(
         segments_s=np.array([segment for _, _, segment, _ in known], np.float64).reshape(-1, 2),
         score=np.array([score for *_, score in known], np.float64),
     )
-    return Submission(instances, tuple(video for video in stored if video not in row_of), tuple(unknown_labels))
+    strangers = tuple(video for video in stored if video not in row_of)
+    empty = frozenset(video for video, given in stored.items() if not results[given])
+    return Submission(instances, strangers, tuple(unknown_labels), empty)
 
 
 def _entry(entry: Any, where: str, named: bool) -> tuple[str, tuple[float, float], float]:

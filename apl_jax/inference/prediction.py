@@ -24,8 +24,8 @@ from apl_jax.data.features.sources import FeatureSource
 from apl_jax.data.files import refusal, write_text
 from apl_jax.data.grids import TRANSPOSED, count_samples, is_rate, place_rows
 from apl_jax.data.names import clean_name
-from apl_jax.data.published import read_truth
 from apl_jax.data.rates import systematic_ratio
+from apl_jax.data.truth import read_truth
 from apl_jax.devices import first_rows, shard_batch, to_host
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.detections import to_instances

@@ -217,7 +217,7 @@ def _subsets(annotations: Annotations) -> dict[str, tuple[int, int, float]]:
     for record in annotations.videos.values():
         groups.setdefault(record.subset, []).append(record)
     return {
-        subset: (len(group), sum(len(r.labels) for r in group), sum(r.duration_s for r in group))
+        subset: (len(group), sum(int((~r.ignore).sum()) for r in group), sum(r.duration_s for r in group))
         for subset, group in sorted(groups.items())
     }
 
@@ -230,8 +230,9 @@ def _class_counts(annotations: Annotations) -> dict[str, np.ndarray]:
 
 
 def _count(annotations: Annotations, videos: Sequence[str]) -> np.ndarray:
-    """Instances of each class ``[C]`` in some of the videos."""
-    labels = [label for video in videos for label in annotations.videos[video].labels.tolist()]
+    """Instances of each class ``[C]`` in some of the videos, without those that are to be ignored."""
+    records = [annotations.videos[video] for video in videos]
+    labels = [label for record in records for label in record.labels[~record.ignore].tolist()]
     return np.bincount(np.array(labels, np.int64), minlength=len(annotations.classes))
 
 
@@ -288,7 +289,7 @@ def _class_notes(found: Inspection, annotations: Annotations) -> Iterable[Findin
         return
     if found.split.uncovered_classes:
         yield _listed("classes that no labelled video shows", found.split.uncovered_classes)
-    shown = {int(c) for video in found.split.evaluation for c in annotations.videos[video].labels}
+    shown = set().union(*(annotations.videos[video].present_classes for video in found.split.evaluation))
     absent = [name for c, name in enumerate(found.classes) if c not in shown]
     if absent:
         yield _listed("classes that no evaluated video shows: their average precision is not defined", absent)

@@ -123,15 +123,15 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
         variants = dict.fromkeys(variant for results in group.results.values() for variant in results["variants"])
         for variant in variants:
             runs = {seeds: r["variants"][variant] for seeds, r in group.results.items() if variant in r["variants"]}
-            runs = {seeds: run for seeds, run in runs.items() if run["average_map"] is not None}  # those with a score
-            averages = {seeds: run["average_map"] for seeds, run in runs.items()}
+            scored = {seeds: run for seeds, run in runs.items() if run["average_map"] is not None}
+            averages = {seeds: run["average_map"] for seeds, run in scored.items()}
             mark = (variant, *sorted(averages.items()))
-            if mark in seen:
+            if averages and mark in seen:
                 continue
             seen.add(mark)
             steps = total_steps(next(iter(group.results.values())), variant)
             name = f"{group.name}, {variant_name(variant)}"
-            cells = [spread([run["map"][t] for run in runs.values() if t in run["map"]]) for t in thresholds]
+            cells = [spread([run["map"][t] for run in scored.values() if t in run["map"]]) for t in thresholds]
             rows.append([name, str(len(runs)), f"{steps or 0:,}", *cells, spread(list(averages.values()))])
             first = first or averages
             gains = [averages[seeds] - first[seeds] for seeds in averages if seeds in first]

@@ -79,7 +79,7 @@ def _results(run: FinishedRun) -> dict[str, Any] | None:
     for variant, score in variants.items():
         recall += [[f"{variant_name(variant)}, @{k}", *percents(v.values())] for k, v in score["recall"].items()]
     return {
-        "gain": gain(run.results) or not_scored(run.results),
+        "gain": " ".join(filter(None, (gain(run.results), not_scored(run.results)))),
         "table": number_table(map_rows(run.results), best="column" if len(variants) > 1 else "", plain=2),
         "protocol": protocol(run.results),
         "recall": number_table(recall) if len(recall) > 1 else None,

@@ -81,8 +81,12 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def not_scored(results: Mapping[str, Any]) -> str:
-    """Why there are no scores; empty where there are."""
+    """Why there are no scores, or on how few videos; empty where all evaluated ones are scored."""
     reasons = dict.fromkeys(score["not_scored"] for score in results["variants"].values() if "not_scored" in score)
+    bare = max((score.get("unannotated", 0) for score in results["variants"].values()), default=0)
+    if bare:
+        evaluated = results["data"]["evaluated"]
+        return f"Scored on {evaluated - bare} of {evaluated} evaluated videos: the others are not annotated."
     return "".join(f"Not scored: {reason}. The predictions are there all the same." for reason in reasons)
 
 
@@ -128,9 +132,11 @@ def counts(labels: Mapping[str, Any]) -> str:
         origin = f"labels from {for_terminal(source['file'])} (digest {source['digest']}; {share})"
     else:
         origin = f"tau_pos {labels['tau_pos']:.3f}"
+    bare = quality.get("unannotated", 0)
     return (
         f"{origin}; {number['kept']:,} kept, {number['promoted']:,} promoted, "
         f"{number['dropped']:,} dropped, {number['candidate']:,} candidates; {quality['truth']:,} true instances"
+        + (f"; measured without {bare:,} videos that nobody annotated" if bare else "")
     )
 
 

@@ -31,11 +31,12 @@ class Frames:
 
 
 def sample_frames(inputs: StageInputs, videos: int, frames: int, seed: int = 0) -> Frames:
-    """About ``frames`` frames of ``videos`` unlabelled videos, spread over the list; every class and the background
-    give equally many, as far as they have them."""
+    """About ``frames`` frames of ``videos`` unlabelled videos that are annotated, spread over the list; every class and
+    the background give equally many, as far as they have them. None where none is annotated."""
     table, truth = inputs.table("unlabelled"), inputs.unlabelled_truth()
-    chosen = np.unique(np.linspace(0, len(table.ids) - 1, videos).round().astype(int))
-    found = []
+    known = np.flatnonzero([record.annotated for record in truth])
+    chosen = known[np.unique(np.linspace(0, len(known) - 1, videos).round().astype(int))] if len(known) else known
+    found = [np.zeros((3, 0), int)]
     for row, v in enumerate(chosen):
         steps = np.arange(int(table.lengths[v]))
         kinds = frame_truth(table.grids[v].to_s(steps), truth[v], len(inputs.classes))

@@ -22,7 +22,7 @@ from apl_jax.evaluation.detections import predict_batch, to_instances
 from apl_jax.evaluation.external import check_unchanged, with_external_classes
 from apl_jax.evaluation.label_quality import label_quality, read_pseudo_labels
 from apl_jax.evaluation.label_space import examples, frame_truth, label_space, planar_embedding
-from apl_jax.evaluation.scoring import on_annotated, score
+from apl_jax.evaluation.scoring import on_annotated, score, unannotated
 from apl_jax.evaluation.submission import write_submission
 from apl_jax.learning.class_division import DivisionSettings, divide_classes, rankable_probs
 from apl_jax.runs.context import StageInputs
@@ -89,7 +89,8 @@ def measure_label_quality(part: LabelQualityPart, inputs: StageInputs, folder: P
     records = inputs.unlabelled_truth()
     known = on_annotated(records, table.instances)
     truth = instances_from_annotations(records)
-    return {"quality": label_quality(table.instances.select(known), table.reason[known], truth)}
+    quality = label_quality(table.instances.select(known), table.reason[known], truth)
+    return {"quality": quality | unannotated(records)}
 
 
 def measure_label_space(part: LabelSpacePart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
@@ -120,8 +121,8 @@ def measure_label_space(part: LabelSpacePart, inputs: StageInputs, folder: Path)
     for row in shown:
         row |= {"video": table.ids[row["video"]], "time_s": float(table.grids[row["video"]].to_s(row["time_t"]))}
     document: dict[str, Any] = {"classes": [*inputs.classes, "background"], "examples": shown}
-    if s.frames:
-        frames = sample_frames(inputs, s.videos, s.frames)
+    frames = sample_frames(inputs, s.videos, s.frames) if s.frames else None
+    if frames is not None and len(frames.row):
         points = planar_embedding(representation(detector, inputs, params, frames))
         document["plane"] = {"points": points.round(3).tolist(), "truth": frames.kind.tolist()}
     inputs.write(folder / "label_space.json", document)

@@ -67,8 +67,12 @@ def test_point_13_proposals_without_labels(tmp_path: Path, capsys: pytest.Captur
     rows = {name: [{"segment": s, "score": 0.5} for s in segments] for name, segments in SEGMENTS.items()}
     proposals = write(tmp_path / "found.json", {"results": rows})
     scores = write(tmp_path / "classes.json", {"class": ["walk"], "results": {"a": [0.9], "b": [0.9]}})
-    said = evaluate(capsys, truth(tmp_path / "truth.json"), proposals, f"--external_scores={scores}")
-    assert map_of(said) == 100.0
+    table = write(tmp_path / "found.csv", "video,start_s,end_s,score\na,1,4,0.5\na,6,9,0.5\nb,2,3,0.5\n")
+    for predictions in (proposals, table):
+        said = evaluate(capsys, truth(tmp_path / "truth.json"), predictions, f"--external_scores={scores}")
+        assert map_of(said) == 100.0
+    assert main(["evaluate", f"--annotations={tmp_path}/truth.json", f"--predictions={table}"]) == 1
+    assert "name of a class" in capsys.readouterr().err
 
 
 def test_point_13_ambiguous_is_no_class_of_thumos14(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,21 @@ def test_point_8_four_hundred_strangers_are_one_line() -> None:
     )
 
 
+def test_point_8_an_empty_list_is_not_a_missing_one() -> None:
+    records = [video("a", (0, 10)), video("b", (0, 10))]
+    nothing = instances_from_videos([[], []], [[], []], [[], []])
+    assert coverage_notes(records, Submission(nothing, (), (), frozenset({"b"}))) == (
+        "1 of 2 annotated videos have no predictions: all their instances are missed ('a')",
+        "1 of 2 annotated videos have an empty list of predictions: all their instances are missed ('b')",
+    )
+
+
+def test_point_12_a_score_on_some_videos_says_so() -> None:
+    found = instances_from_videos([[(0, 10)], [], []], [[0], [], []], [[0.5], [], []])
+    assert score(KNOWN, found, CLASSES, (0.5,), (1,))["unannotated"] == 1
+    assert "unannotated" not in score(KNOWN[:2], found, CLASSES, (0.5,), (1,))
+
+
 def test_an_unknown_duration_is_not_left() -> None:
     known = [video("a", (0, 10), duration_s=math.nan)]
     found = instances_from_videos([[(0, 10), (500, 600)]], [[0, 0]], [[0.5, 0.4]])

@@ -256,6 +256,27 @@ def test_other_notes(folder: Folder) -> None:
     }  # fmt: skip
 
 
+def test_point_3_ignored_instances_are_not_counted(folder: Folder) -> None:
+    """A class of which the evaluated videos show nothing but ignored instances cannot be scored."""
+    for name in folder.names[9:]:
+        folder.database[name]["annotations"][1]["ignore"] = True
+    found = folder.inspect()
+    assert found.class_counts["test"].tolist() == [3, 0] and found.subsets["test"] == (3, 3, 60.0)
+    (note,) = found.notes
+    assert note.what.startswith("classes that no evaluated video shows") and note.examples == ("'c'",)
+
+
+def test_point_1_videos_that_nobody_annotated_are_no_background(folder: Folder) -> None:
+    del folder.database[folder.names[0]]["annotations"]
+    del folder.database[folder.names[11]]["annotations"]
+    found = folder.inspect()
+    notes = [note.what for note in found.notes]
+    assert found.errors == () and found.split is not None and folder.names[0] in found.split.unlabelled
+    assert any(note.startswith("1 of 9 training videos are not annotated") for note in notes)
+    assert any(note.startswith("1 of 3 evaluated videos are not annotated") for note in notes)
+    assert not any("without any instance" in note for note in notes)
+
+
 def test_every_label_leaves_none_to_learn_from(folder: Folder) -> None:
     (error,) = folder.inspect(label_ratio=1.0).errors
     assert "unlabelled" in error.what and "`data.label_ratio=0.1`, or `variants=('supervised',)`" in error.what

@@ -70,6 +70,21 @@ def test_equal_rows_are_shown_once(made: Path, runs: list[Path]) -> None:
     assert comparison([runs[0], twin]).count("self-training, round 1") == 2  # one row in each of the two tables
 
 
+def test_point_12_runs_without_scores_keep_their_rows(made: Path) -> None:
+    """Two settings, each run on a test set without labels: two rows of dashes, not one."""
+    folders = []
+    for weight in (21.0, 22.0):
+        folder = put(made, 0, 0.5, f"apl-jax run --config=spsw:{weight:g}", weight)
+        results = load_json(folder / "results.json")
+        results["variants"]["self_train_1"] |= {"average_map": None, "map": {}, "ap": {}, "recall": {}}
+        write_json(folder / "results.json", results)
+        folders.append(folder)
+    table = comparison(folders)
+    for weight in ("spsw:21", "spsw:22"):
+        rows = [line.split() for line in table.split("\n") if line.startswith(weight)]
+        assert len(rows) == 2 and all(row[-1] == "–" for row in rows)
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
     [

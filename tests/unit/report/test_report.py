@@ -18,6 +18,7 @@ from apl_jax.evaluation.label_quality import label_quality
 from apl_jax.report import figures as plots
 from apl_jax.report import print_average_precision, print_table, write_report
 from apl_jax.report.finished_run import open_run
+from apl_jax.report.tables import counts, not_scored
 from apl_jax.report.timelines import TIMELINE_LENGTHS, TIMELINE_VIDEOS
 from apl_jax.runs.artefacts import seal
 from apl_jax.structs import Reason
@@ -260,6 +261,17 @@ def test_class_colours_tell_classes_apart_and_stay() -> None:
     colours = plots.class_colours(frequency)
     assert colours.count(plots.OTHER_CLASS) == 200 - 27 and plots.OTHER_CLASS not in colours[-27:]
     assert plots.class_colours(np.array([5, 9, 1])) == plots.class_colours(np.array([1, 2, 3]))
+
+
+def test_point_12_scores_on_some_videos_say_so() -> None:
+    results = {"variants": {"supervised": {"unannotated": 30}}, "data": {"evaluated": 70}}
+    assert not_scored(results) == "Scored on 40 of 70 evaluated videos: the others are not annotated."
+    assert not_scored({**results, "variants": {"supervised": {}}}) == ""
+    number = dict.fromkeys(("kept", "promoted", "dropped", "candidate"), 1)
+    labels = {"counts": number, "quality": {"truth": 5, "unannotated": 8}, "tau_pos": 0.5}
+    assert counts(labels).endswith("5 true instances; measured without 8 videos that nobody annotated")
+    labels["quality"] = {"truth": 5}
+    assert counts(labels).endswith("5 true instances")
 
 
 def test_quality_that_is_unknown_is_a_dash() -> None:
