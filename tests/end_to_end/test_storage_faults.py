@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pytest
 from fixtures import REPOSITORY, smoke_settings
 
@@ -91,6 +92,16 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]
         yield caplog
 
 
+@pytest.fixture
+def uncached() -> Iterator[None]:
+    """Nothing is added to the cache of compiled programs, which all tests share: a limit would cut that too."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 1e9)
+    yield
+    jax.config.update(name, before)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """What a run is for: the bytes of every artefact of its stages, and of its model."""
     files = [path for stage in sorted((folder / "stages").iterdir()) for path in artefacts(stage)]
@@ -165,8 +176,7 @@ def test_labels_edited_by_hand_are_kept_apart_and_not_used(
     assert contents(copy) == contents(whole)
 
 
-@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")
-def test_a_full_disk(whole: Path, copy: Path) -> None:
+def test_a_full_disk(whole: Path, copy: Path, uncached: None) -> None:
     """No file may be longer than so many bytes, as where the disk is full after them."""
     shutil.rmtree(copy / "stages" / "self_train_1")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
