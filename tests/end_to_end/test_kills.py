@@ -45,13 +45,13 @@ def interrupt(process: subprocess.Popen, workdir: Path, draws: random.Random) ->
     goal = stages_done(workdir) + draws.choice((0, 0, 1))
     while stages_done(workdir) < goal and process.poll() is None:
         time.sleep(0.02)
-    time.sleep(draws.uniform(0.5, 5.0))  # Python itself starts in less than half a second
+    time.sleep(draws.uniform(0.5, 3.5))  # Python itself starts in less than half a second
     sent = 0
     while process.poll() is None:
         process.send_signal(draws.choice(KINDS))
         sent += 1
         try:
-            process.wait(draws.uniform(0.0, 1.5))
+            process.wait(draws.uniform(0.0, 1.0))
         except subprocess.TimeoutExpired:
             continue
     return sent
