@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from apl_jax.text import numbers_of, shown
+from apl_jax.text import Refusal, numbers_of, shown
 
 if TYPE_CHECKING:
     from apl_jax.registry import Registry
 
 
-class SettingsError(ValueError):
+class SettingsError(Refusal, ValueError):
     """A setting that is unknown or has an impossible value; the message names its path in backticks."""
 
 
@@ -38,7 +38,10 @@ def number(
     default: float, *, at_least: float = -math.inf, at_most: float = math.inf, above: float = -math.inf,
     below: float = math.inf,
 ) -> Any:  # fmt: skip
-    """A numeric field with its bounds: ``at_least <= value <= at_most`` and ``above < value < below``."""
+    """A numeric field with its bounds: ``at_least <= value <= at_most`` and ``above < value < below``.
+
+    Give one on each side: NaN and infinity are refused in any case, but a width of 1e300 only where a bound says so.
+    """
     return field(default=default, metadata={"bounds": (at_least, at_most, above, below)})
 
 
@@ -80,16 +83,17 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def within_bounds(value: float, bounds: tuple[float, float, float, float]) -> bool:
-    """Whether a number is within the bounds that :func:`number` keeps; NaN never is."""
+    """Whether a number is within the bounds that :func:`number` keeps; NaN and infinity never are."""
     at_least, at_most, above, below = bounds
-    return at_least <= value <= at_most and above < value < below
+    return at_least <= value <= at_most and above < value < below and abs(value) < math.inf
 
 
 def bounds_in_words(bounds: tuple[float, float, float, float]) -> str:
     """The bounds of a number as a person would say them."""
     words = ("at least", "at most", "more than", "less than")
     return (
-        " and ".join(f"{word} {b:g}" for word, b in zip(words, bounds, strict=True) if math.isfinite(b)) or "a number"
+        " and ".join(f"{word} {b:.10g}" for word, b in zip(words, bounds, strict=True) if math.isfinite(b))
+        or "a finite number"
     )
 
 
@@ -191,7 +195,10 @@ def _changed(old: Any, new: Any, where: str, metadata: Mapping[str, Any] | None 
     if isinstance(old, tuple):
         return _changed_tuple(old, new, where, metadata.get("entries", int))
     if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
-        return float(new)
+        try:
+            return float(new)
+        except OverflowError:
+            raise SettingsError(f"`{where}`: found {shown(new)}, expected a number") from None
     if type(new) is not type(old):
         expected = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[type(old)]
         raise SettingsError(f"`{where}`: found {shown(new)}, expected {expected}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,32 @@ def device_bytes(mesh: Mesh) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int64(host_bytes()))) * jax.process_count()
 
 
+@functools.cache
 def host_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Memory of this machine, or what its control group (a container, a batch job) may use, where that is less."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *memory_limits()])
+
+
+def memory_limits(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """The limits in bytes of the control groups that this process is in, of both versions; none where none is set."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text("utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+    found = []
+    for fields in lines:
+        controllers, inside = fields[1:] if len(fields) == 3 else ("", "")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (cgroups / "memory", "memory.limit_in_bytes") if controllers else (cgroups, "memory.max")
+        group = Path(inside.lstrip("/"))
+        # Within a container the group's path is often that of the machine outside: then the root is the own group.
+        for folder in (root / parent for parent in (group, *group.parents, Path())):
+            try:
+                found.append(int((folder / name).read_text("utf-8")))
+            except (OSError, ValueError):  # not there, or "max"
+                continue
+    return [limit for limit in found if limit > 0]
 
 
 def enable_compile_cache() -> None:

@@ -20,12 +20,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from apl_jax.text import Refusal
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_REQUEST_S = 1.0  # `timeout` and schedulers signal a process and then its group: within this time it is one request
 _asked = threading.Event()
 
 
-class Preempted(RuntimeError):
+class Preempted(Refusal, RuntimeError):
     """A run that was asked to stop, and has saved its state; the same command goes on from there."""
 
 

@@ -26,21 +26,24 @@ class SyntheticSettings(Checked):
     """
 
     enabled: bool = False
-    width: int = number(2048, at_least=1)  # D
+    width: int = number(2048, at_least=1, at_most=65_536)  # D
     seed: int = number(0, at_least=0, at_most=LARGEST_SEED)  # another world: prototypes, scenes, noise
-    group: int = number(4, at_least=1)  # classes, neighbours by number, that are confusable with one another
+    # classes, neighbours by number, that are confusable with one another
+    group: int = number(4, at_least=1, at_most=10_000)
     confusion: float = number(0.5, at_least=0, at_most=1)  # cosine of their prototypes, and with similar background
     leak: float = number(0.35, at_least=0, at_most=1)  # largest share of an instance that is another class of its group
     weakest: float = number(0.5, at_least=0, at_most=1)  # of an instance: strengths are uniform between this and 1
-    blur: float = number(2.0, at_least=0)  # windows over which a boundary is blurred
-    instance: float = number(0.4, at_least=0)  # an instance's own deviation
-    scene: float = number(0.5, at_least=0)  # a video's own offset, in its background and actions alike
-    gain: float = number(0.15, at_least=0)  # standard deviation of a video's log-normal gain
-    backgrounds: int = number(12, at_least=1)  # prototypes that background moves between
-    backgrounds_spread: float = number(2.0, at_least=0)  # deviation of their log-weights; large: one at a time
-    wander_s: float = number(4.0, above=0)  # seconds from one mixture of them to another
-    flicker: float = number(0.3, at_least=0)  # disturbance of each row along the directions of scenes and instances
-    noise: float = number(1.4, at_least=0)  # white noise, over all directions together
+    blur: float = number(2.0, at_least=0, at_most=1e4)  # windows over which a boundary is blurred
+    instance: float = number(0.4, at_least=0, at_most=1e3)  # an instance's own deviation
+    scene: float = number(0.5, at_least=0, at_most=1e3)  # a video's own offset, in its background and actions alike
+    gain: float = number(0.15, at_least=0, at_most=10)  # standard deviation of a video's log-normal gain
+    backgrounds: int = number(12, at_least=1, at_most=10_000)  # prototypes that background moves between
+    # deviation of their log-weights; large: one at a time
+    backgrounds_spread: float = number(2.0, at_least=0, at_most=1e3)
+    wander_s: float = number(4.0, above=0, at_most=1e6)  # seconds from one mixture of them to another
+    # disturbance of each row along the directions of scenes and instances
+    flicker: float = number(0.3, at_least=0, at_most=1e3)
+    noise: float = number(1.4, at_least=0, at_most=1e3)  # white noise, over all directions together
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,15 @@ class GridSettings(Checked):
 
     # folders in root (rgb, flow) whose features are joined on channels, in this order; empty: one array per video
     streams: tuple[str, ...] = field(default=(), metadata={"entries": str})
-    window: int = number(20, at_least=1)  # samples of raw signal per feature row
-    stride: int = number(
-        10, at_least=0
-    )  # samples between rows; 0: ready-made rows that span their video in equal parts
+    window: int = number(20, at_least=1, at_most=1_000_000)  # samples of raw signal per feature row
+    # samples between rows; 0: ready-made rows that span their video in equal parts
+    stride: int = number(10, at_least=0, at_most=1_000_000)
     # rows: as many as the recording has | resize: linear, to fixed_length_t (spec 1.2) | pool: BSN's (spec 2.6)
     grid: str = one_of("rows", "resize", "pool")
-    fixed_length_t: int = number(192, at_least=2)  # rows after resize or pool; ActivityNet: 192, TSN for SPOT: 100
-    length_multiple: int = number(16, at_least=1)  # grids are padded to a multiple; the coarsest stride must divide it
+    # rows after resize or pool; ActivityNet: 192, TSN for SPOT: 100
+    fixed_length_t: int = number(192, at_least=2, at_most=100_000)
+    # grids are padded to a multiple; the coarsest stride must divide it
+    length_multiple: int = number(16, at_least=1, at_most=100_000)
     # every class is taught and detected as one, "action"; names then come from the external protocol (spec 1.1, 1.9)
     class_agnostic: bool = False
     # frames per second that window and stride count, where features were extracted at a rate that is not their videos'
@@ -82,10 +86,14 @@ class DataSettings(GridSettings):
     test_subset: str = "test"
     label_ratio: float = number(0.1, above=0, at_most=1)  # share of training videos whose annotations training may see
     split_seed: int = number(0, at_least=0, at_most=LARGEST_SEED)
-    validation_subjects: tuple[int, ...] = ()  # training subjects held out, and evaluated instead of the test set
-    max_length_t: int = number(2304, at_least=1)  # longer videos are cropped in training; prediction sees them whole
-    stream_window: float = number(1.25, at_least=1)  # of max_length_t: what a stream reads of longer videos
-    std_floor: float = number(1e-3, at_least=0)  # in feature units; a feature that deviates less is only centred
+    # training subjects held out, and evaluated instead of the test set
+    validation_subjects: tuple[int, ...] = numbers((), at_least=0, at_most=1_000_000)
+    # longer videos are cropped in training; prediction sees them whole
+    max_length_t: int = number(2304, at_least=1, at_most=10_000_000)
+    # of max_length_t: what a stream reads of longer videos
+    stream_window: float = number(1.25, at_least=1, at_most=1e3)
+    # in feature units; a feature that deviates less is only centred
+    std_floor: float = number(1e-3, at_least=0, at_most=1e6)
     # recordings to leave out: ids with commas between them, or a file: .txt with one in each line, .json with a list
     exclude: str = ""
     strict_annotations: bool = True  # False: keep segments outside their video, drop empty ones (THUMOS14, ActivityNet)
@@ -109,13 +117,13 @@ class NmsSettings(Checked):
     """From dense predictions to detections: thresholds, and non-maximum suppression (spec 1.9)."""
 
     score_threshold: float = number(0.001, at_least=0, at_most=1)  # before NMS
-    top_k_per_level: int = number(2000, at_least=1)  # SPOT: runs of class sequences per window
-    duration_threshold_t: float = number(0.05, at_least=0)  # grid steps; shorter predictions are discarded
+    top_k_per_level: int = number(2000, at_least=1, at_most=1_000_000)  # SPOT: runs of class sequences per window
+    duration_threshold_t: float = number(0.05, at_least=0, at_most=1e6)  # grid steps; shorter predictions are discarded
     method: str = one_of("gaussian", "hard")  # gaussian (soft-NMS) | hard
-    sigma: float = number(0.5, above=0)
+    sigma: float = number(0.5, above=0, at_most=1e6)
     iou_threshold: float = number(0.1, at_least=0, at_most=1)  # hard NMS only
     min_score: float = number(0.001, at_least=0, at_most=1)
-    max_detections: int = number(200, at_least=1)  # K
+    max_detections: int = number(200, at_least=1, at_most=100_000)  # K
     class_wise: bool = True  # False: one pass over all classes, then voting
     voting_threshold: float = number(0.7, at_least=0, at_most=1)  # class-agnostic only; 0 = no voting
 
@@ -126,10 +134,12 @@ class PerturbSettings(Checked):
 
     crop_ratio: float = number(0.9, above=0, at_most=1)  # shortest crop as a fraction of the video; 1 = no cropping
     keep_ratio: float = number(0.5, at_least=0, at_most=1)  # an instance survives if at least this much of it is inside
-    crop_attempts: int = number(16, at_least=1)  # starts drawn at once; the first that keeps an instance is used
-    noise: float = number(0.0, at_least=0)  # standard deviation of Gaussian noise added to features (TriDet: 5e-4)
+    # starts drawn at once; the first that keeps an instance is used
+    crop_attempts: int = number(16, at_least=1, at_most=10_000)
+    # standard deviation of Gaussian noise added to features (TriDet: 5e-4)
+    noise: float = number(0.0, at_least=0, at_most=1e3)
     channel_drop: float = number(0.0, at_least=0, below=1)  # probability that a channel is zero over the whole video
-    scale: float = number(0.0, at_least=0)  # standard deviation of a per-video log-normal gain
+    scale: float = number(0.0, at_least=0, at_most=10)  # standard deviation of a per-video log-normal gain
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ class OptimizerSettings(Checked):
     beta1: float = number(0.9, at_least=0, below=1)
     beta2: float = number(0.999, at_least=0, below=1)
     epsilon: float = number(1e-8, above=0, at_most=1)
-    clip_norm: float = number(1.0, above=0)
+    clip_norm: float = number(1.0, above=0, at_most=1e9)
     warmup_fraction: float = number(0.1, at_least=0, at_most=1)  # of the stage's steps
     final_learning_rate: float = number(1e-8, at_least=0, at_most=10)
     ema_decay: float = number(0.999, at_least=0, below=1)
@@ -152,9 +162,9 @@ class OptimizerSettings(Checked):
 class StageSettings(Checked):
     """Length and batch of one training stage."""
 
-    steps: int = number(2000, at_least=0)  # 0 leaves pre-training out
-    labelled_batch: int = number(2, at_least=0)  # videos
-    unlabelled_batch: int = number(0, at_least=0)
+    steps: int = number(2000, at_least=0, at_most=1_000_000_000)  # 0 leaves pre-training out
+    labelled_batch: int = number(2, at_least=0, at_most=100_000)  # videos
+    unlabelled_batch: int = number(0, at_least=0, at_most=100_000)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     perturb: PerturbSettings = field(default_factory=PerturbSettings)
 
@@ -164,9 +174,11 @@ class LabelSpaceSettings(Checked):
     """What the true class of an unlabelled snippet is to the network (paper 002, III-B); for looking only."""
 
     enabled: bool = False
-    examples: int = number(6, at_least=0)  # snippets whose whole distribution is kept for the report (Figure 6)
-    frames: int = number(500, at_least=0)  # frames whose learnt features are drawn in a plane (Figures 3, 4); 0 = none
-    videos: int = number(32, at_least=1)  # unlabelled videos that these frames come from
+    # snippets whose whole distribution is kept for the report (Figure 6)
+    examples: int = number(6, at_least=0, at_most=10_000)
+    # frames whose learnt features are drawn in a plane (Figures 3, 4); 0 = none
+    frames: int = number(500, at_least=0, at_most=100_000)
+    videos: int = number(32, at_least=1, at_most=1_000_000)  # unlabelled videos that these frames come from
     closeness: float = number(0.85, at_least=0, at_most=1)  # lambda of the division, as in learning.method
     foreground_score: float = number(0.15, at_least=0, at_most=1)  # of sigmoids: least score of a point that is counted
 
@@ -176,13 +188,14 @@ class EvaluationSettings(Checked):
     """tIoU thresholds and recall ranks of the final table, and the protocol."""
 
     tiou: tuple[float, ...] = numbers((0.3, 0.4, 0.5, 0.6, 0.7), above=0, at_most=1)
-    recall_at: tuple[int, ...] = numbers((1, 5), at_least=1)
+    recall_at: tuple[int, ...] = numbers((1, 5), at_least=1, at_most=100_000)
     # strict: the model's own classes | external: those of a video-level classifier (evaluation/external.py)
     protocol: str = one_of("strict", "external")
     external_scores: str = ""  # JSON or CSV with a probability per video and class, matched by name
-    external_top_k: int = number(2, at_least=1)  # classes of a video that each of its segments is given (spec 1.9)
+    # classes of a video that each of its segments is given (spec 1.9)
+    external_top_k: int = number(2, at_least=1, at_most=100_000)
     external_combination: str = one_of("sqrt", "product")  # of class and segment score: ActionFormer | BMN, OpenTAD
-    external_segments: int = number(200, at_least=1)  # of a video, the surest (spec 1.9)
+    external_segments: int = number(200, at_least=1, at_most=1_000_000)  # of a video, the surest (spec 1.9)
     label_space: LabelSpaceSettings = field(default_factory=LabelSpaceSettings)
 
 
@@ -191,9 +204,9 @@ class RuntimeSettings(Checked):
     """Machine matters; nothing here may change a result beyond float rounding, but for ``feed`` where videos are longer
     than ``data.stream_window`` lets a stream read at once."""
 
-    steps_per_dispatch: int = number(25, at_least=1)  # optimiser steps inside one jitted call
-    checkpoint_every: int = number(250, at_least=1)  # steps, a multiple of steps_per_dispatch
-    log_every: int = number(25, at_least=1)
+    steps_per_dispatch: int = number(25, at_least=1, at_most=1_000_000)  # optimiser steps inside one jitted call
+    checkpoint_every: int = number(250, at_least=1, at_most=1_000_000_000)  # steps, rounded up to whole dispatches
+    log_every: int = number(25, at_least=1, at_most=1_000_000_000)
     progress: bool = True
     distributed: str = one_of("off", "auto")  # off | auto: jax.distributed.initialize()
     grace_seconds: float = number(20.0, at_least=0, at_most=3600)  # from a request to stop to the end of the process
@@ -202,6 +215,6 @@ class RuntimeSettings(Checked):
     feed: str = one_of("auto", "device", "stream")
     device_share: float = number(0.4, at_least=0, at_most=1)  # of the devices' memory that `auto` fills with features
     host_share: float = number(0.4, at_least=0, at_most=1)  # of the machine's memory in which a stream keeps features
-    portion_mib: float = number(256.0, above=0)  # of the batches that a stream brings at once
-    read_threads: int = number(2, at_least=1)  # that read portions ahead, and as many portions
-    prediction_batch: int = number(16, at_least=1)  # videos that are predicted together
+    portion_mib: float = number(256.0, above=0, at_most=1e6)  # of the batches that a stream brings at once
+    read_threads: int = number(2, at_least=1, at_most=256)  # that read portions ahead, and as many portions
+    prediction_batch: int = number(16, at_least=1, at_most=100_000)  # videos that are predicted together

@@ -21,9 +21,10 @@ from apl_jax.structs import Array, DataFacts, Detections, Targets, pytree
 
 @dataclass(frozen=True)
 class ConvSettings(apl.Checked):
-    width: int = apl.number(24, at_least=1)
-    layers: int = apl.number(3, at_least=1)
-    radius: float = apl.number(1.5, above=0)  # around an instance's centre, in grid steps: which steps it teaches
+    width: int = apl.number(24, at_least=1, at_most=65_536)
+    layers: int = apl.number(3, at_least=1, at_most=64)
+    # around an instance's centre, in grid steps: which steps it teaches
+    radius: float = apl.number(1.5, above=0, at_most=1e6)
     online_threshold: float = apl.number(0.3, at_least=0, at_most=1)
     decoding: NmsSettings = field(default_factory=lambda: NmsSettings(max_detections=50, top_k_per_level=300))
 
@@ -113,8 +114,8 @@ def steadiness(seen: str, weight: float) -> Term:
 
 @dataclass(frozen=True)
 class SteadySettings(apl.Checked):
-    beta: float = apl.number(1.0, at_least=0)  # of the loss on pseudo labels
-    steadiness: float = apl.number(0.01, at_least=0)
+    beta: float = apl.number(1.0, at_least=0, at_most=1e6)  # of the loss on pseudo labels
+    steadiness: float = apl.number(0.01, at_least=0, at_most=1e6)
 
 
 def build_steady(s: SteadySettings, context: MethodContext) -> Method:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from apl_jax.cli.parser import Command, Parser, path
+from apl_jax.text import say
 
 
 def _declare(parser: Parser) -> None:
@@ -14,7 +15,7 @@ def _declare(parser: Parser) -> None:
 def _carry_out(arguments: Namespace) -> None:
     from apl_jax.report.compare import comparison
 
-    print(comparison(arguments.folders))
+    say(comparison(arguments.folders))
 
 
 COMMAND = Command(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,49 +22,40 @@ from apl_jax.cli import (
     synthesize,
     thresholds,
 )
+from apl_jax.cli.faults import end_with
 from apl_jax.cli.parser import PROGRAM, Command, UsageError, parse
-from apl_jax.cli.words import in_flags, in_words
+from apl_jax.cli.words import in_flags
+from apl_jax.text import for_message, say
 
 _FILES = (
     inspect, run, evaluate, predict, thresholds, report, compare, export, import_actionformer, synthesize, prepare_hapt,
 )  # fmt: skip
 COMMANDS: dict[str, Command] = {file.COMMAND.name: file.COMMAND for file in _FILES}
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes
+MISUSED, INTERRUPTED = 2, 130  # exit codes, beside those of faults.py
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carries out a command line, by default that of the process, and returns its exit code.
 
     0 is success, also of a run that was asked to stop and has saved its state; 1 a refusal, with one message on the
-    standard error; 2 a command line that cannot be understood; 130 an interruption. Raises ``SystemExit`` after a help.
+    standard error; 2 a command line that cannot be understood; 70 a fault of the program, whose details are in a log
+    file; 130 an interruption. Raises ``SystemExit`` after a help.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = Namespace(command="", flags=(), debug="--debug" in given, command_line=shlex.join([PROGRAM, *given]))
     try:
-        chosen = parse(COMMANDS, list(sys.argv[1:] if arguments is None else arguments))
+        chosen = parse(COMMANDS, given)
         _set_up_log(chosen.flags)
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return MISUSED
-    try:
         return COMMANDS[chosen.command].carry_out(chosen) or 0
     except UsageError as error:
-        print(error, file=sys.stderr)
+        say(for_message(str(error)), error=True)
         return MISUSED
     except KeyboardInterrupt:
         goes_on = " The same command goes on from the last checkpoint." if chosen.command == run.COMMAND.name else ""
-        print(f"{PROGRAM}: interrupted.{goes_on}", file=sys.stderr)
+        say(f"{PROGRAM}: interrupted.{goes_on}", error=True)
         return INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:  # DataError and SettingsError are ValueErrors
-        print(f"{PROGRAM}: {in_flags(in_words(error), chosen.flags)}", file=sys.stderr)
-        return 0 if _is_preemption(error) else FAILED
-
-
-def _is_preemption(error: Exception) -> bool:
-    """Whether training was asked to stop, and has saved its state."""
-    if not isinstance(error, RuntimeError):
-        return False
-    from apl_jax.interruption import Preempted
-
-    return isinstance(error, Preempted)
+    except Exception as error:
+        return end_with(error, chosen)
 
 
 class _InFlags(logging.Formatter):
@@ -74,7 +67,7 @@ class _InFlags(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The message alone."""
-        return in_flags(super().format(record), self._flags)
+        return for_message(in_flags(super().format(record), self._flags))
 
 
 def _set_up_log(flags: Sequence[str]) -> None:

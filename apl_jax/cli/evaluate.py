@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from apl_jax.cli.parser import PROGRAM, Command, Parser, UsageError, numbers, path, whole_number
+from apl_jax.text import say
 
 if TYPE_CHECKING:
     from apl_jax.data.annotations import Annotations, VideoRecord
@@ -54,7 +54,7 @@ def _carry_out(arguments: Namespace) -> None:
     names = None if external else annotations.classes
     submission = read_submission(arguments.predictions, [r.id for r in records], names)
     for note in (*annotations.notes, *coverage_notes(records, submission)):
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", error=True)
     predictions = submission.instances
     if external:
         predictions = _with_external_classes(predictions, records, annotations.classes, external, arguments)
@@ -86,10 +86,10 @@ def _with_external_classes(
     videos = [record.id for record in records]
     fused, notes = with_external_classes(predictions, videos, classes, evaluation)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", error=True)
     if arguments.out:
         write_submission(arguments.out, fused, videos, classes)
-    print(f"protocol  {protocol_words(evaluation)}")
+    say(f"protocol  {protocol_words(evaluation)}")
     return fused
 
 

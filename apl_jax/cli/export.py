@@ -6,6 +6,7 @@ from argparse import Namespace
 
 from apl_jax.cli.configuration import declare_plugin, load_plugins
 from apl_jax.cli.parser import Command, Parser, path, whole_number
+from apl_jax.text import say
 
 
 def _declare(parser: Parser) -> None:
@@ -24,8 +25,8 @@ def _carry_out(arguments: Namespace) -> None:
     load_plugins(arguments)
     out = arguments.out
     card = export_model(arguments.workdir, out, arguments.length, arguments.stage)
-    print(f"exported  {out}  ({card['stage']}, up to {card['length']} feature rows, {', '.join(card['platforms'])})")
-    print(f"next      python {out / EXAMPLE} <recording.npy> <frames per second>")
+    say(f"exported  {out}  ({card['stage']}, up to {card['length']} feature rows, {', '.join(card['platforms'])})")
+    say(f"next      python {out / EXAMPLE} <recording.npy> <frames per second>")
 
 
 COMMAND = Command(

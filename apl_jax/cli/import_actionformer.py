@@ -6,6 +6,7 @@ from argparse import Namespace
 
 from apl_jax.cli.configuration import declare_configuration, read_settings
 from apl_jax.cli.parser import PROGRAM, Command, Parser, path
+from apl_jax.text import say
 
 
 def _declare(parser: Parser) -> None:
@@ -25,8 +26,8 @@ def _carry_out(arguments: Namespace) -> None:
     card = import_actionformer(
         arguments.checkpoint, settings.detector, settings.data, workdir, arguments.classes, batch
     )
-    print(f"model     {workdir}  ({describe(card)})")
-    print(f"next      {PROGRAM} predict --workdir={workdir} --features=<file or folder>")
+    say(f"model     {workdir}  ({describe(card)})")
+    say(f"next      {PROGRAM} predict --workdir={workdir} --features=<file or folder>")
 
 
 COMMAND = Command(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from apl_jax.cli.configuration import declare_configuration, read_settings
 from apl_jax.cli.parser import Command, Parser, path
 from apl_jax.cli.words import in_flags
+from apl_jax.text import say
 
 if TYPE_CHECKING:
     from apl_jax.inspection.inspection import Inspection
@@ -32,10 +33,10 @@ def _carry_out(arguments: Namespace) -> int:
     follow = lambda videos: tqdm(videos, "reading features", unit="video", disable=hidden)
     found = inspect_dataset(settings.data, settings.detector, "semi_supervised" in settings.variants, follow)
     found = _in_flags(found, arguments.flags)
-    print(terminal_text(found))
+    say(terminal_text(found))
     folder = arguments.workdir or default_folder(found.name)
-    print(f"\npage   {write_inspection(found, folder, arguments.command_line)}")
-    print(in_flags(next_step(found), arguments.flags))
+    say(f"\npage   {write_inspection(found, folder, arguments.command_line)}")
+    say(in_flags(next_step(found), arguments.flags))
     return 1 if found.errors else 0
 
 

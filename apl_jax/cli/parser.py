@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import math
 import re
 import shlex
 import shutil
@@ -14,15 +15,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from apl_jax import __version__
-from apl_jax.text import numbers_of
+from apl_jax.text import Refusal, numbers_of
+from apl_jax.text import shown as quoted
 
 PROGRAM = "apl-jax"
 OVERRIDE = "--config."
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_COMMON = ("-h", "--help", "--debug")  # flags of every command
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float also takes 1_000, nan and inf
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+_LARGEST = 2**31 - 1  # of whole numbers
 _FLAG = re.compile(r"--?[A-Za-z]|--")  # what cannot be a value: unlike -5, these begin with a letter
 
 
-class UsageError(Exception):
+class UsageError(Refusal):
     """A command line that cannot be understood; the message says why, and what there is instead."""
 
 
@@ -88,15 +94,14 @@ def path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a path ({error})") from None
+        raise argparse.ArgumentTypeError(f"found {quoted(text)}, expected a path ({error})") from None
 
 
 def number(text: str) -> float:
     """A number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number") from None
+    if not _NUMBER.fullmatch(text.strip()) or math.isinf(float(text)):
+        raise argparse.ArgumentTypeError(f"found {quoted(text)}, expected a number")
+    return float(text)
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -107,22 +112,21 @@ def numbers(text: str) -> tuple[float, ...]:
         found = ()
     if not found:
         expected = "numbers with commas between them, or first:step:last, such as 0.5:0.05:0.95"
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
+        raise argparse.ArgumentTypeError(f"found {quoted(text)}, expected {expected}")
     return found
 
 
 def whole_number(text: str) -> int:
     """A whole number."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number") from None
+    if not _WHOLE.fullmatch(text.strip()) or len(text) > 20 or abs(int(text)) > _LARGEST:
+        raise argparse.ArgumentTypeError(f"found {quoted(text)}, expected a whole number of at most {_LARGEST:,}")
+    return int(text)
 
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
     if (value := whole_number(text)) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"found {quoted(text)}, expected a whole number of at least 1")
     return value
 
 
@@ -145,6 +149,8 @@ def build_parser(commands: Mapping[str, Command]) -> tuple[Parser, dict[str, Par
             command.name, help=command.summary, description=description, epilog=_examples(command)
         )
         command.declare(parser)
+        words = "where a command fails, print the traceback too"
+        parser.add_argument("--debug", action="store_true", help=words)
         parsers[command.name] = parser
     return overview, parsers
 
@@ -168,10 +174,10 @@ def parse(commands: Mapping[str, Command], arguments: Sequence[str]) -> argparse
     if name in ("help", "-h", "--help", "--version"):
         overview.parse_args(["--help" if name == "help" else name])
     if name.startswith("-"):
-        raise UsageError(f"{PROGRAM}: found {name!r}, expected a command first: {', '.join(commands)}")
+        raise UsageError(f"{PROGRAM}: found {quoted(name)}, expected a command first: {', '.join(commands)}")
     if name not in commands:
         there = ", ".join(commands)
-        raise UsageError(f"{PROGRAM}: no command {name!r}; there are {there}.{_nearest(name, list(commands))}")
+        raise UsageError(f"{PROGRAM}: no command {quoted(name)}; there are {there}.{_nearest(name, list(commands))}")
     known, overrides = _take_overrides(commands[name], parsers, rest)
     found, strangers = overview.parse_known_args([name, *known])
     if strangers:
@@ -196,9 +202,13 @@ def _take_overrides(
                 raise UsageError(f"{PROGRAM} {command.name}: found {flag} without a value, expected {flag}=<value>")
             overrides[flag.removeprefix(OVERRIDE)] = text
             continue
-        own = flag.removeprefix("--") in parsers[command.name].flags or flag in ("-h", "--help")
+        own = flag.removeprefix("--") in parsers[command.name].flags or flag in _COMMON
         if _FLAG.match(flag) and not own:
             raise UsageError(_unknown_flag(command, parsers, flag))
+        if value == "--":  # which argparse takes for the end of the flags, and leaves the flag without a value
+            raise UsageError(
+                f"{PROGRAM} {command.name}: found {quoted(argument)}, expected {quoted(flag)[1:-1]}=<value>"
+            )
         known.append(argument)
     return known, overrides
 
@@ -207,13 +217,13 @@ def _unknown_flag(command: Command, parsers: Mapping[str, Parser], flag: str) ->
     """The refusal of a flag: which there are, whose it is, and the nearest one."""
     own = [f"--{name}" for name in parsers[command.name].flags]
     others = [name for name, parser in parsers.items() if flag.removeprefix("--") in parser.flags]
-    words = f"{PROGRAM} {command.name}: no flag {flag}"
+    words = f"{PROGRAM} {command.name}: no flag {quoted(flag)[1:-1]}"
     if others:
         words += f", which is a flag of {', '.join(others)}"
     elif flag.startswith(OVERRIDE):
         words += ", since this command takes no configuration"
     words += f"; there {'are' if len(own) > 1 else 'is'} {', '.join(own)}" if own else "; this command has none"
-    return f"{words}.{_nearest('--' + flag.lstrip('-').replace('-', '_'), own)}"
+    return f"{words}.{_nearest('--' + flag[:200].lstrip('-').replace('-', '_'), own)}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

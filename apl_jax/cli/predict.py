@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 
 from apl_jax.cli.configuration import declare_plugin, load_plugins
 from apl_jax.cli.parser import Command, Parser, number, path, whole_number
+from apl_jax.text import say
 
 MIN_SCORE = 0.1
 _SHOWN = 10  # predictions on the terminal
@@ -45,15 +45,15 @@ def _carry_out(arguments: Namespace) -> None:
     found = predict(arguments.workdir, request)
     if request.out:
         write_predictions(request.out, found)
-        print(f"predictions  {request.out}  ({len(found.instances):,} instances in {len(found.records):,} videos)")
+        say(f"predictions  {request.out}  ({len(found.instances):,} instances in {len(found.records):,} videos)")
     else:
         print_surest(found.instances, found.records, found.classes, _SHOWN)
     if request.timelines:
         title = f"{found.stage} of {arguments.workdir}"
         page = write_timelines(request.timelines, found.instances, found.records, found.classes, title)
-        print(f"timelines    {page}")
+        say(f"timelines    {page}")
     if any(len(record.labels) for record in found.records):
-        print("note: these videos are annotated; apl-jax evaluate scores predictions of --min_score=0", file=sys.stderr)
+        say("note: these videos are annotated; apl-jax evaluate scores predictions of --min_score=0", error=True)
 
 
 COMMAND = Command(

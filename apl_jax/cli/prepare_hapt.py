@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from apl_jax.cli.parser import OVERRIDE, PROGRAM, Command, Parser, path
+from apl_jax.text import say
 
 
 def _declare(parser: Parser) -> None:
@@ -16,8 +17,8 @@ def _carry_out(arguments: Namespace) -> None:
     from apl_jax.interop.hapt import prepare_hapt
 
     recordings = prepare_hapt(arguments.source, arguments.out)
-    print(f"prepared  {arguments.out}  ({recordings} recordings)")
-    print(f"next      {PROGRAM} run --config=hapt {OVERRIDE}data.root={arguments.out} --workdir=runs/hapt")
+    say(f"prepared  {arguments.out}  ({recordings} recordings)")
+    say(f"next      {PROGRAM} run --config=hapt {OVERRIDE}data.root={arguments.out} --workdir=runs/hapt")
 
 
 COMMAND = Command(

@@ -6,6 +6,7 @@ from argparse import Namespace
 
 from apl_jax.cli.configuration import declare_configuration, read_settings
 from apl_jax.cli.parser import Command, Parser, path
+from apl_jax.text import say
 
 
 def _declare(parser: Parser) -> None:
@@ -31,7 +32,7 @@ def _carry_out(arguments: Namespace) -> None:
         if jax.process_index() == 0:
             print_table(results)
             page = write_report(workdir)
-            print(f"\nresults   {workdir / 'results.json'}\nreport    {page}")
+            say(f"\nresults   {workdir / 'results.json'}\nreport    {page}")
 
 
 COMMAND = Command(

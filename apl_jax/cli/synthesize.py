@@ -6,6 +6,7 @@ from argparse import Namespace
 
 from apl_jax.cli.configuration import declare_configuration, read_settings
 from apl_jax.cli.parser import OVERRIDE, Command, Parser, count, path
+from apl_jax.text import say
 
 
 def _declare(parser: Parser) -> None:
@@ -22,8 +23,8 @@ def _carry_out(arguments: Namespace) -> None:
     settings, out = read_settings(arguments), arguments.out
     follow = lambda videos: tqdm(videos, "making features", unit="video", disable=not settings.runtime.progress)
     written = write_synthetic(settings.data, out, arguments.videos, follow)
-    print(f"synthetic  {out}  ({written:,} videos)")
-    print(f"next       a run with {OVERRIDE}data.root={out} {OVERRIDE}data.synthetic.enabled=False")
+    say(f"synthetic  {out}  ({written:,} videos)")
+    say(f"next       a run with {OVERRIDE}data.root={out} {OVERRIDE}data.synthetic.enabled=False")
 
 
 COMMAND = Command(

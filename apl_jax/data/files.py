@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from apl_jax.devices import host_bytes
-from apl_jax.text import shown
+from apl_jax.text import Refusal, shown
 
 _JSON_SHARE = 1 / 16  # of the machine's memory that a text may fill: parsed, it takes ten times as much
 _ARRAY_SHARE = 1 / 2  # of it that one array may fill
+_LONGEST_LINE = 1 << 24  # characters of a line of a table: parsed, each of its cells takes sixty bytes
 
 
-class DataError(ValueError):
+class DataError(Refusal, ValueError):
     """Data that cannot be used; the message names file, video and field, what was found, expected, and what to try."""
 
     expected: str = ""  # that part of the message: what refusals of one kind have in common
@@ -89,6 +90,16 @@ def read_text(path: Path, what: str) -> str:
         raise refusal(str(path), f"bytes that are no UTF-8 ({error.reason})", what, "check the path") from None
 
 
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a UTF-8 text file, without their ends. Raises as :func:`read_text`, also for a line without end."""
+    lines = read_text(path, what).splitlines()
+    longest = max(map(len, lines), default=0)
+    if longest > _LONGEST_LINE:
+        found = f"a line of {longest:,} characters"
+        raise refusal(str(path), found, f"{what}, of lines of at most {_LONGEST_LINE:,}", "check the path")
+    return lines
+
+
 def _kind(mode: int) -> str:
     kinds = {
         stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device",
@@ -145,11 +156,14 @@ def load_csv(path: Path, columns: Sequence[str] = ()) -> list[tuple[int, dict[st
     again = "copy the file again, or repair it"
     line = empty = 0  # the first empty line: several may end a file, and none be in the middle
     try:
-        with io.StringIO(read_text(path, "a CSV file"), newline="") as file:
+        text = read_text(path, "a CSV file")
+        if max(map(len, io.StringIO(text)), default=0) > _LONGEST_LINE:
+            raise refusal(str(path), f"a line of more than {_LONGEST_LINE:,} characters", "a CSV file", again)
+        with io.StringIO(text, newline="") as file:
             table = csv.reader(file, strict=True)
             header = [name.strip() for name in next(table, [])]
             if len(set(header)) < len(header) or not set(columns) <= set(header):
-                found = f"columns {repr(header)[1:-1][:300] or 'none'}"
+                found = f"columns {shown(header, 300)[1:-1] or 'none'}"
                 expected = f"each once, with {', '.join(columns) or 'a name for each'}"
                 raise refusal(f"{path}: header", found, expected, again)
             rows = []

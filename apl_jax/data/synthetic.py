@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.features.layouts import Unusable
+from apl_jax.data.features.limits import Unusable
 from apl_jax.data.features.manifest import Manifest, read_manifest, write_manifest
 from apl_jax.data.features.sources import SYNTHETIC, FeatureSource, data_root
 from apl_jax.data.files import refusal

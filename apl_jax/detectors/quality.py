@@ -25,7 +25,7 @@ class QualitySettings(Checked):
     branches: str = one_of("tiou_tnd", "diou", "tiou", "none")
     loss: str = one_of("bce", "kl")  # Table S1
     soft_focal: str = one_of("qfl", "af")  # quality focal | ActionFormer's focal form on the joint probability (A4)
-    weight: float = number(0.1, at_least=0)  # lambda_locq
+    weight: float = number(0.1, at_least=0, at_most=1e6)  # lambda_locq
     epsilon: float = number(1e-4, above=0, below=1)  # floor of tIoU - tND (A3)
     tiou_bias: float = number(0.0, at_least=-50, at_most=50)  # logit at initialisation (A3)
     tnd_bias: float = number(-3.0, at_least=-50, at_most=50)  # a neutral bias would make the joint score zero (A3)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from apl_jax.data.annotations import VideoRecord
+from apl_jax.data.files import DataError
 
 DUPLICATE_TOLERANCE_S = 1e-3  # both ends of two annotations of one class within this: one instance (spec 1.10)
 _PAIRS_AT_ONCE = 4_000_000  # prediction-truth pairs held in memory together
@@ -27,7 +28,7 @@ _PAIRS_AT_ONCE = 4_000_000  # prediction-truth pairs held in memory together
 class Instances:
     """M action instances of a set of videos, annotated or predicted; arrays are cast and checked when it is made.
 
-    Raises ``ValueError`` when lengths differ or a time or score is not finite.
+    Raises ``DataError`` when lengths differ or a time or score is not finite.
     """
 
     video: np.ndarray  # [M] int64, row of the video in a table that truth and predictions share
@@ -45,12 +46,12 @@ class Instances:
         count = len(self.video)
         if not (self.label.shape == self.score.shape == (count,) and self.segments_s.shape == (count, 2)):
             found = [self.video.shape, self.label.shape, self.segments_s.shape, self.score.shape]
-            raise ValueError(f"instances: found video, label, segments_s, score of shapes {found}; expected one length")
+            raise DataError(f"instances: found video, label, segments_s, score of shapes {found}; expected one length")
         bad = ~(np.isfinite(self.score) & np.isfinite(self.segments_s).all(-1))
         if bad.any():
             row = int(np.argmax(bad))
             found = f"segment {self.segments_s[row].tolist()}, score {self.score[row]}"
-            raise ValueError(f"instances: row {row}, video {self.video[row]}: {found}; expected finite numbers")
+            raise DataError(f"instances: row {row}, video {self.video[row]}: {found}; expected finite numbers")
 
     def __len__(self) -> int:
         return len(self.video)
@@ -122,12 +123,12 @@ def average_precision(
     Duplicate truth is removed. Predictions of equal score are taken last first. Predictions of a class without truth
     do not count; those in a video without truth of their class are false. Truth marked ``ignore`` is no truth; a
     prediction that wins no instance and overlaps ignored truth of its class by the threshold is left out of the
-    ranking. Raises ``ValueError`` without any truth, or for labels outside ``[0, num_classes)``.
+    ranking. Raises ``DataError`` without any truth, or for labels outside ``[0, num_classes)``.
     """
     for table, name in ((truth, "truth"), (predictions, "predictions")):
         if len(table) and not (table.label.min() >= 0 and table.label.max() < num_classes):
             found = f"{table.label.min()} to {table.label.max()}"
-            raise ValueError(f"{name}: found labels {found}, expected 0 to {num_classes - 1}")
+            raise DataError(f"{name}: found labels {found}, expected 0 to {num_classes - 1}")
     truth, ignored, ranked, thresholds = _prepared(truth, predictions, tiou)
     overlaps = find_overlaps(truth, ranked, floor=thresholds.min())
     hits = match(overlaps, thresholds)
@@ -162,10 +163,10 @@ def _prepared(
     """Truth without duplicates, ignored truth, predictions in their ranking, thresholds ``[J]``; all checked."""
     thresholds = np.asarray(tiou, np.float64)
     if thresholds.ndim != 1 or not thresholds.size or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise ValueError(f"tiou: found {tiou!r}, expected one or more thresholds in (0, 1]")
+        raise DataError(f"`tiou`: found {tiou!r}, expected one or more thresholds in (0, 1]")
     counted, ignored = divide_truth(truth)
     if not len(counted):
-        raise ValueError("truth: no annotated instance in these videos; there is nothing to score against")
+        raise DataError("truth: no annotated instance in these videos; there is nothing to score against")
     return counted, ignored, predictions.select(ranking(predictions)), thresholds
 
 

@@ -29,11 +29,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from apl_jax.data.files import load_csv, load_json, refusal
+from apl_jax.data.files import load_csv, load_json, open_regular, refusal
 from apl_jax.data.names import clean_name, cleaned_keys, find_recording, hint, loose, read_name
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.settings import EvaluationSettings
@@ -74,12 +74,8 @@ def external_digest(evaluation: EvaluationSettings) -> str:
     if evaluation.protocol == "strict":
         return ""
     path = Path(evaluation.external_scores).expanduser()
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        remedy = "check `evaluation.external_scores`"
-        raise refusal(str(path), f"{error.strerror}", "a readable file of class scores", remedy) from None
+    with open_regular(path, "a file of class scores (`evaluation.external_scores`)") as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()[:16]
 
 
 def check_unchanged(evaluation: EvaluationSettings, digest: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data.annotations import is_number
-from apl_jax.data.files import load_json, refusal, write_json
+from apl_jax.data.files import DataError, load_json, refusal, write_json
 from apl_jax.data.names import clean_name, cleaned_keys, hint
 from apl_jax.evaluation.average_precision import Instances, divide_truth, find_overlaps, match, on_ignored, ranking
 from apl_jax.text import shown
@@ -36,14 +36,14 @@ def best_thresholds(truth: Instances, predictions: Instances, tiou: float, num_c
     Truth and matching are those of :func:`~apl_jax.evaluation.average_precision.average_precision`: since the best
     score chooses first, what a threshold leaves is matched as if the rest had never been. Only scores of predictions
     are tried; of equally good ones the highest is taken. A class without truth, or of which no prediction is right,
-    has no threshold. Raises ``ValueError`` for another ``tiou`` and for labels outside ``[0, num_classes)``.
+    has no threshold. Raises ``DataError`` for another ``tiou`` and for labels outside ``[0, num_classes)``.
     """
     if not 0 < tiou <= 1:
-        raise ValueError(f"tiou: found {tiou!r}, expected a threshold in (0, 1]")
+        raise DataError(f"`tiou`: found {tiou!r}, expected a threshold in (0, 1]")
     for table, name in ((truth, "truth"), (predictions, "predictions")):
         if len(table) and not (table.label.min() >= 0 and table.label.max() < num_classes):
             found = f"{table.label.min()} to {table.label.max()}"
-            raise ValueError(f"{name}: found labels {found}, expected 0 to {num_classes - 1}")
+            raise DataError(f"{name}: found labels {found}, expected 0 to {num_classes - 1}")
     (truth, ignored), ranked, levels = divide_truth(truth), predictions.select(ranking(predictions)), np.array([tiou])
     hits = match(find_overlaps(truth, ranked, floor=tiou), levels)[0]
     judged = hits | ~on_ignored(ignored, ranked, levels)[0]

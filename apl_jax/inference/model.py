@@ -17,15 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from apl_jax import __version__
 from apl_jax.data.annotations import is_number
 from apl_jax.data.batching import Standardizer
-from apl_jax.data.files import DataError, load_json, refusal, write_bytes, write_json
+from apl_jax.data.files import DataError, load_json, most_array_bytes, read_bytes, refusal, write_bytes, write_json
 from apl_jax.data.grids import is_rate
 from apl_jax.data.names import clean_name
+from apl_jax.data.tensors import parse_tensors, read_tensors
 from apl_jax.declarations import Choice, SettingsError, fingerprint, from_dict, override, to_dict
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.base import Detector
@@ -34,6 +34,7 @@ from apl_jax.evaluation.detections import predict_batch
 from apl_jax.registry import DETECTORS
 from apl_jax.settings import GridSettings
 from apl_jax.structs import Array, Batch, DataFacts, Detections, PyTree, leaves_by_name, nested
+from apl_jax.text import shown
 
 FOLDER, CARD, PARAMETERS = "model", "model.json", "params.safetensors"
 FORMAT = 2
@@ -126,7 +127,7 @@ def write_parameters(folder: Path, params: PyTree) -> None:
 
 def read_parameters(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of ``params.safetensors`` by owner and path. Raises :class:`~apl_jax.data.files.DataError`."""
-    return _parse(folder / PARAMETERS, _read_bytes(folder / PARAMETERS))
+    return read_tensors(folder / PARAMETERS, _AGAIN)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
@@ -160,7 +161,7 @@ def open_model(path: Path, stage: str = "") -> Model:
             else "other parameters than those that model.json was written for"
         )
         raise refusal(str(where), found, "both files of one model", _AGAIN)
-    owners, mesh = nested(_parse(folder / PARAMETERS, content)), build_mesh()
+    owners, mesh = nested(parse_tensors(folder / PARAMETERS, content, _AGAIN)), build_mesh()
     needed = (OWNER,) if card.generator is None else (OWNER, GENERATOR)
     missing = [name for name in needed if name not in owners]
     if missing:
@@ -210,24 +211,12 @@ def model_folder(path: Path, stage: str = "") -> Path:
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise refusal(str(path), f"{error.strerror}", "a readable file", "check path and permissions") from None
-
-
-def _parse(path: Path, content: bytes) -> dict[str, np.ndarray]:
-    try:
-        return load_tensors(content)
-    except Exception as error:  # the library raises its own error, and what numpy does on damaged headers
-        words = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-        found = f"an unreadable file ({words})"
-        raise refusal(str(path), found, "a complete safetensors file", _AGAIN) from None
+    return read_bytes(path, "the parameters of a model", most_array_bytes())
 
 
 def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
     if document.get("format") != FORMAT:
-        found = repr(document.get("format"))[:40]
+        found = shown(document.get("format"), 40)
         raise refusal(f"{path}: format", found, f"{FORMAT}, as apl_jax {__version__} writes it", _AGAIN)
     _check_numbers(path, document)
     try:
@@ -236,7 +225,7 @@ def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
         grid = from_dict(GridSettings, document["grid"], "grid")
     except (SettingsError, KeyError, TypeError) as error:
         known = isinstance(error, SettingsError)
-        words = str(error) if known else f"found a damaged entry ({error!r}); expected what this version writes."
+        words = str(error) if known else f"found a damaged entry ({shown(error)}); expected what this version writes."
         remedy = "load the plug-in that registers its detector first" if "no such detector" in words else _AGAIN
         raise DataError(f"{path}: {words} Try: {remedy}.") from None
     standardizer = Standardizer(np.array(document["mean"], np.float32), np.array(document["std"], np.float32))
@@ -270,7 +259,7 @@ def _check_numbers(path: Path, document: Mapping[str, Any]) -> None:
         for name in ("mean", "std")
     )
     scaled = numbers and np.float32(min(document["std"], default=0)) > 0  # a tiny float64 is 0 to float32
-    scaled = scaled and max(map(abs, document["mean"] + document["std"])) <= np.finfo(np.float32).max
+    scaled = scaled and max(map(abs, document["mean"] + document["std"])) <= float(np.finfo(np.float32).max)
     named = isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes)
     named = named and len(set(map(clean_name, classes))) == len(classes)
     clock = document.get("fps") is None or is_rate(document["fps"])

@@ -7,7 +7,6 @@ but seldom meant (instances that teach nothing, classes without labels, files th
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from apl_jax.data.rates import systematic_ratio
 from apl_jax.data.splits import Split, annotation_notes, build_split
 from apl_jax.declarations import Choice, SettingsError
 from apl_jax.detectors import build_detector
+from apl_jax.devices import host_bytes
 from apl_jax.inspection.survey import SHOWN, Finding, Follow, Reading, Survey, read_all, survey
 from apl_jax.settings import DataSettings
 from apl_jax.structs import DataFacts, TimeGrid
@@ -305,18 +305,10 @@ def _size_notes(found: Survey, data: DataSettings) -> Iterable[Finding]:
     if long:
         limit = f"`data.max_length_t={data.max_length_t}`"
         yield Finding(f"videos of more rows than {limit}: cropped in training, seen whole in prediction", long)
-    needed, there = sum(found.table_bytes.values()), _host_bytes()
-    if there and needed > there / 2:
+    needed, there = sum(found.table_bytes.values()), host_bytes()
+    if needed > there / 2:
         sizes = f"{needed / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}"
         yield Finding(f"The whole feature table needs {sizes}: it would not fit beside a model")
-
-
-def _host_bytes() -> int:
-    """Main memory of this machine, 0 where it is not told."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 0
 
 
 def _listed(what: str, names: Sequence[str]) -> Finding:

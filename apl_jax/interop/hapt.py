@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apl_jax.data.files import refusal, write_bytes, write_json
+from apl_jax.data.files import DataError, read_lines, refusal, write_bytes, write_json
 
 RATE = 50.0  # samples per second
 _SUBSETS = {"training": "Train/subject_id_train.txt", "test": "Test/subject_id_test.txt"}
@@ -61,14 +61,21 @@ def prepare_hapt(source: Path, out: Path) -> int:
     return len(signals)
 
 
+def _lines(path: Path, meaning: str) -> list[str]:
+    """The lines of one of the folder's files."""
+    if not path.exists():
+        remedy = "`source=<the folder 'HAPT Data Set' as it was unpacked>`"
+        raise refusal(str(path), "no such file", meaning, remedy)
+    return read_lines(path, meaning)
+
+
 def _table(path: Path, columns: int, meaning: str) -> np.ndarray:
     """A text file of finite numbers, ``[lines, columns]``."""
     try:
-        values = np.loadtxt(path, ndmin=2)
-    except FileNotFoundError:
-        remedy = "`source=<the folder 'HAPT Data Set' as it was unpacked>`"
-        raise refusal(str(path), "no such file", f"a table of {meaning}", remedy) from None
-    except (OSError, ValueError) as error:
+        values = np.loadtxt(_lines(path, f"a table of {meaning}"), ndmin=2)
+    except DataError:
+        raise
+    except ValueError as error:
         raise refusal(str(path), f"an unreadable table ({error})", meaning, _AGAIN) from None
     if values.shape[1] != columns or not len(values) or not np.isfinite(values).all():
         raise refusal(str(path), f"a table {list(values.shape)}", f"finite numbers: {meaning}", _AGAIN)
@@ -76,11 +83,7 @@ def _table(path: Path, columns: int, meaning: str) -> np.ndarray:
 
 
 def _named_activities(path: Path) -> list[tuple[int, str]]:
-    try:
-        lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = "`source=<the folder 'HAPT Data Set' as it was unpacked>`"
-        raise refusal(str(path), f"an unreadable file ({error})", "a number and a name on each line", remedy) from None
+    lines = [line.split() for line in _lines(path, "a number and a name on each line") if line.strip()]
     if not lines or any(len(line) != 2 or not line[0].isdigit() for line in lines):
         raise refusal(str(path), "other lines", "a number and a name on each line", _AGAIN)
     return [(int(number), name) for number, name in lines]

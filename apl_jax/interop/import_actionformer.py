@@ -13,7 +13,8 @@ import numpy as np
 from apl_jax.data.annotations import Annotations
 from apl_jax.data.batching import Standardizer
 from apl_jax.data.dataset import open_truth
-from apl_jax.data.files import DataError, refusal
+from apl_jax.data.files import DataError, read_lines, refusal
+from apl_jax.data.names import read_name
 from apl_jax.declarations import Choice
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.actionformer import without_quality
@@ -114,10 +115,8 @@ def choose_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, d
 
 def _read_classes(path: Path) -> tuple[tuple[str, ...], float | None]:
     """Class names, a line each, and no frame rate."""
-    try:
-        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise refusal(f"`classes={path}`", f"{error}", "a text file with a class on each line", "check it") from None
+    lines = read_lines(path, "`classes`, a text file with a class on each line")
+    names = [read_name(line, f"`classes={path}`") for line in lines if line.strip()]
     if not names or len(set(names)) < len(names):
         found = "a class twice" if names else "no classes"
         raise refusal(f"`classes={path}`", found, "each class once, a line each, in their order", "correct it")

@@ -23,8 +23,10 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
-from apl_jax.data.features.layouts import AGAIN, DENSEST, Unusable, read_npz_member, words_of
-from apl_jax.data.files import refusal
+from apl_jax.data.features.layouts import read_npz_member, words_of
+from apl_jax.data.features.limits import AGAIN, Unusable, check_members, check_size
+from apl_jax.data.files import DataError, most_array_bytes, open_regular, refusal
+from apl_jax.text import shown
 
 _STORAGES: Mapping[str, np.dtype] = {
     f"torch.{name}Storage": np.dtype(dtype)
@@ -42,7 +44,7 @@ _OPERATIONS = {
 }  # fmt: skip
 _NAMES = {ord(operation.code): operation.name for operation in pickletools.opcodes}
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that files of torch < 1.6 begin with
-_LARGEST_PICKLE = 1 << 26  # bytes; names and shapes of 100,000 tensors take a quarter of it
+_LARGEST_PICKLE = 1 << 23  # bytes; names and shapes of 50,000 tensors, and in any case some seconds of reading
 _MOST_NODES = 200_000  # dicts, lists and what is in them; a pickle can name one part of itself over and over
 _DEEPEST = 32
 _LONGEST_NAME = 500
@@ -66,17 +68,18 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         return _read(path)
     except Unusable as problem:
         raise refusal(str(path), *problem.args) from None
-    except FileNotFoundError:
-        raise refusal(str(path), "no such file", "a checkpoint", "check the path") from None
+    except DataError:
+        raise
     except Exception as error:  # on damaged bytes zipfile, struct, pickle and safetensors raise whatever they meet
         found = f"an unreadable file ({words_of(error)})"
         raise refusal(str(path), found, "a complete checkpoint", AGAIN) from None
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
+    with open_regular(path, "a checkpoint", most_array_bytes()) as file:
         start = file.read(len(_LEGACY))
         if start.startswith(b"PK"):
+            check_members(file)
             with zipfile.ZipFile(file) as archive:
                 return _read_archive(archive, path.stat().st_size)
     if start[8:9] == b"{":
@@ -95,7 +98,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         for name in file.keys():  # noqa: SIM118  # it is no dict, and cannot be iterated
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _SAFETENSORS:
-                raise Unusable(f"{name[:100]!r} of dtype {dtype}", ", ".join(_SAFETENSORS), "another dtype")
+                raise Unusable(f"{shown(name)} of dtype {dtype}", ", ".join(_SAFETENSORS), "another dtype")
             found[name] = file.get_tensor(name)
             found[name].flags.writeable = False
     return found
@@ -110,8 +113,7 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
     if pickles or not members or not all(name.endswith(".npy") for name in members):
         found = f"an archive of {', '.join(members[:4])[:200] or 'nothing'}"
         raise Unusable(found, "data.pkl and data/ as torch.save writes them, or .npy arrays", "check the path")
-    if sum(archive.getinfo(name).file_size for name in members) > DENSEST * size:
-        raise Unusable("an archive that promises more than it can hold", "a complete .npz file", AGAIN)
+    check_size(sum(archive.getinfo(name).file_size for name in members))
     return {name.removesuffix(".npy"): read_npz_member(archive, name, _check_weights) for name in members}
 
 
@@ -207,16 +209,16 @@ class _Checkpoint(pickle._Unpickler):
         if order not in (b"little", b"big"):
             raise Unusable(f"byteorder {order[:20]!r}", "little or big", AGAIN)
         self._swapped = order.decode() != sys.byteorder
-        program = self._member("data.pkl")
-        if len(program) > _LARGEST_PICKLE:
-            raise Unusable(f"a data.pkl of {len(program):,} bytes", f"at most {_LARGEST_PICKLE:,}", _WEIGHTS_ONLY)
-        super().__init__(io.BytesIO(program))
+        length = archive.getinfo(f"{folder}data.pkl").file_size
+        if length > _LARGEST_PICKLE:
+            raise Unusable(f"a data.pkl of {length:,} bytes", f"at most {_LARGEST_PICKLE:,}", _WEIGHTS_ONLY)
+        super().__init__(io.BytesIO(self._member("data.pkl")))
 
     def _member(self, name: str) -> bytes:
         """A stored member's bytes; its size is believed only as far as the file reaches."""
         info = self._archive.getinfo(self._folder + name)
         if info.compress_type != zipfile.ZIP_STORED or not info.file_size == info.compress_size <= self._unread:
-            found = f"{info.filename[:100]!r} compressed, or longer than the file"
+            found = f"{shown(info.filename)} compressed, or longer than the file"
             raise Unusable(found, "members stored as they are, as torch.save does", AGAIN)
         self._unread -= info.file_size
         return self._archive.read(info)
@@ -225,7 +227,7 @@ class _Checkpoint(pickle._Unpickler):
         """One of the functions above, or a dtype in place of a storage's type; nothing is ever imported."""
         known = _GLOBALS.get(f"{module}.{name}")
         if known is None:
-            found = f"{f'{module}.{name}'[:200]!r} in the file, which might run code"
+            found = f"{shown(f'{module}.{name}', 200)} in the file, which might run code"
             raise Unusable(found, "tensors, numbers, text and containers only", _WEIGHTS_ONLY)
         return known
 
@@ -274,7 +276,7 @@ def _tensors_of(value: Any) -> dict[str, np.ndarray]:
             raise Unusable("containers without end", expected, _WEIGHTS_ONLY)
         if isinstance(value, np.ndarray):
             if name in found:
-                raise Unusable(f"two tensors named {name!r}", "each name once", _WEIGHTS_ONLY)
+                raise Unusable(f"two tensors named {shown(name)}", "each name once", _WEIGHTS_ONLY)
             found[name] = value
         for key, entry in _entries(value):
             visit(entry, f"{name}/{key}" if name else str(key), depth + 1)

@@ -25,8 +25,9 @@ class DivisionSettings(Checked):
     # lambda: least probability of a positive class, as a fraction of the target's (Table IV)
     closeness: float = number(0.85, at_least=0, at_most=1)
     # likeliest classes after the target that are never negative; 0 is the paper's rule (Eq. 8)
-    protected_runners_up: int = number(0, at_least=0)
-    max_positives: int = number(5, at_least=0)  # of a snippet; a flat distribution would make every class positive
+    protected_runners_up: int = number(0, at_least=0, at_most=100_000)
+    # of a snippet; a flat distribution would make every class positive
+    max_positives: int = number(5, at_least=0, at_most=100_000)
     given_action: bool = True  # sigmoids: divide the classes of a foreground point without background; False = C11
 
 

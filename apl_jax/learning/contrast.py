@@ -35,11 +35,12 @@ from apl_jax.structs import Array, Batch
 class ContrastSettings(Checked):
     """What both forms of the contrast share (APL 3.3)."""
 
-    partitions: int = number(64, at_least=1)  # N segments per video, one random valid frame each (B1)
-    temperature: float = number(0.1, above=0)  # B2
+    partitions: int = number(64, at_least=1, at_most=100_000)  # N segments per video, one random valid frame each (B1)
+    temperature: float = number(0.1, above=0, at_most=1e3)  # B2
     coarse: bool = True
     fine: bool = True  # Table 5
-    fine_group: int = number(0, at_least=0)  # videos contrasted together in the fine term; 0 = the whole batch
+    # videos contrasted together in the fine term; 0 = the whole batch
+    fine_group: int = number(0, at_least=0, at_most=100_000)
     exclude_self: bool = True  # B4
 
 
@@ -47,16 +48,16 @@ class ContrastSettings(Checked):
 class ClusterContrastSettings(ContrastSettings):
     """Contrast that clusters guide, without labels."""
 
-    coarse_clusters: int = number(2, at_least=2)
-    fine_clusters: int = number(4, at_least=2)  # B (B8)
-    kmeans_iterations: int = number(10, at_least=1)
+    coarse_clusters: int = number(2, at_least=2, at_most=100_000)
+    fine_clusters: int = number(4, at_least=2, at_most=100_000)  # B (B8)
+    kmeans_iterations: int = number(10, at_least=1, at_most=10_000)
 
 
 @dataclass(frozen=True)
 class ClassContrastSettings(ContrastSettings):
     """Contrast that classes guide, beside the detection loss."""
 
-    weight: float = number(0.1, at_least=0)  # lambda_acp; 0 leaves it out
+    weight: float = number(0.1, at_least=0, at_most=1e6)  # lambda_acp; 0 leaves it out
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ class IcdPairSettings(Checked):
     """Training of the discriminator (APL Eq. 7 to 9)."""
 
     enabled: bool = True
-    hidden: int = number(128, at_least=1)  # A16
-    pairs: int = number(10, at_least=1)  # positive pairs per step, and as many negative ones (A17)
+    hidden: int = number(128, at_least=1, at_most=65_536)  # A16
+    pairs: int = number(10, at_least=1, at_most=100_000)  # positive pairs per step, and as many negative ones (A17)
     learning_rate: float = number(1e-4, above=0, at_most=10)  # own AdamW (A17)
     weight_decay: float = number(1e-4, at_least=0, at_most=10)
 

@@ -45,7 +45,7 @@ class SupervisedSettings(Checked):
 class AplSettings(Checked):
     """APL's self-training (Eq. 12)."""
 
-    unlabelled_weight: float = number(2.0, at_least=0)  # beta
+    unlabelled_weight: float = number(2.0, at_least=0, at_most=1e6)  # beta
     contrast: StudentContrastSettings = field(default_factory=StudentContrastSettings)
     icd: IcdPairSettings = field(default_factory=IcdPairSettings)
 
@@ -54,7 +54,7 @@ class AplSettings(Checked):
 class NonTargetSettings(NonTargetTermSettings):
     """Hybrid positive-negative learning (paper 002, Eq. 12)."""
 
-    unlabelled_weight: float = number(1.0, at_least=0)  # alpha, Eq. 1
+    unlabelled_weight: float = number(1.0, at_least=0, at_most=1e6)  # alpha, Eq. 1
     # whose they are: the network's own at each step | its averaged weights' | those of the pseudo_label stage (C8)
     pseudo_labels: str = one_of("online", "averaged", "teacher")
 
@@ -63,8 +63,9 @@ class NonTargetSettings(NonTargetTermSettings):
 class AplNonTargetSettings(NonTargetTermSettings):
     """Both papers at once."""
 
-    unlabelled_weight: float = number(2.0, at_least=0)  # beta of APL's Eq. 12
-    silenced_weight: float = number(0.5, at_least=0)  # of negative learning under what selection left aside
+    unlabelled_weight: float = number(2.0, at_least=0, at_most=1e6)  # beta of APL's Eq. 12
+    # of negative learning under what selection left aside
+    silenced_weight: float = number(0.5, at_least=0, at_most=1e6)
     contrast: StudentContrastSettings = field(default_factory=StudentContrastSettings)
     icd: IcdPairSettings = field(default_factory=IcdPairSettings)
 

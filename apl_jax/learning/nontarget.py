@@ -33,11 +33,11 @@ from apl_jax.structs import Array
 class NonTargetTermSettings(DivisionSettings):
     """Weights of the terms (paper 002, Eq. 12; Tables II and V)."""
 
-    negative_weight: float = number(1.0, at_least=0)  # of l_neg; 0 leaves it out, as rows of Table II do
-    positive_weight: float = number(1.0, at_least=0)  # of l_pos
+    negative_weight: float = number(1.0, at_least=0, at_most=1e6)  # of l_neg; 0 leaves it out, as rows of Table II do
+    positive_weight: float = number(1.0, at_least=0, at_most=1e6)  # of l_pos
     labelled_negative: bool = True  # negative learning on labelled snippets too (III-F)
     rival: str = one_of("none", "soft_label", "complementary")  # Table V, in place of positive and negative classes
-    sharpening: float = number(0.5, above=0)  # temperature of the soft label (C12)
+    sharpening: float = number(0.5, above=0, at_most=1e3)  # temperature of the soft label (C12)
 
 
 def trusted_mask(context: MethodContext, class_probs: ClassDistribution, points: PointTargets) -> Array:

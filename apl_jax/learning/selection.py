@@ -106,7 +106,7 @@ class DynamicSettings(Checked):
 
     tau_neg: float = number(0.15, at_least=0, at_most=1)  # at most this: not considered at all
     scope: str = one_of("pooled", "class", "video")  # over the whole set | per predicted class | per video (A1)
-    deviations: float = number(1.0)  # tau_pos = mean + deviations * std; 0 = mean only
+    deviations: float = number(1.0, at_least=-1e3, at_most=1e3)  # tau_pos = mean + deviations * std; 0 = mean only
     tau_min: float = number(0.2, at_least=0, at_most=1)
     tau_max: float = number(0.9, at_least=0, at_most=1)
 

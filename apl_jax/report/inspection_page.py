@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from apl_jax.report.figures import FULL_WIDTH_IN, HALF_WIDTH_IN, MOST_BARS
 from apl_jax.report.figures.data_set import class_bars, length_histogram
 from apl_jax.report.rendering import Section, render_page
 from apl_jax.report.tables import aligned
+from apl_jax.text import for_file_name
 
 PAGE = "inspect.html"
 SHOWN_CLASSES = 12  # on the terminal; the page shows all
@@ -210,7 +210,7 @@ def default_folder(name: str) -> Path:
 
 def _file_name(name: str) -> str:
     """The name of a data set as part of a file's."""
-    return re.sub(r"[^\w.-]+", "_", name) or "data"
+    return for_file_name(name or "data")
 
 
 def next_step(found: Inspection) -> str:

@@ -22,6 +22,7 @@ from apl_jax.report.figures.drawing import short_name
 from apl_jax.report.rendering import Section, render_page
 from apl_jax.report.tables import aligned, percent
 from apl_jax.report.timelines import predicted_lane, true_lane
+from apl_jax.text import file_names, say
 
 PAGE_VIDEOS = 100  # of a page; a folder of pictures has no limit
 MOST_LANES = 20  # classes of one video
@@ -36,8 +37,8 @@ def print_surest(instances: Instances, records: Sequence[VideoRecord], classes: 
         names = records[int(instances.video[i])].id, classes[int(instances.label[i])]
         rows.append([*names, f"{start_s:.2f}", f"{end_s:.2f}", f"{instances.score[i]:.3f}"])
     if len(rows) > 1:
-        print(aligned(rows), end="\n\n")
-    print(f"{len(rows) - 1} of {len(instances):,} instances in {len(records):,} videos")
+        say(aligned(rows), end="\n\n")
+    say(f"{len(rows) - 1} of {len(instances):,} instances in {len(records):,} videos")
 
 
 def print_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> None:
@@ -48,7 +49,7 @@ def print_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> None:
         values = [thresholds.f1[c], thresholds.precision[c], thresholds.recall[c]]
         cells = [f"{thresholds.score[c]:.3f}" if known else "–", *(percent(v if known else None) for v in values)]
         rows.append([name, f"{thresholds.truth[c]:,}", *cells])
-    print(aligned(rows))
+    say(aligned(rows))
 
 
 def write_timelines(
@@ -81,15 +82,11 @@ def _write_page(path: Path, panels: Sequence[Panel], colours: Sequence[str], tit
 
 def _write_pictures(folder: Path, names: Sequence[str], panels: Iterable[Panel], colours: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
-    for name, panel in zip(names, panels, strict=True):
+    for stem, panel in zip(file_names(names), panels, strict=True):
         file = io.BytesIO()
         canvas = Figure((FULL_WIDTH_IN, plots.timeline_height([panel])), layout="constrained")
         plots.timelines(canvas, [panel], colours)
         canvas.savefig(file, format="png", dpi=PICTURE_DPI, facecolor="white")
-        stem = name.replace(os.sep, "_").replace("\0", "_").removeprefix(".") or "video"
-        stem = stem if stem not in taken else f"{stem}_{len(taken)}"
-        taken.add(stem)
         beside = folder / f".{stem}.tmp"
         beside.write_bytes(file.getvalue())
         os.replace(beside, folder / f"{stem}.png")

@@ -7,7 +7,7 @@ from typing import Any
 
 from apl_jax.report.figures import MEASURES as _FIGURE_3C
 from apl_jax.report.figures import SET_NAMES
-from apl_jax.text import for_terminal
+from apl_jax.text import one_line, say
 
 MEASURES = _FIGURE_3C | {"precision": "precision", "recall": "recall"}
 
@@ -43,7 +43,7 @@ def total_steps(results: Mapping[str, Any], variant: str) -> int | None:
 
 def print_table(results: dict[str, Any]) -> None:
     """Prints :func:`results_table`."""
-    print(f"\n{results_table(results)}")
+    say(f"\n{results_table(results)}")
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -57,7 +57,7 @@ def results_table(results: Mapping[str, Any]) -> str:
 
 def print_average_precision(result: Mapping[str, Any]) -> None:
     """Prints :func:`average_precision_table`."""
-    print(average_precision_table(result))
+    say(average_precision_table(result))
 
 
 def average_precision_table(result: Mapping[str, Any]) -> str:
@@ -176,6 +176,7 @@ def mean(values: Mapping[str, float | None]) -> float | None:
 
 def aligned(rows: Sequence[Sequence[str]], rules: Sequence[int] = (1,)) -> str:
     """Rows as lines: the first column flush left, the others flush right; a rule before the rows in ``rules``."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for i, row in enumerate(rows):

@@ -15,12 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from apl_jax.data.annotations import Annotations, VideoRecord
 from apl_jax.data.batching import VideoTable, build_targets, padded_length, whole_table
 from apl_jax.data.dataset import Dataset, truth_digest
-from apl_jax.data.files import write_bytes
+from apl_jax.data.files import refusal, write_bytes
+from apl_jax.data.tensors import read_tensors
 from apl_jax.devices import first_rows, place, replicated, shard_batch, to_host
 from apl_jax.feeds.passes import BatchFn, BatchPlan, map_resident, map_streamed
 from apl_jax.inference.model import FOLDER, read_parameters, write_parameters
@@ -165,8 +166,12 @@ def write_proposals(folder: Path, videos: str, found: Detections) -> None:
 
 def read_proposals(folder: Path) -> dict[str, Detections]:
     """The proposals that a stage left, by table."""
-    tables = nested(load_file(folder / PROPOSALS))
-    return {videos: Detections(**columns) for videos, columns in tables.items()}
+    path, remedy = folder / PROPOSALS, f"remove {folder}, and run the same command again"
+    tables = nested(read_tensors(path, remedy))
+    try:
+        return {videos: Detections(**columns) for videos, columns in tables.items()}
+    except TypeError:  # other columns
+        raise refusal(f"{path}", "other tensors", "the proposals of every table", remedy) from None
 
 
 def with_proposals(batch: Batch, proposals: Detections | None, mesh: Mesh) -> Batch:

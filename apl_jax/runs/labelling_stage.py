@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from apl_jax.data.files import refusal, write_bytes
+from apl_jax.data.tensors import read_tensors
 from apl_jax.declarations import Chain, Choice
 from apl_jax.detectors import build_detector
 from apl_jax.devices import place, replicated, to_host
@@ -21,6 +22,7 @@ from apl_jax.registry import SELECTION
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.training_stage import PSEUDO_LABELS
 from apl_jax.structs import Batch, DataFacts, Detections, PseudoLabels, PyTree, Reason, leaves_by_name
+from apl_jax.text import shown
 
 SELECTION_STATE = "selection_state.safetensors"
 
@@ -90,14 +92,12 @@ def read_selection_state(link: Link, folder: Path) -> PyTree:
     fresh = link.init()
     if not jax.tree.leaves(fresh):
         return fresh
-    path = folder / SELECTION_STATE
-    try:
-        stored = load_file(path)
-        leaves = [jnp.asarray(stored[name]) for name in leaves_by_name(fresh)]
-    except Exception as error:  # the library raises its own errors on damaged bytes
-        words = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-        remedy = f"remove {folder}, and run the same command again"
-        raise refusal(str(path), f"an unreadable file ({words})", "what the chain remembered", remedy) from None
+    path, remedy = folder / SELECTION_STATE, f"remove {folder}, and run the same command again"
+    stored, names = read_tensors(path, remedy), list(leaves_by_name(fresh))
+    missing = [name for name in names if name not in stored]
+    if missing:
+        raise refusal(str(path), f"nothing named {shown(missing[0])}", "what the chain remembered", remedy)
+    leaves = [jnp.asarray(stored[name]) for name in names]
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
 

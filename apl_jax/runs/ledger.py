@@ -19,12 +19,13 @@ from jax.experimental import multihost_utils
 
 from apl_jax.data.files import DataError, load_json, move, refusal, write_json
 from apl_jax.runs.artefacts import CHECKPOINTS, DONE, ON_PURPOSE, RESUMED_FROM, STARTED, check_files, read_seal, seal
+from apl_jax.text import Refusal
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # paths have lost the second of the two slashes
 log = logging.getLogger(__name__)
 
 
-class LedgerError(RuntimeError):
+class LedgerError(Refusal, RuntimeError):
     """A run folder that cannot be used now."""
 
 

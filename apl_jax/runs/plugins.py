@@ -10,6 +10,7 @@ from pathlib import Path
 
 from apl_jax.declarations import SettingsError
 from apl_jax.runs.settings import load_file
+from apl_jax.text import Refusal
 
 ENTRY_POINTS = "apl_jax.plugins"
 log = logging.getLogger(__name__)
@@ -28,8 +29,11 @@ def load_plugin(name: str) -> None:
         return
     try:
         importlib.import_module(name)
-    except ImportError as error:
-        raise SettingsError(f"`plugin`: could not import {name!r} ({error}), expected a file or a module") from error
+    except Refusal:
+        raise
+    except Exception as error:  # whatever the module's own code raises
+        found = f"{type(error).__name__}: {error}"
+        raise SettingsError(f"`plugin`: could not import {name!r} ({found}), expected a file or a module") from error
 
 
 @functools.cache

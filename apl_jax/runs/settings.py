@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from apl_jax.data.files import check_regular
 from apl_jax.declarations import (
     Chain,
     Checked,
@@ -33,7 +34,9 @@ from apl_jax.detectors import without_decoding
 from apl_jax.learning.methods import plain_supervised
 from apl_jax.registry import DETECTORS, METHODS, SELECTION
 from apl_jax.settings import LARGEST_SEED, DataSettings, EvaluationSettings, RuntimeSettings, StageSettings
+from apl_jax.text import Refusal, shown
 
+_LARGEST_FILE = 1 << 22  # bytes of a Python file that is a configuration or a plug-in
 VARIANTS = ("supervised", "supervised_matched", "semi_supervised")
 
 
@@ -41,7 +44,7 @@ VARIANTS = ("supervised", "supervised_matched", "semi_supervised")
 class LearningSettings(Checked):
     """The semi-supervised scheme: what each kind of stage minimises and how long, and what becomes a pseudo label."""
 
-    rounds: int = number(1, at_least=1)  # (pseudo_label -> self_train) repetitions
+    rounds: int = number(1, at_least=1, at_most=1000)  # (pseudo_label -> self_train) repetitions
     pretext: Choice = choice(METHODS, "contrast")  # of pre-training: contrast (ACP) | foreground (SPOT)
     teacher: Choice = choice(METHODS, "supervised")  # of the network that labels
     method: Choice = choice(METHODS, "apl")  # of self-training
@@ -70,7 +73,7 @@ class Settings(Checked):
         super().__post_init__()
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown or not self.variants:
-            raise SettingsError(f"`variants`: found {self.variants!r}, expected some of {', '.join(VARIANTS)}")
+            raise SettingsError(f"`variants`: found {shown(self.variants)}, expected some of {', '.join(VARIANTS)}")
 
 
 def default_settings(settings: Settings) -> Settings:
@@ -169,7 +172,9 @@ def read_config(name: str) -> Settings:
         raise SettingsError(f"`config`: found {file!r} without a function get_config, expected a configuration file")
     try:
         config = get_config(variant) if variant else get_config()
-    except (TypeError, KeyError, AttributeError) as error:
+    except Refusal:
+        raise
+    except Exception as error:  # whatever the file's own code raises
         raise SettingsError(f"`config`: {file!r} failed with {type(error).__name__}: {error}") from error
     return to_settings(config)
 
@@ -201,6 +206,7 @@ def _load(where: str | Path) -> ModuleType:
 
 def load_file(path: Path, what: str) -> ModuleType:
     """A Python file as a module. Raises :class:`~apl_jax.declarations.SettingsError` when it cannot be read."""
+    check_regular(path, f"a Python file (`{what}`)", _LARGEST_FILE)
     name = f"apl_jax_{what}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -209,8 +215,11 @@ def load_file(path: Path, what: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (OSError, SyntaxError, ImportError) as error:
-        raise SettingsError(f"`{what}`: could not import {str(path)!r} ({error})") from error
+    except Refusal:
+        raise
+    except Exception as error:  # whatever the file's own code raises
+        found = f"{type(error).__name__}: {error}"
+        raise SettingsError(f"`{what}`: could not import {str(path)!r} ({found})") from error
     return module
 
 

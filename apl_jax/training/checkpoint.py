@@ -22,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from apl_jax.data.files import move, sync_folder
 from apl_jax.devices import to_host
 from apl_jax.structs import PyTree
+from apl_jax.text import Refusal
 from apl_jax.training.state import TrainState
 
 DAMAGED = "damaged_checkpoints"  # where those go that cannot be read
@@ -29,7 +30,7 @@ _KEPT = 2  # newest checkpoints; the previous one stays until the next is whole
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Refusal, RuntimeError):
     """A checkpoint that cannot be written or does not fit; the message says which leaves and what to do."""
 
 

@@ -14,13 +14,14 @@ from apl_jax.feeds.resident import Feed
 from apl_jax.interruption import Preempted, requested
 from apl_jax.settings import RuntimeSettings
 from apl_jax.structs import Array
+from apl_jax.text import Refusal
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.state import TrainState
 from apl_jax.training.step import Dispatch
 from apl_jax.training.writers import MetricWriter
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(Refusal, RuntimeError):
     """A loss that became NaN or infinite."""
 
 
@@ -72,7 +73,9 @@ def fit(
         if done % plan.runtime.log_every == 0 or done == plan.steps:
             writer.scalars(done, values)
         stop = done < plan.steps and requested()
-        store.save(state, done, force=stop or done == plan.steps)
+        every = plan.runtime.checkpoint_every
+        due = done // every > (done - count) // every  # dispatches need not end at multiples of it
+        store.save(state, done, force=due or stop or done == plan.steps)
         if stop:
             store.finish()
             progress.close()

@@ -6,6 +6,7 @@ decoders of other packages may raise anything else on damaged bytes, and :meth:`
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import shlex
@@ -18,23 +19,19 @@ import h5py
 import h5py.h5l
 import numpy as np
 
-from apl_jax.data.files import refusal
+from apl_jax.data.features.limits import AGAIN, Unusable, check_size, open_zip
+from apl_jax.data.files import check_regular, open_regular, read_lines, refusal
+from apl_jax.text import shown
 
-AGAIN = "copy or extract the file again; it may be incomplete"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 _KEYS = ("feats", "features")  # what published archives call their array when they hold several
+_LONGEST_HEADER = 10_000  # bytes that say shape and type of an array, as numpy allows
+_MOST_CHANNELS = 1 << 20  # of a table in CSV
 DENSEST = 1100  # no deflate stream holds more bytes per byte (1032); beyond that, a damaged or hostile header
 _HEADERS: Mapping[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype]]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-
-
-class Unusable(Exception):
-    """Why a file gives no features: ``args`` are what was found, what was expected, and what to try."""
-
-    def __init__(self, found: str, expected: str, remedy: str) -> None:
-        super().__init__(found, expected, remedy)
 
 
 def check_rows(shape: tuple[int, ...] | None, dtype: np.dtype) -> None:
@@ -59,9 +56,15 @@ def read_npy_stream(
         raise Unusable(
             f"an array of format version {version}", "a plain numeric .npy array", "save it as a float array"
         )
-    shape, columns_first, dtype = _HEADERS[version](file)
+    length = file.read(2 if version == (1, 0) else 4)
+    if int.from_bytes(length, "little") > _LONGEST_HEADER:
+        found = f"a header of {int.from_bytes(length, 'little'):,} bytes"
+        raise Unusable(found, f"one of at most {_LONGEST_HEADER:,}", AGAIN)
+    header = io.BytesIO(length + file.read(int.from_bytes(length, "little")))
+    shape, columns_first, dtype = _HEADERS[version](header)
     check(shape, dtype)
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    check_size(promised)
     if promised != there:
         found = f"an unreadable array ({there} bytes of numbers, {promised} promised by its header)"
         raise Unusable(found, "a complete numeric .npy array", AGAIN)
@@ -71,7 +74,7 @@ def read_npy_stream(
 
 def read_npy(path: Path) -> np.ndarray:
     """The array of a .npy file."""
-    with path.open("rb") as file:
+    with open_regular(path, "a .npy file") as file:
         return read_npy_stream(file, os.fstat(file.fileno()).st_size)
 
 
@@ -85,18 +88,20 @@ def read_npz_member(
 
 def read_npz(path: Path) -> np.ndarray:
     """The only array of a .npz file, or the one named ``feats`` or ``features``."""
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         return read_npz_member(archive, _pick(names, "array") + ".npy")
 
 
 def read_csv(path: Path) -> np.ndarray:
     """The rows of a .csv file, float64 ``[T, D]``; a first line of names is skipped, every column is a feature."""
-    lines = path.read_text("utf-8-sig").split("\n")
+    lines = read_lines(path, "a .csv file")
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
         raise Unusable("an empty file", "one line of comma-separated numbers per step", AGAIN)
+    if lines[0].count(",") >= _MOST_CHANNELS:
+        raise Unusable(f"{lines[0].count(',') + 1:,} cells on line 1", f"at most {_MOST_CHANNELS:,} channels", AGAIN)
     first = [cell.strip() for cell in lines[0].split(",")]
     if len(first) > 2 and first in ([str(i) for i in range(len(first))], [str(i + 1) for i in range(len(first))]):
         found = f"a first line that counts the columns, {first[0]},{first[1]}, ... {first[-1]}"
@@ -137,7 +142,7 @@ def _bad_cell(lines: Sequence[str], header: int) -> Unusable:
     )
     row, column, cell = next((hit for hit in cells if not _is_number(hit[2])), (header + 1, 0, lines[header]))
     remedy = "one line of names at most, no index column (pandas: index=False), a point for decimals"
-    return Unusable(f"{cell[:40]!r} on line {row}, column {column + 1}", "a number", remedy)
+    return Unusable(f"{shown(cell, 40)} on line {row}, column {column + 1}", "a number", remedy)
 
 
 def read_h5(path: Path) -> np.ndarray:
@@ -155,6 +160,7 @@ def read_h5(path: Path) -> np.ndarray:
 
 def open_h5(path: Path) -> h5py.File:
     """An HDF5 file for reading, also from folders where no lock can be taken."""
+    check_regular(path, "an HDF5 file")
     return h5py.File(path, "r", locking="best-effort")
 
 
@@ -191,6 +197,7 @@ def check_h5_dataset(dataset: Any) -> None:
     shape, dtype = dataset.shape, dataset.dtype
     check_rows(shape, dtype)
     promised, stored = math.prod(shape) * dtype.itemsize, dataset.id.get_storage_size()
+    check_size(promised, math.prod(dataset.chunks or ()) * dtype.itemsize)
     if dataset.chunks:
         expected = math.prod(-(-length // chunk) for length, chunk in zip(shape, dataset.chunks, strict=True))
         written = dataset.id.get_num_chunks()
@@ -204,7 +211,7 @@ def check_h5_dataset(dataset: Any) -> None:
 def _linked(group: h5py.Group, name: str) -> Any:
     """An object of a group, never one of another file or name."""
     if cast(Any, group.id).links.get_info(_encoded(name)).type != h5py.h5l.TYPE_HARD:
-        raise Unusable(f"a link at {name!r}", "the dataset itself", "copy the features into this file (h5repack)")
+        raise Unusable(f"a link at {shown(name)}", "the dataset itself", "copy the features into this file (h5repack)")
     return group[_encoded(name)]
 
 
@@ -223,8 +230,8 @@ def _pick(names: Sequence[str], what: str) -> str:
     named = [name for name in names if name in _KEYS]
     if len(names) == 1 or len(named) == 1:
         return named[0] if named else names[0]
-    shown = ", ".join(map(repr, names[:5])) + (" ..." if len(names) > 5 else "")
-    found = f"{len(names)} of them ({shown})" if names else "none"
+    listed = ", ".join(map(shown, names[:5])) + (" ..." if len(names) > 5 else "")
+    found = f"{len(names)} of them ({listed})" if names else "none"
     raise Unusable(found, f"one {what}, or one named feats or features", "keep one, or name the one that is meant")
 
 

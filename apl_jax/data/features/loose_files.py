@@ -7,7 +7,6 @@ its videos count. Here there may be nothing but ``walk.npy``.
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,10 +14,11 @@ import numpy as np
 
 from apl_jax.data.features import layouts
 from apl_jax.data.features.folder import open_folder
-from apl_jax.data.features.layouts import AGAIN, READERS, words_of
+from apl_jax.data.features.layouts import READERS, words_of
+from apl_jax.data.features.limits import AGAIN, open_zip
 from apl_jax.data.features.manifest import check_settings, read_manifest
 from apl_jax.data.features.sources import FeatureFile, FeatureSource
-from apl_jax.data.files import refusal
+from apl_jax.data.files import DataError, refusal
 from apl_jax.settings import GridSettings
 
 _H5 = (".h5", ".hdf5")
@@ -42,7 +42,7 @@ class LooseFiles(FeatureSource):
         path, member = self._arrays[name]
         if not member:
             return READERS[path.suffix.lower()](path)
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             return layouts.read_npz_member(archive, f"{member}.npy")
 
 
@@ -109,8 +109,10 @@ def _list_arrays(files: list[Path], windowed: bool) -> dict[str, tuple[Path, str
 def _members(path: Path) -> list[str]:
     """Names of the arrays in a .npz."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    except DataError:
+        raise
     except Exception as error:  # a damaged directory raises more than BadZipFile
         raise refusal(str(path), f"an unreadable archive ({words_of(error)})", "a complete .npz file", AGAIN) from None
     if not names:
@@ -123,6 +125,8 @@ def _holds_videos(path: Path) -> bool:
     try:
         with layouts.open_h5(path) as file:
             names = layouts.list_h5(file)
+    except DataError:
+        raise
     except Exception as error:  # h5py raises OSError, RuntimeError, KeyError and more on damaged bytes
         raise refusal(str(path), f"an unreadable file ({words_of(error)})", "a complete HDF5 file", AGAIN) from None
     return path.stem == "features" or (len(names) > 1 and not any(name in _NAMED for name in names))

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data.features import layouts
-from apl_jax.data.features.layouts import AGAIN, READERS, Unusable, words_of
+from apl_jax.data.features.layouts import READERS, words_of
+from apl_jax.data.features.limits import AGAIN, Unusable, open_zip
 from apl_jax.data.features.manifest import Manifest
 from apl_jax.data.features.outliers import LARGEST_VALUE, Outliers
 from apl_jax.data.files import DataError, refusal
@@ -154,7 +155,9 @@ class SignalArchive(FeatureSource):
         self._archive: dict[str, tuple[Path, zipfile.ZipFile]] = {}
         for path in self._paths:
             try:
-                archive = zipfile.ZipFile(path)
+                archive = open_zip(path)
+            except DataError:
+                raise
             except Exception as error:  # a damaged directory raises more than BadZipFile
                 found = f"an unreadable archive ({words_of(error)})"
                 raise refusal(str(path), found, "a complete .npz file", AGAIN) from None
@@ -203,6 +206,8 @@ class FeatureFile(FeatureSource):
         try:
             self._file = layouts.open_h5(path)
             super().__init__(layouts.list_h5(self._file))
+        except DataError:
+            raise
         except Exception as error:  # h5py raises OSError, RuntimeError, KeyError and more on damaged bytes
             found = f"an unreadable file ({words_of(error)})"
             raise refusal(str(path), found, "a complete HDF5 file", AGAIN) from None

@@ -1,0 +1,115 @@
+"""Damaged and absurd files of every kind, given to every command that reads them (issue 11): no traceback, no hang."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import fake_runs
+import pytest
+from fuzzing import World, changed, check, make_world, memory_watched
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+CASES = 30  # of each kind, in `make test`; of those that draw a page 4
+MORE = 500
+
+EVALUATE = ("evaluate", "--annotations={annotations}", "--predictions={predictions}")
+THRESHOLDS = ("thresholds", "--workdir={model}", "--annotations={annotations}", "--predictions={predictions}")
+PREDICT = ("predict", "--workdir={model}", "--fps=30")
+INSPECT = ("inspect", "--config.runtime.progress=False", "--config.data.root={root}", "--config.data.stride=3",
+           "--config.data.window=4", "--config.data.label_ratio=0.5", "--workdir={out}")  # fmt: skip
+
+# What is changed, and the commands that read it.
+KINDS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
+    "annotations": ("annotations.json", (EVALUATE, (*THRESHOLDS, "--out={out}/t.json"))),
+    "predictions": ("predictions.json", (EVALUATE, (*THRESHOLDS, "--out={out}/t.json"))),
+    "predictions in a table": ("predictions.csv", (("evaluate", "--annotations={annotations}", "--predictions={table}"),)),
+    "class scores": ("scores.json", ((*EVALUATE, "--external_scores={scores}"),)),
+    "data folder": ("annotations.json", (INSPECT,)),
+    "split": ("split.json", ((*INSPECT, "--config.data.split_file={split}"),)),
+    "features of a data folder": ("features/video_1.npy", (INSPECT,)),
+    "features.json": ("features.json", (INSPECT,)),
+    "features .npy": ("layouts/a.npy", ((*PREDICT, "--features={root}/layouts/a.npy"),)),
+    "features .npz": ("layouts/b.npz", ((*PREDICT, "--features={root}/layouts/b.npz"),)),
+    "features .csv": ("layouts/c.csv", ((*PREDICT, "--features={root}/layouts/c.csv"),)),
+    "features .h5": ("layouts/d.h5", ((*PREDICT, "--features={root}/layouts/d.h5"),)),
+    "thresholds": ("thresholds.json", ((*PREDICT, "--features={root}/features", "--thresholds={thresholds}"),)),
+    "model.json": ("run/model/model.json", ((*THRESHOLDS, "--out={out}/t.json"),)),
+    "parameters": ("run/model/params.safetensors", ((*PREDICT, "--features={root}/features"),)),
+    "checkpoint .pth": ("checkpoint.pth", (("import-actionformer", "--checkpoint={root}/checkpoint.pth", "--workdir={out}/new", "--config=thumos14"),)),
+    "checkpoint .safetensors": ("checkpoint.safetensors", (("import-actionformer", "--checkpoint={root}/checkpoint.safetensors", "--workdir={out}/new", "--config=thumos14"),)),
+    "checkpoint .npz": ("checkpoint.npz", (("import-actionformer", "--checkpoint={root}/checkpoint.npz", "--workdir={out}/new", "--config=thumos14"),)),
+}  # fmt: skip
+RUN_FILES = ("results.json", "settings.json", "predictions.json", "pseudo_labels.json", "metrics.jsonl", "done.json")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where faults of the program are logged."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "state" / "apl_jax" / "apl-jax.log"
+
+
+def fuzz(kind: str, world: World, out: Path, log: Path, cases: range) -> None:
+    name, commands = KINDS[kind]
+    for seed in cases:
+        draws = random.Random(f"{kind} {seed}")
+        command = draws.choice(commands)
+        arguments = [argument.format(out=out, **world._asdict()) for argument in command]
+        if "--workdir=" + str(world.model) in arguments:
+            log = world.model / "apl-jax.log"
+        with changed(world.root / name, draws):
+            check(arguments, log)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_changed_is_valid_before(kind: str, world: World, tmp_path: Path, state: Path) -> None:
+    for command in KINDS[kind][1]:
+        arguments = [argument.format(out=tmp_path, **world._asdict()) for argument in command]
+        found = check(arguments, state)
+        # The weights are those of no network that could be imported: the file is read, and then refused for that.
+        assert found.code == (1 if kind.startswith("checkpoint") else 0), found.err + found.out
+        assert "unreadable" not in found.err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_point_21_a_changed_file_is_read_or_refused(kind: str, world: World, tmp_path: Path, state: Path) -> None:
+    with memory_watched():
+        fuzz(kind, world, tmp_path, state, range(4 if INSPECT[0] in KINDS[kind][1][0] else CASES))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_changed_files_are_read_or_refused(kind: str, world: World, tmp_path: Path, state: Path) -> None:
+    with memory_watched():
+        fuzz(kind, world, tmp_path, state, range(CASES, MORE))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_runs.make_run(tmp_path_factory.mktemp("run"), ["a", "b"], 60.0, 5.0, videos=3)
+
+
+def fuzz_run(run: Path, command: Callable[[Path], list[str]], cases: range) -> None:
+    files = sorted(path for path in run.rglob("*") if path.suffix in (".json", ".jsonl"))
+    for seed in cases:
+        draws = random.Random(seed)
+        with changed(draws.choice(files), draws):
+            check(command(run), run / "apl-jax.log")
+
+
+def test_a_changed_run_is_compared_or_refused(run: Path, state: Path) -> None:
+    fuzz_run(run, lambda run: ["compare", str(run)], range(CASES))
+
+
+@pytest.mark.exhaustive
+def test_a_changed_run_is_reported_or_refused(run: Path, state: Path) -> None:
+    fuzz_run(run, lambda run: ["report", f"--workdir={run}"], range(CASES))
