@@ -23,8 +23,7 @@ from apl_jax.structs import Array, DataFacts, Detections, Targets, pytree
 class ConvSettings(apl.Checked):
     width: int = apl.number(24, at_least=1, at_most=65_536)
     layers: int = apl.number(3, at_least=1, at_most=64)
-    # around an instance's centre, in grid steps: which steps it teaches
-    radius: float = apl.number(1.5, above=0, at_most=1e6)
+    radius: float = apl.number(1.5, above=0, at_most=1e6)  # grid steps around an instance's centre that it teaches
     online_threshold: float = apl.number(0.3, at_least=0, at_most=1)
     decoding: NmsSettings = field(default_factory=lambda: NmsSettings(max_detections=50, top_k_per_level=300))
 

@@ -1,4 +1,4 @@
-"""Damaged and absurd files of every kind, given to every command that reads them (issue 11): no traceback, no hang."""
+"""Damaged and absurd files of every kind, given to every command that reads them: no traceback, no hang."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ PREDICT = ("predict", "--workdir={model}", "--fps=30")
 INSPECT = ("inspect", "--config.runtime.progress=False", "--config.data.root={root}", "--config.data.stride=3",
            "--config.data.window=4", "--config.data.label_ratio=0.5", "--workdir={out}")  # fmt: skip
 
+
+def imported(file: str) -> tuple[str, ...]:
+    """The command that makes a model of a checkpoint."""
+    return ("import-actionformer", f"--checkpoint={{root}}/{file}", "--workdir={out}/new", "--config=thumos14")
+
+
 # What is changed, and the commands that read it.
 KINDS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     "annotations": ("annotations.json", (EVALUATE, (*THRESHOLDS, "--out={out}/t.json"))),
     "predictions": ("predictions.json", (EVALUATE, (*THRESHOLDS, "--out={out}/t.json"))),
-    "predictions in a table": ("predictions.csv", (("evaluate", "--annotations={annotations}", "--predictions={table}"),)),
+    "predictions in a table": (
+        "predictions.csv", (("evaluate", "--annotations={annotations}", "--predictions={table}"),)
+    ),
     "class scores": ("scores.json", ((*EVALUATE, "--external_scores={scores}"),)),
     "data folder": ("annotations.json", (INSPECT,)),
     "split": ("split.json", ((*INSPECT, "--config.data.split_file={split}"),)),
@@ -38,9 +46,9 @@ KINDS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     "thresholds": ("thresholds.json", ((*PREDICT, "--features={root}/features", "--thresholds={thresholds}"),)),
     "model.json": ("run/model/model.json", ((*THRESHOLDS, "--out={out}/t.json"),)),
     "parameters": ("run/model/params.safetensors", ((*PREDICT, "--features={root}/features"),)),
-    "checkpoint .pth": ("checkpoint.pth", (("import-actionformer", "--checkpoint={root}/checkpoint.pth", "--workdir={out}/new", "--config=thumos14"),)),
-    "checkpoint .safetensors": ("checkpoint.safetensors", (("import-actionformer", "--checkpoint={root}/checkpoint.safetensors", "--workdir={out}/new", "--config=thumos14"),)),
-    "checkpoint .npz": ("checkpoint.npz", (("import-actionformer", "--checkpoint={root}/checkpoint.npz", "--workdir={out}/new", "--config=thumos14"),)),
+    "checkpoint .pth": ("checkpoint.pth", (imported("checkpoint.pth"),)),
+    "checkpoint .safetensors": ("checkpoint.safetensors", (imported("checkpoint.safetensors"),)),
+    "checkpoint .npz": ("checkpoint.npz", (imported("checkpoint.npz"),)),
 }  # fmt: skip
 RUN_FILES = ("results.json", "settings.json", "predictions.json", "pseudo_labels.json", "metrics.jsonl", "done.json")
 
