@@ -97,6 +97,7 @@ def uncached() -> Iterator[None]:
     """Nothing is added to the cache of compiled programs, which all tests share: a limit would cut that too."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # as the command line does: each array would complain
     jax.config.update(name, 1e9)
     yield
     jax.config.update(name, before)
