@@ -129,7 +129,7 @@ def counts(labels: Mapping[str, Any]) -> str:
     number, quality, source = labels["counts"], labels["quality"], labels.get("source")
     if source:
         share = f"{source['recordings']:,} of {source['of']:,} recordings"
-        origin = f"labels from {for_terminal(source['file'])} (digest {source['digest']}; {share})"
+        origin = f"labels from {one_line(source['file'])} (digest {source['digest']}; {share})"
     else:
         origin = f"tau_pos {labels['tau_pos']:.3f}"
     bare = quality.get("unannotated", 0)

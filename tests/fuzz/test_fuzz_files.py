@@ -18,6 +18,7 @@ MORE = 500
 EVALUATE = ("evaluate", "--annotations={annotations}", "--predictions={predictions}")
 THRESHOLDS = ("thresholds", "--workdir={model}", "--annotations={annotations}", "--predictions={predictions}")
 PREDICT = ("predict", "--workdir={model}", "--fps=30")
+IMPORT = ("import-actionformer", "--workdir={out}/new", "--config=thumos14")
 INSPECT = ("inspect", "--config.runtime.progress=False", "--config.data.root={root}", "--config.data.stride=3",
            "--config.data.window=4", "--config.data.label_ratio=0.5", "--workdir={out}")  # fmt: skip
 
@@ -25,7 +26,7 @@ INSPECT = ("inspect", "--config.runtime.progress=False", "--config.data.root={ro
 KINDS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     "annotations": ("annotations.json", (EVALUATE, (*THRESHOLDS, "--out={out}/t.json"))),
     "predictions": ("predictions.json", (EVALUATE, (*THRESHOLDS, "--out={out}/t.json"))),
-    "predictions in a table": ("predictions.csv", (("evaluate", "--annotations={annotations}", "--predictions={table}"),)),
+    "predictions in a table": ("predictions.csv", ((*EVALUATE[:2], "--predictions={table}"),)),
     "class scores": ("scores.json", ((*EVALUATE, "--external_scores={scores}"),)),
     "data folder": ("annotations.json", (INSPECT,)),
     "split": ("split.json", ((*INSPECT, "--config.data.split_file={split}"),)),
@@ -38,11 +39,10 @@ KINDS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     "thresholds": ("thresholds.json", ((*PREDICT, "--features={root}/features", "--thresholds={thresholds}"),)),
     "model.json": ("run/model/model.json", ((*THRESHOLDS, "--out={out}/t.json"),)),
     "parameters": ("run/model/params.safetensors", ((*PREDICT, "--features={root}/features"),)),
-    "checkpoint .pth": ("checkpoint.pth", (("import-actionformer", "--checkpoint={root}/checkpoint.pth", "--workdir={out}/new", "--config=thumos14"),)),
-    "checkpoint .safetensors": ("checkpoint.safetensors", (("import-actionformer", "--checkpoint={root}/checkpoint.safetensors", "--workdir={out}/new", "--config=thumos14"),)),
-    "checkpoint .npz": ("checkpoint.npz", (("import-actionformer", "--checkpoint={root}/checkpoint.npz", "--workdir={out}/new", "--config=thumos14"),)),
+    "checkpoint .pth": ("checkpoint.pth", ((*IMPORT, "--checkpoint={root}/checkpoint.pth"),)),
+    "checkpoint .safetensors": ("checkpoint.safetensors", ((*IMPORT, "--checkpoint={root}/checkpoint.safetensors"),)),
+    "checkpoint .npz": ("checkpoint.npz", ((*IMPORT, "--checkpoint={root}/checkpoint.npz"),)),
 }  # fmt: skip
-RUN_FILES = ("results.json", "settings.json", "predictions.json", "pseudo_labels.json", "metrics.jsonl", "done.json")
 
 
 @pytest.fixture(scope="module")
