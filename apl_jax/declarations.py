@@ -90,11 +90,9 @@ def within_bounds(value: float, bounds: tuple[float, float, float, float]) -> bo
 
 def bounds_in_words(bounds: tuple[float, float, float, float]) -> str:
     """The bounds of a number as a person would say them."""
-    words = ("at least", "at most", "more than", "less than")
-    return (
-        " and ".join(f"{word} {b:.10g}" for word, b in zip(words, bounds, strict=True) if math.isfinite(b))
-        or "a finite number"
-    )
+    at_least, at_most, above, below = bounds
+    words = {"at least": at_least, "more than": above, "at most": at_most, "less than": below}
+    return " and ".join(f"{word} {b:.10g}" for word, b in words.items() if math.isfinite(b)) or "a number"
 
 
 @dataclass(frozen=True)

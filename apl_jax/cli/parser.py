@@ -90,7 +90,7 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError("found nothing, expected a path")
     if _ADDRESS.match(text):
         advice = "Mount the file system, or copy the files to this machine"
-        raise argparse.ArgumentTypeError(f"found {text!r}, an address; expected a path on this machine. {advice}")
+        raise argparse.ArgumentTypeError(f"found {quoted(text)}, an address; expected a path on this machine. {advice}")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

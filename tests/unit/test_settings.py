@@ -187,8 +187,8 @@ def test_entries_of_lists_have_types_too(change: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"data": {"label_ratio": 0.0}}, "`data.label_ratio`: found 0.0, expected at most 1 and more than 0"),
-        ({"data": {"label_ratio": float("nan")}}, "`data.label_ratio`: found nan, expected at most 1 and more than 0"),
+        ({"data": {"label_ratio": 0.0}}, "`data.label_ratio`: found 0.0, expected more than 0 and at most 1"),
+        ({"data": {"label_ratio": float("nan")}}, "`data.label_ratio`: found nan, expected more than 0 and at most 1"),
         ({"data": {"std_floor": float("nan")}}, "`data.std_floor`: found nan, expected at least 0"),
         ({"seed": -1}, "`seed`: found -1, expected at least 0 and at most 2"),
         ({"detector": {"dropout": 1.0}}, "`detector.dropout`: found 1.0, expected at least 0 and less than 1"),
@@ -206,7 +206,10 @@ def test_entries_of_lists_have_types_too(change: dict, message: str) -> None:
             {"learning": {"candidates": "drop"}},
             "`learning.candidates`: found 'drop', expected one of ignore, background",
         ),
-        ({"evaluation": {"tiou": [0.5, 0.0]}}, r"`evaluation.tiou`: found \(0.5, 0.0\), expected at most 1 and more"),
+        (
+            {"evaluation": {"tiou": [0.5, 0.0]}},
+            r"`evaluation.tiou`: found \(0.5, 0.0\), expected more than 0 and at most 1",
+        ),
         ({"runtime": {"feed": "devices"}}, "`runtime.feed`: found 'devices', expected one of auto, device, stream"),
     ],
 )

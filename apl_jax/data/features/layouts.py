@@ -64,10 +64,10 @@ def read_npy_stream(
     shape, columns_first, dtype = _HEADERS[version](header)
     check(shape, dtype)
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
-    check_size(promised)
     if promised != there:
         found = f"an unreadable array ({there} bytes of numbers, {promised} promised by its header)"
         raise Unusable(found, "a complete numeric .npy array", AGAIN)
+    check_size(promised)
     values = np.frombuffer(file.read(promised), dtype)
     return values.reshape(shape[::-1]).T if columns_first else values.reshape(shape)
 
@@ -197,7 +197,6 @@ def check_h5_dataset(dataset: Any) -> None:
     shape, dtype = dataset.shape, dataset.dtype
     check_rows(shape, dtype)
     promised, stored = math.prod(shape) * dtype.itemsize, dataset.id.get_storage_size()
-    check_size(promised, math.prod(dataset.chunks or ()) * dtype.itemsize)
     if dataset.chunks:
         expected = math.prod(-(-length // chunk) for length, chunk in zip(shape, dataset.chunks, strict=True))
         written = dataset.id.get_num_chunks()
@@ -206,6 +205,7 @@ def check_h5_dataset(dataset: Any) -> None:
             raise Unusable(found, "every row written", AGAIN)
     elif stored != promised:
         raise Unusable(f"an incomplete dataset ({stored} of {promised} bytes written)", "every row written", AGAIN)
+    check_size(promised, math.prod(dataset.chunks or ()) * dtype.itemsize)
 
 
 def _linked(group: h5py.Group, name: str) -> Any:

@@ -101,7 +101,7 @@ def test_class_without_truth_or_without_a_right_prediction_has_no_threshold() ->
 @pytest.mark.parametrize("tiou", (0.0, -1.0, 1.5, float("nan")))
 def test_impossible_overlap_is_refused(tiou: float) -> None:
     truth = instances_from_videos([[[0, 1]]], [[0]])
-    with pytest.raises(ValueError, match=r"tiou: found .*, expected a threshold in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"`tiou`: found .*, expected a threshold in \(0, 1\]"):
         best_thresholds(truth, truth, tiou, 1)
     with pytest.raises(ValueError, match="truth: found labels 0 to 0, expected 0 to -1"):
         best_thresholds(truth, truth, 0.5, 0)

@@ -158,7 +158,7 @@ def test_a_folder_without_its_parameters_is_not_taken_for_a_former_run(tmp_path:
     # Where the path says that it is a model's, its file is named.
     make_run(tmp_path / "run", card)
     (tmp_path / "run" / FOLDER / PARAMETERS).unlink()
-    with pytest.raises(DataError, match=r"params\.safetensors: found No such file"):
+    with pytest.raises(DataError, match=r"params\.safetensors: found no such file"):
         open_model(tmp_path / "run")
 
 

@@ -21,7 +21,7 @@ from apl_jax.learning.method import Objective
 from apl_jax.settings import OptimizerSettings, RuntimeSettings
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.loop import NotFiniteError, Plan, fit
-from apl_jax.training.state import initial_state
+from apl_jax.training.state import TrainState, initial_state
 from apl_jax.training.step import build_dispatch, build_step
 from apl_jax.training.writers import open_writers
 
@@ -40,16 +40,16 @@ def parabola(poison: float) -> Objective:
     return Objective(lambda key: ({"x": jnp.ones(())}, jnp.int32(0)), loss, {"x": None})  # pyright: ignore
 
 
-def train(poison: float, folder: Path) -> tuple[Checkpoints, dict]:
+def train(poison: float, folder: Path, runtime: RuntimeSettings = RUNTIME) -> tuple[Checkpoints, dict]:
     mesh, objective, optimizer = build_mesh(1), parabola(poison), optax.sgd(0.1)
     like = place(initial_state(jax.random.key(0), objective, optimizer), replicated(mesh))
     feed = Feed({}, lambda arrays, key, step: {}, {})
-    store = Checkpoints(folder / "checkpoints", RUNTIME.checkpoint_every)
+    store = Checkpoints(folder / "checkpoints", runtime.checkpoint_every)
     inputs = place(jax.random.key_data(jax.random.key(0)), replicated(mesh))
     key = jax.jit(jax.random.wrap_key_data, out_shardings=replicated(mesh))(inputs)
     step = build_step(objective, optimizer, AVERAGING)
     dispatch = lambda count: build_dispatch(step, feed, mesh, count)
-    plan = Plan("lesson", 8, RUNTIME.steps_per_dispatch, RUNTIME)
+    plan = Plan("lesson", 8, runtime.steps_per_dispatch, runtime)
     with contextlib.closing(open_writers(folder, 0, True)) as writer:
         fit(like, dispatch, key, feed, plan, store, writer)
     return store, like
@@ -116,3 +116,16 @@ def test_asked_to_stop_it_saves_at_the_end_of_a_portion(tmp_path: Path) -> None:
         fit(state, dispatch, key, feed, plan, store, writer)
     assert store.latest() == 4
     store.close()
+
+
+def test_point_11_checkpoints_are_written_where_dispatches_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    save = Checkpoints.save
+
+    def noted(self: Checkpoints, state: TrainState, step: int, *, force: bool = False) -> None:
+        written.extend([step] if force else [])
+        save(self, state, step, force=force)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    train(1.0, tmp_path, dataclasses.replace(RUNTIME, checkpoint_every=3))
+    assert written == [4, 6, 8]  # after steps 3 and 6, and at the end

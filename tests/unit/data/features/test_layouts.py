@@ -390,7 +390,7 @@ def test_unusable_csv(tmp_path, text, words):
 def test_csv_in_no_known_text(tmp_path):
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "a.csv").write_bytes(CSV.encode("utf-16"))
-    refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "a.csv: video 'a'", "unreadable array ('utf-8'")
+    refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "a.csv", "bytes that are no UTF-8")
 
 
 # damage
