@@ -19,7 +19,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 
 def state(step: int, value: float = 1.0) -> Any:
-    leaves = {"w": jnp.arange(6.0).reshape(2, 3) * value, "b": jnp.full(3, value, jnp.bfloat16)}
+    # Noise is kept as it stands, for it cannot be compressed: a flipped bit of it is another number, and no damage that
+    # the storage library could see.
+    noise = np.random.default_rng(step).normal(size=(64, 64)).astype(np.float32)
+    leaves = {"w": jnp.asarray(noise) * value, "b": jnp.full(3, value, jnp.bfloat16)}
     tree = TrainState(jnp.int32(step), {"d": leaves}, {"d": leaves}, ({"m": leaves},), {"icd": jnp.uint32(7)})
     return place(tree, replicated(build_mesh(1)))
 
