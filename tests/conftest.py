@@ -53,7 +53,7 @@ jaxtyping.install_import_hook(SHAPES_CHECKED, f"{__name__}.check_types")
 
 # What starts processes or trains, and what compiles for more than ten seconds. `pytest -m "not slow"` leaves it out.
 SLOW = (
-    "tests/distributed", "tests/end_to_end",
+    "tests/distributed", "tests/end_to_end", "tests/fuzz",
     "tests/laws/test_devices.py", "tests/laws/test_every_pair.py", "tests/laws/test_gradients.py",
     "tests/laws/test_held_back_labels.py", "tests/laws/test_outputs.py", "tests/laws/test_padding.py",
     "tests/unit/data/test_synthetic.py", "tests/unit/detectors/test_flip.py", "tests/unit/inference/test_export.py",
