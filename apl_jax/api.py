@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from apl_jax.data.annotations import Annotations, parse_annotations
 from apl_jax.data.dataset import Dataset, open_dataset, open_truth
-from apl_jax.data.files import DataError, load_json, refusal
+from apl_jax.data.files import DataError, expanded, load_json, refusal
 from apl_jax.data.splits import Split, build_split
 from apl_jax.data.truth import read_truth
 from apl_jax.declarations import override
@@ -75,7 +75,7 @@ def load_dataset(name: str | Path, **settings: Any) -> Data:
     Raises :class:`~apl_jax.declarations.SettingsError` for unknown or impossible settings, and
     :class:`~apl_jax.data.files.DataError` for annotations that cannot be read or divided.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         data = DataSettings(name=folder.resolve().name, root=str(folder.resolve()))
     elif str(name) in configurations():
@@ -169,14 +169,14 @@ def train(
     if data is not None:
         settings = dataclasses.replace(settings, data=data.settings)
     settings = override(settings, overrides or {})
-    folder = Path(workdir).expanduser()
+    folder = expanded(workdir)
     with stoppable():
         return Run(folder, carry_out(settings, folder))
 
 
 def load_run(workdir: str | Path) -> Run:
     """A finished run, from its folder. Raises :class:`~apl_jax.data.files.DataError` where it is none."""
-    folder = Path(workdir).expanduser()
+    folder = expanded(workdir)
     return Run(folder, open_run(folder).results)
 
 
@@ -186,7 +186,7 @@ def load_model(path: str | Path, stage: str = "") -> Model:
     Raises :class:`~apl_jax.data.files.DataError`.
     """
     load_entry_points()
-    return open_model(Path(path).expanduser(), stage)
+    return open_model(expanded(path), stage)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +266,7 @@ def _annotations(annotations: Any) -> Annotations:
 
 def _predictions(predictions: Any) -> tuple[dict[str, Any], Path]:
     if isinstance(predictions, (str, Path)):
-        path = Path(predictions).expanduser()
+        path = expanded(predictions)
         return read_document(path), path
     if not isinstance(predictions, Mapping):
         raise _no_mapping("predictions", predictions, "(label, start_s, end_s, score)")

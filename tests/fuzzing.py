@@ -30,6 +30,13 @@ NASTY: tuple[Any, ...] = (
     ["a"], [None], [float("nan"), 1],
 )  # fmt: skip
 
+# What a person, or a script, may have typed.
+TEXTS = (
+    "", " ", "nan", "inf", "-inf", "1e400", "-1e300", "1e300", "0x" + "f" * 5000, "1" * 5000, "1_0", "-1", "None",
+    "True", "[", "(" * 500, "{'a': 1}", "[[]]", "(1,", "'", "\x1b[31m", "a\nb", "=1+1", "--", "-", "é", "x" * 100_000,
+    "/dev/zero", "/dev/null", "/", ".", "~nobody_there/x", "gs://x/y", "\ud800", "\x00", "a[1]", "%s", "{x}",
+)  # fmt: skip
+
 
 class World(NamedTuple):
     """Files by what they are."""

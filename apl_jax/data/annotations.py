@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from apl_jax.data.files import load_csv, load_json, refusal
+from apl_jax.data.files import expanded, load_csv, load_json, refusal
 from apl_jax.data.grids import is_rate
 from apl_jax.data.keys import misspelt_keys
 from apl_jax.data.names import clean_name, cleaned_keys, lookalike_notes, read_name
@@ -157,7 +157,7 @@ def read_annotations(
 
     Raises :class:`DataError`, which names file, video and key.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     return parse_annotations(load_json(path), path, classes, strict=strict, clocks=clocks)
 
 

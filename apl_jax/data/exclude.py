@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from apl_jax.data.annotations import Annotations
-from apl_jax.data.files import read_text, refusal
+from apl_jax.data.files import expanded, read_text, refusal
 from apl_jax.data.names import clean_name, find_recording, hint
 from apl_jax.text import shown
 
@@ -23,7 +23,7 @@ def without_excluded(annotations: Annotations, exclude: str) -> Annotations:
     """
     if not exclude.strip():
         return annotations
-    path = Path(exclude).expanduser()
+    path = expanded(exclude)
     is_file = path.suffix.lower() in (".txt", ".json") or path.is_file()
     where = str(path) if is_file else _SETTING
     names = _read(path) if is_file else exclude.split(",")

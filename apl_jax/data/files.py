@@ -67,6 +67,14 @@ def open_regular(path: Path, what: str, most: int | None = None) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path, ``~`` and ``~name`` being home folders. Raises :class:`DataError` where there is no such home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise refusal(shown(str(path)), "a home folder that nobody has", "a path", "write the path out") from None
+
+
 def check_regular(path: Path, what: str, most: int | None = None) -> None:
     """Raises as :func:`open_regular`: before a library that takes paths opens a file by itself."""
     open_regular(path, what, most).close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.files import DataError, load_csv, load_json, refusal, write_json
+from apl_jax.data.files import DataError, expanded, load_csv, load_json, refusal, write_json
 from apl_jax.data.names import cleaned_keys, find_recording, hint, read_name
 from apl_jax.declarations import fingerprint
 from apl_jax.settings import DataSettings
@@ -62,7 +62,7 @@ def build_split(annotations: Annotations, settings: DataSettings) -> Split:
         raise refusal("training videos", found, "at least one that shows its labels", remedy)
     cover = 0
     if settings.split_file:
-        labelled = _read_labelled(Path(settings.split_file).expanduser(), annotations, training, settings)
+        labelled = _read_labelled(expanded(settings.split_file), annotations, training, settings)
         _check_annotated(settings.split_file, labelled, annotations)
     elif settings.split_rule == "first_class":
         labelled = _by_first_class(annotations, annotated, ratio, seed)

@@ -10,7 +10,7 @@ import numpy as np
 
 from apl_jax.data.annotation_tables import read_epic
 from apl_jax.data.annotations import Annotations, read_annotations
-from apl_jax.data.files import refusal
+from apl_jax.data.files import expanded, refusal
 from apl_jax.data.names import clean_name
 from apl_jax.data.published import OWN_FILES, annotation_file, clean_activitynet, without_ambiguous
 from apl_jax.text import shown
@@ -29,7 +29,7 @@ def read_truth(path: str | Path, classes: tuple[str, ...] | None = None, task: s
 
     Raises :class:`~apl_jax.data.files.DataError`.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     file = _file_in(path) if path.is_dir() else path
     if file is None:
         annotations = read_epic(path, task or _task_of(path, classes), strict=False)

@@ -33,7 +33,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from apl_jax.data.files import load_csv, load_json, open_regular, refusal
+from apl_jax.data.files import expanded, load_csv, load_json, open_regular, refusal
 from apl_jax.data.names import clean_name, cleaned_keys, find_recording, hint, loose, read_name
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.settings import EvaluationSettings
@@ -73,7 +73,7 @@ def external_digest(evaluation: EvaluationSettings) -> str:
     """A hash of all bytes of the file of class scores; "" under the strict protocol."""
     if evaluation.protocol == "strict":
         return ""
-    path = Path(evaluation.external_scores).expanduser()
+    path = expanded(evaluation.external_scores)
     with open_regular(path, "a file of class scores (`evaluation.external_scores`)") as file:
         return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()[:16]
 
@@ -136,7 +136,7 @@ def read_class_scores(path: str | Path, videos: Sequence[str], classes: Sequence
     Raises :class:`~apl_jax.data.files.DataError` for a file that is neither layout, for classes or videos that it lacks
     (with the nearest names), and for a score that is no number in [0, 1].
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     names, vectors = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     columns, notes = _match_classes(path, names, classes)
     stored = _match_videos(path, vectors, videos)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from apl_jax.data.annotations import LONGEST_S, is_number
-from apl_jax.data.files import load_csv, load_json, refusal, write_json
+from apl_jax.data.files import expanded, load_csv, load_json, refusal, write_json
 from apl_jax.data.names import clean_name, cleaned_keys, find_recording, read_name
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.text import from_csv, shown
@@ -37,7 +37,7 @@ def read_submission(path: str | Path, videos: Sequence[str], classes: Sequence[s
     may be missing, and all become 0. Raises :class:`DataError` (a
     ``ValueError``) with file, video and field when the file is not such a JSON, or when nothing in it is known.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     return parse_submission(read_document(path), path, videos, classes)
 
 

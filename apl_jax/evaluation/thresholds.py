@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from apl_jax.data.annotations import is_number
-from apl_jax.data.files import DataError, load_json, refusal, write_json
+from apl_jax.data.files import DataError, expanded, load_json, refusal, write_json
 from apl_jax.data.names import clean_name, cleaned_keys, hint
 from apl_jax.evaluation.average_precision import Instances, divide_truth, find_overlaps, match, on_ignored, ranking
 from apl_jax.text import shown
@@ -79,7 +79,7 @@ def read_thresholds(path: str | Path, classes: Sequence[str]) -> np.ndarray:
     Raises :class:`~apl_jax.data.files.DataError` for an unknown class and for a value that is no number in
     [0, 1].
     """
-    path, index = Path(path).expanduser(), {clean_name(name): i for i, name in enumerate(classes)}
+    path, index = expanded(path), {clean_name(name): i for i, name in enumerate(classes)}
     result = np.full(len(classes), np.nan)
     for name, value in cleaned_keys(load_json(path), str(path), "the name of a class").items():
         if name not in index:

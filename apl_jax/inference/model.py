@@ -258,11 +258,11 @@ def _check_numbers(path: Path, document: Mapping[str, Any]) -> None:
         isinstance(document.get(name), list) and len(document[name]) == width and all(map(is_number, document[name]))
         for name in ("mean", "std")
     )
-    scaled = numbers and np.float32(min(document["std"], default=0)) > 0  # a tiny float64 is 0 to float32
-    scaled = scaled and max(map(abs, document["mean"] + document["std"])) <= float(np.finfo(np.float32).max)
+    scaled = numbers and max(map(abs, document["mean"] + document["std"]), default=0) <= float(np.finfo(np.float32).max)
+    scaled = scaled and np.float32(min(document["std"], default=0)) > 0  # a tiny float64 is 0 to float32
     named = isinstance(classes, list) and bool(classes) and all(isinstance(name, str) for name in classes)
     named = named and len(set(map(clean_name, classes))) == len(classes)
-    clock = document.get("fps") is None or is_rate(document["fps"])
+    clock = "fps" in document and (document["fps"] is None or is_rate(document["fps"]))
     counts = [document.get(name) for name in ("longest_t", "prediction_batch", "feature_width")]
     counted = all(type(count) is int and count > 0 for count in counts)
     texts = isinstance(document.get("stage"), str) and document.get("features") in ("rows", "signal")

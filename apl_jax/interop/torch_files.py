@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 from apl_jax.data.features.layouts import read_npz_member, words_of
 from apl_jax.data.features.limits import AGAIN, Unusable, check_members, check_size
-from apl_jax.data.files import DataError, most_array_bytes, open_regular, refusal
+from apl_jax.data.files import DataError, expanded, most_array_bytes, open_regular, refusal
 from apl_jax.text import shown
 
 _STORAGES: Mapping[str, np.dtype] = {
@@ -63,7 +63,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     archives. Raises :class:`~apl_jax.data.files.DataError` for a file that is missing, damaged, of PyTorch's format
     before 1.6, or that contains more than tensors, numbers, text and containers.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         return _read(path)
     except Unusable as problem:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_jax.data.annotations import is_number, parse_annotations
-from apl_jax.data.files import DataError, load_json, most_text_bytes, read_bytes, refusal
+from apl_jax.data.files import DataError, expanded, load_json, most_text_bytes, read_bytes, refusal
 from apl_jax.data.names import clean_name, cleaned_keys, find_recording
 from apl_jax.declarations import Unhashed
 from apl_jax.evaluation.label_quality import CERTAIN
@@ -35,7 +35,7 @@ class GivenLabelsPart:
 
 def labels_digest(file: str) -> str:
     """A hash of all bytes of a file of labels. Raises :class:`~apl_jax.data.files.DataError`."""
-    content = read_bytes(Path(file).expanduser(), "a JSON file of labels (`learning.labels`)", most_text_bytes())
+    content = read_bytes(expanded(file), "a JSON file of labels (`learning.labels`)", most_text_bytes())
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -45,7 +45,7 @@ def take_labels(part: GivenLabelsPart, inputs: StageInputs, folder: Path) -> dic
     Raises :class:`~apl_jax.data.files.DataError`: for what is no annotation file, for recordings that are not among the
     unlabelled ones, for unknown classes, and for segments outside their recording.
     """
-    path = Path(part.file.value).expanduser()
+    path = expanded(part.file.value)
     document = load_json(path)
     if labels_digest(part.file.value) != part.digest:
         remedy = "run the same command again: it begins with the new labels"

@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 from pathlib import Path
 
+from apl_jax.data.files import expanded
 from apl_jax.declarations import SettingsError
 from apl_jax.runs.settings import load_file
 from apl_jax.text import Refusal
@@ -21,7 +22,7 @@ def load_plugin(name: str) -> None:
 
     Raises :class:`~apl_jax.declarations.SettingsError` when there is no such file or module.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".py" or path.is_file():
         if not path.is_file():
             raise SettingsError(f"`plugin`: found no file {name!r}, expected a Python file that registers something")

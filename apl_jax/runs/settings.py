@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from apl_jax.data.files import check_regular
+from apl_jax.data.files import check_regular, expanded
 from apl_jax.declarations import (
     Chain,
     Checked,
@@ -187,7 +187,7 @@ def configurations() -> list[str]:
 
 def _find(name: str) -> str | Path:
     """The module, or the file, that a configuration's name means."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path
     if name in configurations():

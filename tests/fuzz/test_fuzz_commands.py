@@ -9,7 +9,7 @@ from typing import Any
 
 import fixtures  # noqa: F401  # registers the plug-in's entries
 import pytest
-from fuzzing import check, memory_watched
+from fuzzing import TEXTS, check, memory_watched
 
 from apl_jax.cli.dispatch import COMMANDS
 from apl_jax.cli.parser import build_parser
@@ -19,11 +19,6 @@ from apl_jax.runs.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-TEXTS = (
-    "", " ", "nan", "inf", "-inf", "1e400", "-1e300", "1e300", "0x" + "f" * 5000, "1" * 5000, "1_0", "-1", "None",
-    "True", "[", "(" * 500, "{'a': 1}", "[[]]", "(1,", "'", "\x1b[31m", "a\nb", "=1+1", "--", "-", "é", "x" * 100_000,
-    "/dev/zero", "/dev/null", "/", ".", "~nobody_there/x", "gs://x/y", "\ud800", "\x00", "a[1]", "%s", "{x}",
-)  # fmt: skip
 IMPOSSIBLE = ("nan", "inf", "1e400", "1e300", "-1e300", "0x" + "f" * 5000, "x", "None", "[[[]]]", "{'a': 1}", "")
 CHOSEN = {
     "detector": [("detector", name) for name in DETECTORS],

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import fake_runs
 import pytest
-from fuzzing import World, changed, check, make_world, memory_watched
+from fuzzing import TEXTS, World, changed, check, make_world, memory_watched
+
+from apl_jax.declarations import flat, to_dict
+from apl_jax.runs.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -94,6 +97,26 @@ def test_point_21_a_changed_file_is_read_or_refused(kind: str, world: World, tmp
 def test_many_changed_files_are_read_or_refused(kind: str, world: World, tmp_path: Path, state: Path) -> None:
     with memory_watched():
         fuzz(kind, world, tmp_path, state, range(OTHERS, MORE))
+
+
+def fuzz_texts(world: World, out: Path, log: Path, texts_each: int) -> None:
+    """Settings that are text (paths, names of subsets) with absurd values."""
+    draws = random.Random(0)
+    texts = [path for path, value in flat(to_dict(Settings())).items() if value == "" or path.endswith("_subset")]
+    assert {"data.root", "data.split_file", "data.exclude", "evaluation.external_scores"} <= set(texts)
+    base = [argument.format(out=out, **world._asdict()) for argument in INSPECT]
+    for path in texts:
+        for text in draws.sample(TEXTS, texts_each):
+            check([*base, f"--config.{path}={text}"], log)
+
+
+def test_settings_that_are_text(world: World, tmp_path: Path, state: Path) -> None:
+    fuzz_texts(world, tmp_path, state, 1)
+
+
+@pytest.mark.exhaustive
+def test_settings_that_are_any_text(world: World, tmp_path: Path, state: Path) -> None:
+    fuzz_texts(world, tmp_path, state, len(TEXTS))
 
 
 @pytest.fixture(scope="module")

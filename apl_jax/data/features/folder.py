@@ -23,7 +23,7 @@ from apl_jax.data.features.sources import (
     StreamFolders,
     data_root,
 )
-from apl_jax.data.files import DataError, refusal
+from apl_jax.data.files import DataError, expanded, refusal
 from apl_jax.data.synthetic import open_synthetic
 from apl_jax.settings import DataSettings, GridSettings
 
@@ -43,7 +43,7 @@ def open_folder(root: Path, grid: GridSettings) -> FeatureSource:
     Raises :class:`DataError` when the folder is missing, holds no features, several layouts, pickles or streams that
     are not declared, and when its ``features.json`` contradicts the settings.
     """
-    root = root.expanduser()
+    root = expanded(root)
     if not root.is_dir():
         raise refusal(f"`data.root={root}`", "no such folder", "a data folder", "check the path")
     manifest = read_manifest(root)

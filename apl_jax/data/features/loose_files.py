@@ -18,7 +18,7 @@ from apl_jax.data.features.layouts import READERS, words_of
 from apl_jax.data.features.limits import AGAIN, open_zip
 from apl_jax.data.features.manifest import check_settings, read_manifest
 from apl_jax.data.features.sources import FeatureFile, FeatureSource
-from apl_jax.data.files import DataError, refusal
+from apl_jax.data.files import DataError, expanded, refusal
 from apl_jax.settings import GridSettings
 
 _H5 = (".h5", ".hdf5")
@@ -54,7 +54,7 @@ def open_loose(path: str | Path, settings: GridSettings, windowed: bool) -> Feat
     several, and of raw signals also with one, each array is a recording of the array's own name. ``features.json``
     beside the files is held against the settings. Raises :class:`~apl_jax.data.files.DataError`.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise refusal(f"`features={path}`", "no such file or folder", "features to predict on", "check the path")
     if path.is_dir():

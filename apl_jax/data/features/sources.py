@@ -20,7 +20,7 @@ from apl_jax.data.features.layouts import READERS, words_of
 from apl_jax.data.features.limits import AGAIN, Unusable, open_zip
 from apl_jax.data.features.manifest import Manifest
 from apl_jax.data.features.outliers import LARGEST_VALUE, Outliers
-from apl_jax.data.files import DataError, refusal
+from apl_jax.data.files import DataError, expanded, refusal
 from apl_jax.data.grids import TRANSPOSED
 from apl_jax.data.names import clean_name, find_recording, nearest
 from apl_jax.settings import DataSettings, GridSettings
@@ -37,7 +37,7 @@ def embedded_root() -> Path:
 
 def data_root(settings: DataSettings) -> Path:
     """The folder with annotations and features that the settings mean."""
-    return Path(settings.root).expanduser() if settings.root else embedded_root()
+    return expanded(settings.root) if settings.root else embedded_root()
 
 
 def transposed_note(source: FeatureSource, settings: GridSettings) -> tuple[str, ...]:

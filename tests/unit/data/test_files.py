@@ -14,7 +14,7 @@ import pytest
 from apl_jax.data import files
 from apl_jax.data.features import limits
 from apl_jax.data.features.layouts import READERS, Unusable
-from apl_jax.data.files import DataError, load_csv, load_json, open_regular, read_bytes, read_lines, read_text
+from apl_jax.data.files import DataError, expanded, load_csv, load_json, open_regular, read_bytes, read_lines, read_text
 from apl_jax.data.tensors import read_tensors
 from apl_jax.declarations import SettingsError
 from apl_jax.devices import memory_limits
@@ -78,6 +78,12 @@ def test_files_and_links_to_them_are_read(tmp_path: Path) -> None:
     for name, words in (("c", "no such file"), ("a\0", "null"), ("a" * 5000, "too long")):
         with pytest.raises(DataError, match=words):
             open_regular(tmp_path / name, "a text")
+
+
+def test_home_folders_that_nobody_has() -> None:
+    assert expanded("~/x") == Path.home() / "x" and expanded(Path("x~")) == Path("x~")
+    with pytest.raises(DataError, match="a home folder that nobody has"):
+        expanded("~nobody_there/x")
 
 
 def test_sizes_are_looked_at_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
