@@ -178,6 +178,9 @@ def parse(commands: Mapping[str, Command], arguments: Sequence[str]) -> argparse
     if name not in commands:
         there = ", ".join(commands)
         raise UsageError(f"{PROGRAM}: no command {quoted(name)}; there are {there}.{_nearest(name, list(commands))}")
+    foreign = [argument for argument in arguments if any("\ud800" <= c <= "\udfff" for c in argument)]
+    if foreign:  # settings, pages and logs are UTF-8
+        raise UsageError(f"{PROGRAM} {name}: found {quoted(foreign[0])}, expected text in UTF-8")
     known, overrides = _take_overrides(commands[name], parsers, rest)
     found, strangers = overview.parse_known_args([name, *known])
     if strangers:

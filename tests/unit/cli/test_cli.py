@@ -71,6 +71,11 @@ def test_overrides_are_every_flag_below_config() -> None:
             ("predict", "--tiou=0.5"),
             "no flag --tiou, which is a flag of evaluate, thresholds; there are --workdir, --fea",
         ),
+        (("predict", "--features=a\udcff"), r"found '--features=a\udcff', expected text in UTF-8"),
+        (("predict", "--plugin=--"), "found '--plugin=--', expected --plugin=<value>"),
+        (("predict", "--fps=nan"), "found 'nan', expected a number"),
+        (("predict", "--fps=1_0"), "found '1_0', expected a number"),
+        (("predict", "--top_k=1_0"), "found '1_0', expected a whole number of at most 2,147,483,647"),
         (("predict", "--min-scor=0.5"), "Did you mean --min_score?"),
         (("predict", "--work=x"), "no flag --work;"),  # no abbreviations
         (("run", "--wrkdir=x"), "no flag --wrkdir; there are --config, --plugin, --workdir. Did you mean --workdir?"),
