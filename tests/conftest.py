@@ -9,6 +9,7 @@ as in production, ``JAX_COMPILATION_CACHE_DIR=`` with a folder of your own, or e
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +53,10 @@ jaxtyping.install_import_hook(SHAPES_CHECKED, f"{__name__}.check_types")
 
 
 # What starts processes or trains, and what compiles for more than ten seconds. `pytest -m "not slow"` leaves it out.
+# A shell that is no terminal starts background jobs with SIGINT ignored, and so would be the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SLOW = (
     "tests/distributed", "tests/end_to_end", "tests/fuzz",
     "tests/laws/test_devices.py", "tests/laws/test_every_pair.py", "tests/laws/test_gradients.py",
