@@ -52,11 +52,12 @@ jaxtyping.Array = EITHER  # what signatures with shapes import
 jaxtyping.install_import_hook(SHAPES_CHECKED, f"{__name__}.check_types")
 
 
-# What starts processes or trains, and what compiles for more than ten seconds. `pytest -m "not slow"` leaves it out.
 # A shell that is no terminal starts background jobs with SIGINT ignored, and so would be the processes that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# What starts processes or trains, and what compiles for more than ten seconds. `pytest -m "not slow"` leaves it out.
 SLOW = (
     "tests/distributed", "tests/end_to_end", "tests/fuzz",
     "tests/laws/test_devices.py", "tests/laws/test_every_pair.py", "tests/laws/test_gradients.py",
