@@ -52,7 +52,7 @@ jaxtyping.Array = EITHER  # what signatures with shapes import
 jaxtyping.install_import_hook(SHAPES_CHECKED, f"{__name__}.check_types")
 
 
-# A shell that is no terminal starts background jobs with SIGINT ignored, and so would be the processes that tests start.
+# A shell that is no terminal starts background jobs with SIGINT ignored, and so would be the processes of tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -91,7 +91,7 @@ def test_a_plug_in_may_not_take_a_name_of_this_package(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("no/such/plugin.py", r"`plugin`: found no file 'no/such/plugin.py'"),
-        ("no_such_module", r"`plugin`: could not import 'no_such_module' \(No module named"),
+        ("no_such_module", r"`plugin`: could not import 'no_such_module' \(ModuleNotFoundError: No module named"),
     ],
 )
 def test_plug_ins_that_are_not_there(name: str, message: str) -> None:

@@ -126,7 +126,7 @@ def test_ratio_that_leaves_a_class_uncovered(folder):
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5])
 def test_impossible_ratio(folder, ratio):
-    with pytest.raises(SettingsError, match=r"`label_ratio`: found .*, expected at most 1 and more than 0"):
+    with pytest.raises(SettingsError, match=r"`label_ratio`: found .*, expected more than 0 and at most 1"):
         folder[3](label_ratio=ratio)
 
 

@@ -158,7 +158,7 @@ def test_background_only_videos_take_part():
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan")])
 def test_ratio_out_of_range(long_tail, ratio):
-    with pytest.raises(SettingsError, match=r"`label_ratio`: found .*, expected at most 1 and more than 0"):
+    with pytest.raises(SettingsError, match=r"`label_ratio`: found .*, expected more than 0 and at most 1"):
         split_of(long_tail, label_ratio=ratio)
 
 
