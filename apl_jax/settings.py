@@ -34,16 +34,16 @@ class SyntheticSettings(Checked):
     leak: float = number(0.35, at_least=0, at_most=1)  # largest share of an instance that is another class of its group
     weakest: float = number(0.5, at_least=0, at_most=1)  # of an instance: strengths are uniform between this and 1
     blur: float = number(2.0, at_least=0, at_most=1e4)  # windows over which a boundary is blurred
-    instance: float = number(0.4, at_least=0, at_most=1e3)  # an instance's own deviation
-    scene: float = number(0.5, at_least=0, at_most=1e3)  # a video's own offset, in its background and actions alike
+    instance: float = number(0.4, at_least=0, at_most=1e6)  # an instance's own deviation
+    scene: float = number(0.5, at_least=0, at_most=1e6)  # a video's own offset, in its background and actions alike
     gain: float = number(0.15, at_least=0, at_most=10)  # standard deviation of a video's log-normal gain
     backgrounds: int = number(12, at_least=1, at_most=10_000)  # prototypes that background moves between
     # deviation of their log-weights; large: one at a time
-    backgrounds_spread: float = number(2.0, at_least=0, at_most=1e3)
+    backgrounds_spread: float = number(2.0, at_least=0, at_most=1e6)
     wander_s: float = number(4.0, above=0, at_most=1e6)  # seconds from one mixture of them to another
     # disturbance of each row along the directions of scenes and instances
-    flicker: float = number(0.3, at_least=0, at_most=1e3)
-    noise: float = number(1.4, at_least=0, at_most=1e3)  # white noise, over all directions together
+    flicker: float = number(0.3, at_least=0, at_most=1e6)
+    noise: float = number(1.4, at_least=0, at_most=1e6)  # white noise, over all directions together
 
 
 @dataclass(frozen=True)
