@@ -107,7 +107,9 @@ def _entry(entry: Any, where: str, named: bool) -> tuple[str, tuple[float, float
         raise refusal(where, shown(entry, _QUOTED), expected, "correct the entry")
     label, score, segment = (entry.get(name) for name in ("label", "score", "segment"))
     label = label if named else ""
-    times_s = segment if isinstance(segment, list) and len(segment) == 2 and all(map(is_number, segment)) else None
+    times_s = (
+        segment if isinstance(segment, (list, tuple)) and len(segment) == 2 and all(map(is_number, segment)) else None
+    )
     if not isinstance(label, str) or not is_number(score) or times_s is None:
         raise refusal(where, shown(entry, _QUOTED), expected, "correct the entry")
     start_s, end_s = map(float, times_s)
