@@ -186,7 +186,7 @@ def test_a_score_in_memory() -> None:
     assert "mAP" in str(scored) and "25.0" in str(scored)
     extra = apl.evaluate(FOUND | {"unknown": [("walking", 0, 1, 0.5)]}, TRUTH)
     assert extra.average_map == apl.evaluate(FOUND, TRUTH).average_map
-    assert extra.notes == ("1 videos of the predictions are unknown, such as 'unknown'",)
+    assert "1 videos of the predictions are not among those of the truth: left out ('unknown')" in extra.notes
     assert "note: 1 videos" in str(extra)
 
 

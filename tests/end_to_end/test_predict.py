@@ -201,7 +201,7 @@ def test_pictures_of_timelines(tmp_path: Path) -> None:
     instances = instances_from_videos([[[1, 2], [2, 4]], [], [[0, 9]]], [[0, 1], [], [1]], [[0.9, 0.8], [], [0.7]])
     write_timelines(tmp_path / "pictures", instances, records, ("run", "jump"), "title")
     files = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    assert files == ["a_b.png", "a_b_1.png", "größe.png"]
+    assert files == ["a_b.png", "a_b_2.png", "größe.png"]
     heights = [imread(tmp_path / "pictures" / name).shape[0] for name in files]
     assert heights[0] > heights[2] > heights[1]  # a lane for each class that was found, and one for the truth
 
@@ -331,5 +331,5 @@ def test_model_that_cannot_predict_says_what_to_do(orphan: Path, tmp_path: Path)
         with pytest.raises(DataError, match=r"params\.safetensors.*other parameters than.*copy the folder again"):
             predict(orphan, request)
     parameters.unlink()
-    with pytest.raises(DataError, match=r"params\.safetensors: found No such file"):
+    with pytest.raises(DataError, match=r"params\.safetensors: found no such file"):
         predict(orphan, request)
