@@ -22,6 +22,7 @@ from apl_jax.evaluation.average_precision import (
     AveragePrecision,
     average_precision,
 )
+from apl_jax.evaluation.label_quality import SELECTED, WRITTEN
 from apl_jax.evaluation.scoring import coverage_notes, judged, why_not_scored
 from apl_jax.evaluation.submission import parse_submission, read_document
 from apl_jax.inference.model import Model, open_model
@@ -139,11 +140,11 @@ class Run:
 
 def _pseudo_labels(entry: Mapping[str, Any]) -> Iterable[PseudoLabel]:
     names = PseudoLabel._fields[4:]
-    for kind in ("annotations", "ignored", "unselected"):
+    for kind in WRITTEN:
         for row in entry.get(kind, ()):
             start_s, end_s = row["segment"]
             scores = {name: row[name] for name in names}
-            yield PseudoLabel(row["label"], start_s, end_s, kind == "annotations", **scores)
+            yield PseudoLabel(row["label"], start_s, end_s, kind == SELECTED, **scores)
 
 
 def train(

@@ -30,6 +30,8 @@ _asked = threading.Event()
 class Preempted(Refusal, RuntimeError):
     """A run that was asked to stop, and has saved its state; the same command goes on from there."""
 
+    exit_code = 0
+
 
 def requested() -> bool:
     """Whether a signal has asked to stop, this process or any other; all processes must call it at the same place."""

@@ -22,12 +22,17 @@ from jax._src import clusters, distributed  # jax has no public way to the key-v
 
 from apl_jax.interruption import Preempted, end_process
 from apl_jax.relay import Relay
+from apl_jax.text import Refusal, one_line
 
 LOST = 75  # exit code of a process that ends because another one was lost: "try again" (sysexits.h)
 _BEAT_S, _LOOK_S = 2.0, 0.5  # seconds between two signs of life, and between two looks at those of the others
 _BEATS = "apl_jax/beats"
 _DONE, _STOPPED, _FAILED = "done", "stopped", "failed"  # last words, in place of a counter
 _JOIN_S, _LEAVE_S = 300, 20  # seconds that jax waits for the others at the beginning, and at the end
+
+
+class NotJoinedError(Refusal, RuntimeError):
+    """Processes that cannot find one another."""
 
 
 class Peers:
@@ -83,14 +88,21 @@ class Peers:
         # Our own handlers take the signals, and the processes agree by themselves (interruption.requested).
         jax.config.update("jax_enable_preemption_service", False)
         address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(address, count, rank, None, None, _JOIN_S)
-        address, count, rank, local_devices = found
-        if address and rank:
-            self._relay = Relay(address, _JOIN_S)
-            address = self._relay.address
-        jax.distributed.initialize(
-            address, count, rank, local_devices, initialization_timeout=_JOIN_S, shutdown_timeout_seconds=_LEAVE_S
-        )
+        try:
+            found = clusters.ClusterEnv.auto_detect_unset_distributed_params(address, count, rank, None, None, _JOIN_S)
+            address, count, rank, local_devices = found
+            if address and rank:
+                self._relay = Relay(address, _JOIN_S)
+                address = self._relay.address
+            jax.distributed.initialize(
+                address, count, rank, local_devices, initialization_timeout=_JOIN_S, shutdown_timeout_seconds=_LEAVE_S
+            )
+        except (ValueError, RuntimeError, OSError) as error:  # no cluster, or one whose process 0 does not answer
+            remedy = "start the processes by SLURM, Open MPI or Kubernetes, or set `runtime.distributed=off` for one"
+            raise NotJoinedError(
+                f"`runtime.distributed`: found no processes to join ({one_line(str(error))[:200]}); "
+                f"expected a cluster that jax knows. Try: {remedy}."
+            ) from error
         state = distributed.global_state
         self._rank, self._count, self._store = state.process_id, state.num_processes, state.client
         self._contact = time.monotonic()

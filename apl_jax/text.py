@@ -19,12 +19,15 @@ LONGEST_LINE = 2000  # characters of a line of a message
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255, with a suffix and what a temporary file has before it
 _MOST_IN_RANGE = 10_000  # numbers that a range stands for
 _FORMULA = re.compile(r"'*[=+\-@]")  # what a spreadsheet takes for a formula, with apostrophes before it or not
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _UNSAFE = re.compile(r"[^\w.@+=-]+")  # what names of files should not hold
 
 
 class Refusal(Exception):
     """What a person, and not the program, has to change; the message says what. Any other exception that leaves the
     package is a fault of the program."""
+
+    exit_code = 1  # of a command that ends with it
 
 
 def shown(value: Any, most: int = SHOWN) -> str:
@@ -111,6 +114,12 @@ def file_names(texts: Iterable[str]) -> list[str]:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def address_scheme(text: str) -> str:
+    """The scheme of an address such as ``gs://bucket/run``, "" of what is a path; paths lose the second slash."""
+    found = _ADDRESS.match(text)
+    return found[1] if found else ""
 
 
 def numbers_of(text: str) -> tuple[float, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import sys
 import time
 import traceback
 from argparse import Namespace
@@ -17,30 +16,24 @@ from apl_jax.cli.parser import PROGRAM
 from apl_jax.cli.words import in_flags, in_words
 from apl_jax.text import Refusal, for_message, for_terminal, say, shown
 
-FAILED, FAULT = 1, 70  # exit codes
+FAULT = 70  # exit code
 LOG = "apl-jax.log"
 
 
 def end_with(error: Exception, chosen: Namespace) -> int:
-    """Says what went wrong, and returns the exit code: of a refusal, and of what the operating system refuses, 1; of
+    """Says what went wrong, and returns the exit code: of a refusal its own, of what the operating system refuses 1, of
     anything else 70, for it is a fault of the program, and its traceback is kept in a file."""
     if chosen.debug:
         say(_traceback(error), end="", error=True)
     if isinstance(error, Refusal) or (isinstance(error, OSError) and error.errno is not None):
         say(for_message(f"{PROGRAM}: {in_flags(in_words(error), chosen.flags)}"), error=True)
-        return 0 if _is_preemption(error) else FAILED
+        return error.exit_code if isinstance(error, Refusal) else Refusal.exit_code
     what = f"{type(error).__name__}: {shown(str(error).partition(chr(10))[0], 300)[1:-1]}"
     kept = _keep(error, chosen)
     place = f"The details are in {kept}" if kept else "The details could not be saved"
     advice = f"{place}; --debug prints them" if not chosen.debug else place
     say(for_message(f"{PROGRAM}: an unexpected error, a fault of the program: {what}. {advice}."), error=True)
     return FAULT
-
-
-def _is_preemption(error: Exception) -> bool:
-    """Whether a run was asked to stop, and has saved its state."""
-    module = sys.modules.get("apl_jax.interruption")  # which nothing but a run imports
-    return module is not None and isinstance(error, module.Preempted)
 
 
 def _traceback(error: Exception) -> str:

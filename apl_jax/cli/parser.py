@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from apl_jax import __version__
-from apl_jax.text import Refusal, numbers_of
+from apl_jax.text import Refusal, address_scheme, numbers_of
 from apl_jax.text import shown as quoted
 
 PROGRAM = "apl-jax"
 OVERRIDE = "--config."
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _COMMON = ("-h", "--help", "--debug")  # flags of every command
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float also takes 1_000, nan and inf
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
@@ -88,7 +87,7 @@ def path(text: str) -> Path:
     """A file or a folder, with ``~`` for the home folder."""
     if not text:
         raise argparse.ArgumentTypeError("found nothing, expected a path")
-    if _ADDRESS.match(text):
+    if address_scheme(text):
         advice = "Mount the file system, or copy the files to this machine"
         raise argparse.ArgumentTypeError(f"found {quoted(text)}, an address; expected a path on this machine. {advice}")
     try:

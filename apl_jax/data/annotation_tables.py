@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from apl_jax.data.annotations import LONGEST_S, Annotations, Reading, Row, VideoRecord, read_segment, with_rows
+from apl_jax.data.annotations import Annotations, Reading, Row, VideoRecord, read_segment, with_rows
 from apl_jax.data.files import load_csv, refusal
-from apl_jax.data.grids import is_rate
 from apl_jax.data.names import clean_name
+from apl_jax.data.values import LONGEST_S, is_rate
 from apl_jax.text import shown
 
 _SUBSETS = {"training": "EPIC_100_train.csv", "validation": "EPIC_100_validation.csv"}

@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from apl_jax.data.files import expanded, load_csv, load_json, refusal
-from apl_jax.data.grids import is_rate
 from apl_jax.data.keys import misspelt_keys
 from apl_jax.data.names import clean_name, cleaned_keys, lookalike_notes, read_name
+from apl_jax.data.values import LONGEST_S, in_seconds, is_number, is_rate
 from apl_jax.text import shown
 
 _TOLERANCE_S = 0.5  # players and annotators disagree this much about where a recording ends ...
 _TOLERANCE_SHARE = 0.01  # ... or by 1 % of it (ActivityNet v_m--b-Ltjm_Y: 0.85 s of 143 s)
-LONGEST_S = 1e8  # three years: what is longer is a mistake, and float32 would round its times to seconds
-_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
-# "1:02" could be hours and minutes; with a fraction, as in "1:02.5", its last part must be seconds.
-_CLOCK = re.compile(r"(?:([0-9]{1,3}):(?=[0-9]+:)|(?=[^.]*\.))([0-5]?[0-9]):([0-5]?[0-9](?:\.[0-9]{1,9})?)")
 _VIDEO_KEYS = ("subset", "duration", "fps", "subject", "annotations", "ignored")
 _ROW_KEYS = ("segment", "label", "label_id", "weight", "ignore")
 AGNOSTIC = "action"  # the one class where none are told apart
@@ -346,25 +341,3 @@ def with_rows(record: VideoRecord, rows: list[Row], index: dict[str, int]) -> Vi
         weight=np.array([r.weight for r in rows], np.float32),
         ignore=np.array([r.ignore for r in rows], bool),
     )
-
-
-def in_seconds(value: Any) -> Any:
-    """A time as a file states it, in seconds where it is text that can only mean that; all else as it is."""
-    text = value.strip() if isinstance(value, str) else ""
-    if _SECONDS.fullmatch(text):
-        return float(text)
-    found = _CLOCK.fullmatch(text)
-    if found is None:
-        return value
-    hours, minutes, seconds = found.groups(default="0")
-    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-
-
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """A finite JSON number (JSON's whole numbers may be too large for a float)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from apl_jax.devices import host_bytes
 from apl_jax.text import Refusal, shown
@@ -85,6 +86,15 @@ def read_bytes(path: Path, what: str, most: int | None = None) -> bytes:
     try:
         with open_regular(path, what, most) as file:
             return file.read()
+    except OSError as error:
+        raise refusal(f"{path}", f"{error.strerror}", f"{what} that can be read", "check the disk") from None
+
+
+def file_digest(path: Path, what: str) -> str:
+    """The SHA-256 of all bytes of a regular file. Raises as :func:`open_regular`."""
+    try:
+        with open_regular(path, what) as file:
+            return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()  # typeshed asks for more than it calls
     except OSError as error:
         raise refusal(f"{path}", f"{error.strerror}", f"{what} that can be read", "check the disk") from None
 

@@ -11,12 +11,10 @@ only stride / fps = duration / rows enters; an unknown rate counts as 1. Rows an
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from apl_jax.data.files import refusal
-from apl_jax.settings import FASTEST_RATE, SLOWEST_RATE, GridSettings
+from apl_jax.settings import GridSettings
 from apl_jax.structs import TimeGrid
 
 TRANSPOSED = ", which look transposed, [D, T]"  # words of messages
@@ -61,11 +59,6 @@ def place_rows(
 def count_samples(count: int, windowed: bool, settings: GridSettings) -> int:
     """Samples, or frames, that an array of ``count`` rows or samples stands for; ``settings.stride`` is not 0."""
     return (count - 1) * settings.stride + settings.window if windowed else count
-
-
-def is_rate(value: Any) -> bool:
-    """Whether a value can be a rate: a number from 0.001 to 1,000,000 samples or frames per second."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and SLOWEST_RATE <= value <= FASTEST_RATE
 
 
 def covered_s(grid: TimeGrid) -> float:

@@ -24,17 +24,17 @@ stay, and all but one of them are false detections.
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from apl_jax.data.files import expanded, load_csv, load_json, open_regular, refusal
+from apl_jax.data.files import expanded, file_digest, load_csv, load_json, refusal
 from apl_jax.data.names import clean_name, cleaned_keys, find_recording, hint, loose, read_name
+from apl_jax.data.values import number_or_text
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.settings import EvaluationSettings
 
@@ -74,8 +74,7 @@ def external_digest(evaluation: EvaluationSettings) -> str:
     if evaluation.protocol == "strict":
         return ""
     path = expanded(evaluation.external_scores)
-    with open_regular(path, "a file of class scores (`evaluation.external_scores`)") as file:
-        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()[:16]
+    return file_digest(path, "a file of class scores (`evaluation.external_scores`)")[:16]
 
 
 def check_unchanged(evaluation: EvaluationSettings, digest: str) -> None:
@@ -175,15 +174,8 @@ def _read_csv(path: Path) -> tuple[list[str], Mapping[str, list[Any]]]:
         if video in vectors:
             raise refusal(f"{path}: line {line}", f"video {video!r} again", "each video once", "remove one of the rows")
         scores = cleaned_keys(row, f"{path}: header", "the name of a class")
-        names, vectors[video] = list(scores), [_number(cell) for cell in scores.values()]
+        names, vectors[video] = list(scores), [number_or_text(cell) for cell in scores.values()]
     return names, vectors
-
-
-def _number(cell: str) -> float | str:
-    try:
-        return cell if "_" in cell else float(cell)  # 1_0 is a number to Python alone
-    except ValueError:
-        return cell
 
 
 def _match_classes(path: Path, names: Sequence[str], classes: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:

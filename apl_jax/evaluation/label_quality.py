@@ -41,6 +41,9 @@ SETS: dict[str, tuple[Reason, ...]] = {
     "promoted": (Reason.PROMOTED,),
 }
 
+# The lists of a recording in pseudo_labels.json: what training learns from, what it leaves aside, what it takes for
+# background.
+SELECTED, LEFT_ASIDE, BACKGROUND = WRITTEN = ("annotations", "ignored", "unselected")
 # What a label made by hand lacks.
 CERTAIN = {"confidence": 1.0, "score": 1.0, "tiou": 1.0, "tnd": 0.0, "similarity": UNKNOWN_SIMILARITY}
 
@@ -61,10 +64,7 @@ def read_pseudo_labels(path: Path, videos: Sequence[str], classes: Sequence[str]
     """What a labelling stage wrote about ``videos``; values that a hand-made label lacks are those of certainty."""
     database = load_json(path)["database"]
     rows = [
-        (v, row)
-        for v, video in enumerate(videos)
-        for name in ("annotations", "ignored", "unselected")
-        for row in database.get(video, {}).get(name, [])
+        (v, row) for v, video in enumerate(videos) for name in WRITTEN for row in database.get(video, {}).get(name, [])
     ]
 
     def column(name: str) -> np.ndarray:

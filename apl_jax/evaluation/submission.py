@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from apl_jax.data.annotations import LONGEST_S, is_number
 from apl_jax.data.files import expanded, load_csv, load_json, refusal, write_json
 from apl_jax.data.names import clean_name, cleaned_keys, find_recording, read_name
+from apl_jax.data.values import LONGEST_S, is_number, number_or_text
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.text import from_csv, shown
 
@@ -50,17 +50,11 @@ def _from_table(path: Path) -> dict[str, Any]:
     """A table of predictions as a submission document; a cell that is no number stays text, which is refused later."""
     results: dict[str, list[dict[str, Any]]] = {}
     for _, row in load_csv(path, _COLUMNS):
-        segment, score = [_number(row["start_s"]), _number(row["end_s"])], _number(row["score"])
-        found = {"segment": segment, "score": score} | ({"label": from_csv(row["label"])} if "label" in row else {})
+        start_s, end_s, score = (number_or_text(row[name]) for name in ("start_s", "end_s", "score"))
+        label = {"label": from_csv(row["label"])} if "label" in row else {}
+        found = {"segment": [start_s, end_s], "score": score, **label}
         results.setdefault(from_csv(row["video"]), []).append(found)
     return {"results": results}
-
-
-def _number(cell: str) -> float | str:
-    try:
-        return cell if "_" in cell else float(cell)  # 1_0 is a number to Python alone
-    except ValueError:
-        return cell
 
 
 def parse_submission(
@@ -107,10 +101,8 @@ def _entry(entry: Any, where: str, named: bool) -> tuple[str, tuple[float, float
         raise refusal(where, shown(entry, _QUOTED), expected, "correct the entry")
     label, score, segment = (entry.get(name) for name in ("label", "score", "segment"))
     label = label if named else ""
-    times_s = (
-        segment if isinstance(segment, (list, tuple)) and len(segment) == 2 and all(map(is_number, segment)) else None
-    )
-    if not isinstance(label, str) or not is_number(score) or times_s is None:
+    times_s = [t for t in segment if is_number(t)] if isinstance(segment, (list, tuple)) and len(segment) == 2 else []
+    if not isinstance(label, str) or not is_number(score) or len(times_s) < 2:
         raise refusal(where, shown(entry, _QUOTED), expected, "correct the entry")
     start_s, end_s = map(float, times_s)
     if not -LONGEST_S <= start_s <= end_s <= LONGEST_S:

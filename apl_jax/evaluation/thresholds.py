@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from apl_jax.data.annotations import is_number
 from apl_jax.data.files import DataError, expanded, load_json, refusal, write_json
 from apl_jax.data.names import clean_name, cleaned_keys, hint
+from apl_jax.data.values import is_number
 from apl_jax.evaluation.average_precision import Instances, divide_truth, find_overlaps, match, on_ignored, ranking
 from apl_jax.text import shown
 

@@ -12,7 +12,7 @@ import numpy as np
 from apl_jax.data.annotations import unannotated
 from apl_jax.data.features.sources import FeatureSource
 from apl_jax.data.files import refusal
-from apl_jax.data.grids import is_rate
+from apl_jax.data.values import is_rate
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.inference.model import Model
 from apl_jax.inference.prediction import predict_videos

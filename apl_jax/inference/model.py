@@ -20,12 +20,11 @@ from jax.sharding import Mesh
 from safetensors.numpy import save as save_tensors
 
 from apl_jax import __version__
-from apl_jax.data.annotations import is_number
 from apl_jax.data.batching import Standardizer
 from apl_jax.data.files import DataError, load_json, most_array_bytes, read_bytes, refusal, write_bytes, write_json
-from apl_jax.data.grids import is_rate
 from apl_jax.data.names import clean_name
 from apl_jax.data.tensors import parse_tensors, read_tensors
+from apl_jax.data.values import is_number, is_rate
 from apl_jax.declarations import Choice, SettingsError, fingerprint, from_dict, override, to_dict
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.base import Detector

@@ -15,17 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from apl_jax.data.annotations import LONGEST_S, Annotations, VideoRecord, unannotated
+from apl_jax.data.annotations import Annotations, VideoRecord, unannotated
 from apl_jax.data.batching import bucket_length, stack_table, whole_table
 from apl_jax.data.features.loose_files import open_loose
 from apl_jax.data.features.manifest import check_clock
 from apl_jax.data.features.outliers import outlier_note
 from apl_jax.data.features.sources import FeatureSource
 from apl_jax.data.files import refusal, write_text
-from apl_jax.data.grids import TRANSPOSED, count_samples, is_rate, place_rows
+from apl_jax.data.grids import TRANSPOSED, count_samples, place_rows
 from apl_jax.data.names import clean_name
 from apl_jax.data.rates import systematic_ratio
 from apl_jax.data.truth import read_truth
+from apl_jax.data.values import LONGEST_S, is_rate
 from apl_jax.devices import first_rows, shard_batch, to_host
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.detections import to_instances

@@ -7,12 +7,11 @@ would skip the stage, by the report, in notebooks. Checkpoints have digests of t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from apl_jax.data.files import DataError, load_json, open_regular, refusal, write_json
+from apl_jax.data.files import DataError, file_digest, load_json, refusal, write_json
 from apl_jax.declarations import fingerprint
 from apl_jax.training.checkpoint import DAMAGED
 from apl_jax.training.writers import METRICS
@@ -21,7 +20,7 @@ DONE, STARTED, CHECKPOINTS = "done.json", "started.json", "checkpoints"
 # From these a stage goes on; no later stage and no prediction depends on them.
 RESUMED_FROM = (CHECKPOINTS, DAMAGED, "tensorboard", METRICS, STARTED)
 _UNSEALED = (*RESUMED_FROM, DONE, "model.json")  # every run writes the card of a model anew
-_BLOCK = 2**20  # bytes that are read at once
+_WHAT = "the file that a finished stage left"
 ON_PURPOSE = "labels that were corrected on purpose come in by `learning.labels=<file>`"
 _AGAIN = f"the command of the run again, which makes the file anew; {ON_PURPOSE}"
 
@@ -37,7 +36,7 @@ def artefacts(folder: Path) -> Iterator[Path]:
 def seal(folder: Path, mark: str, result: dict[str, Any]) -> None:
     """Writes ``done.json``: the stage is over under the fingerprint ``mark``, and these are its files and result."""
     record = {"fingerprint": mark, "result": result}
-    files = {path.relative_to(folder).as_posix(): file_digest(path) for path in artefacts(folder)}
+    files = {path.relative_to(folder).as_posix(): file_digest(path, _WHAT) for path in artefacts(folder)}
     write_json(folder / DONE, {**record, "files": files, "digest": fingerprint(record, files)})
 
 
@@ -58,7 +57,11 @@ def check_files(folder: Path, record: dict[str, Any], *names: str) -> None:
     """
     for name in names or record["files"]:
         path = folder / name
-        if file_digest(path) != record["files"].get(name):
+        try:
+            found = file_digest(path, _WHAT)
+        except DataError as error:
+            raise DataError(f"{str(error).partition(' Try: ')[0]} Try: {_AGAIN}.") from None
+        if found != record["files"].get(name):
             raise refusal(str(path), "another content than the stage wrote", "the file as it was", _AGAIN)
 
 
@@ -67,17 +70,3 @@ def sealed_file(folder: Path, name: str) -> Path:
     :func:`check_files`."""
     check_files(folder, read_seal(folder), name)
     return folder / name
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of all bytes of a file. Raises :class:`~apl_jax.data.files.DataError` where it cannot be read."""
-    try:
-        with open_regular(path, "the file that a finished stage left") as file:
-            total = hashlib.sha256()
-            for block in iter(lambda: file.read(_BLOCK), b""):
-                total.update(block)
-            return total.hexdigest()
-    except DataError as error:
-        raise DataError(str(error).partition(" Try: ")[0] + f" Try: {_AGAIN}.") from None
-    except OSError as error:
-        raise refusal(str(path), str(error.strerror), "a readable file", "check the disk") from None

@@ -6,23 +6,21 @@ against the split, and becomes ``pseudo_labels.json`` of the stage, from where e
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apl_jax.data.annotations import is_number, parse_annotations
-from apl_jax.data.files import DataError, expanded, load_json, most_text_bytes, read_bytes, refusal
+from apl_jax.data.annotations import parse_annotations
+from apl_jax.data.files import DataError, expanded, file_digest, load_json, refusal
 from apl_jax.data.names import clean_name, cleaned_keys, find_recording
+from apl_jax.data.values import is_number
 from apl_jax.declarations import Unhashed
-from apl_jax.evaluation.label_quality import CERTAIN
+from apl_jax.evaluation.label_quality import CERTAIN, SELECTED, WRITTEN
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.training_stage import PSEUDO_LABELS
 from apl_jax.structs import Reason
 from apl_jax.text import shown
-
-_KINDS = ("annotations", "ignored", "unselected")  # as labelling stages write them
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,7 @@ class GivenLabelsPart:
 
 def labels_digest(file: str) -> str:
     """A hash of all bytes of a file of labels. Raises :class:`~apl_jax.data.files.DataError`."""
-    content = read_bytes(expanded(file), "a JSON file of labels (`learning.labels`)", most_text_bytes())
-    return hashlib.sha256(content).hexdigest()[:16]
+    return file_digest(expanded(file), "a JSON file of labels (`learning.labels`)")[:16]
 
 
 def take_labels(part: GivenLabelsPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
@@ -61,7 +58,7 @@ def take_labels(part: GivenLabelsPart, inputs: StageInputs, folder: Path) -> dic
     except DataError as error:  # what it advises concerns the data set
         raise DataError(f"{str(error).partition(' Try: ')[0]} Try: correct the entry.") from None
     inputs.write(folder / PSEUDO_LABELS, labels)
-    rows = [row for entry in database.values() for kind in _KINDS for row in entry.get(kind, ())]
+    rows = [row for entry in database.values() for kind in WRITTEN for row in entry.get(kind, ())]
     counts = {r.name.lower(): 0 for r in Reason if r is not Reason.BELOW_THRESHOLD}
     for row in rows:
         counts[row["reason"]] += 1
@@ -94,7 +91,7 @@ def _by_recording(path: Path, document: Mapping[str, Any], inputs: StageInputs) 
 def _labels(path: Path, video: str, entry: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
     """The rows of one recording; what a label made by hand lacks are the values of certainty."""
     found: dict[str, Any] = {"annotations": [], "ignored": []}
-    for kind in (kind for kind in _KINDS if entry.get(kind)):
+    for kind in (kind for kind in WRITTEN if entry.get(kind)):
         where = f"{path}: recording {shown(video)}, {kind}"
         if not isinstance(entry[kind], list):
             raise refusal(where, shown(entry[kind]), "a list", "correct the entry")
@@ -108,7 +105,7 @@ def _row(where: str, row: Any, kind: str, classes: tuple[str, ...]) -> dict[str,
     if label not in classes:
         found = shown(row) if label is None else f"unknown class {shown(label)}"
         raise refusal(where, found, f"a segment and a label, one of {', '.join(classes)}", "correct the label")
-    usual = {"reason": "kept" if kind == "annotations" else "candidate", "weight": 1.0, **CERTAIN}
+    usual = {"reason": "kept" if kind == SELECTED else "candidate", "weight": 1.0, **CERTAIN}
     fields = {name: row.get(name, value) for name, value in usual.items()}
     if fields["reason"] not in [r.name.lower() for r in Reason if r is not Reason.BELOW_THRESHOLD]:
         raise refusal(

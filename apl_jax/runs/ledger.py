@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,8 @@ from jax.experimental import multihost_utils
 
 from apl_jax.data.files import DataError, load_json, move, refusal, write_json
 from apl_jax.runs.artefacts import CHECKPOINTS, DONE, ON_PURPOSE, RESUMED_FROM, STARTED, check_files, read_seal, seal
-from apl_jax.text import Refusal
+from apl_jax.text import Refusal, address_scheme
 
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # paths have lost the second of the two slashes
 log = logging.getLogger(__name__)
 
 
@@ -152,9 +150,9 @@ class Ledger:
 def check_workdir(workdir: Path) -> None:
     """Refuses an address, such as ``gs://bucket/run``: it would be taken for the name of a folder here, and nothing
     could be renamed whole in a bucket."""
-    scheme = _ADDRESS.match(str(workdir))
+    scheme = address_scheme(str(workdir))
     if scheme:
-        found, expected = f"{str(workdir)!r}, an address of {scheme[1]}", "a folder of a mounted file system"
+        found, expected = f"{str(workdir)!r}, an address of {scheme}", "a folder of a mounted file system"
         remedy = "mount it and give that folder, or run in a local folder and copy it afterwards"
         raise refusal("`workdir`", found, expected, remedy)
 

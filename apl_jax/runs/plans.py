@@ -114,7 +114,7 @@ def _beside_proposals(stages: list[Stage]) -> list[Stage]:
     """The stages, each with the proposals that its videos need."""
     found = []
     for stage in stages:
-        if stage.work in (measure_label_quality, take_labels):  # look at labels, run no detector
+        if not hasattr(stage.handed, "proposals"):  # it runs no detector
             found.append(stage)
             continue
         name = _EVALUATION_PROPOSALS if stage.work is evaluate else _PROPOSALS

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import fake_runs
 import pytest
-from fuzzing import TEXTS, World, changed, check, make_world, memory_watched
+from fuzzing import MOST_MEMORY_MIB, TEXTS, World, carried_out, changed, faults, largest_mib, make_world
 
 from apl_jax.declarations import flat, to_dict
 from apl_jax.runs.settings import Settings
@@ -63,8 +62,10 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state" / "apl_jax" / "apl-jax.log"
 
 
-def fuzz(kind: str, world: World, out: Path, log: Path, cases: range) -> None:
+def fuzz(kind: str, world: World, out: Path, log: Path, cases: range) -> list[str]:
+    """What went wrong with changes of a file."""
     name, commands = KINDS[kind]
+    found = []
     for seed in cases:
         draws = random.Random(f"{kind} {seed}")
         command = draws.choice(commands)
@@ -72,14 +73,14 @@ def fuzz(kind: str, world: World, out: Path, log: Path, cases: range) -> None:
         if "--workdir=" + str(world.model) in arguments:
             log = world.model / "apl-jax.log"
         with changed(world.root / name, draws):
-            check(arguments, log)
+            found += faults(arguments, log)
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_changed_is_valid_before(kind: str, world: World, tmp_path: Path, state: Path) -> None:
     for command in KINDS[kind][1]:
-        arguments = [argument.format(out=tmp_path, **world._asdict()) for argument in command]
-        found = check(arguments, state)
+        found = carried_out([argument.format(out=tmp_path, **world._asdict()) for argument in command])
         # The weights are those of no network that could be imported: the file is read, and then refused for that.
         assert found.code == (1 if kind.startswith("checkpoint") else 0), found.err + found.out
         assert "unreadable" not in found.err
@@ -87,36 +88,28 @@ def test_what_is_changed_is_valid_before(kind: str, world: World, tmp_path: Path
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_point_21_a_changed_file_is_read_or_refused(kind: str, world: World, tmp_path: Path, state: Path) -> None:
-    cases = CASES.get(KINDS[kind][1][0][0], OTHERS)
-    with memory_watched():
-        fuzz(kind, world, tmp_path, state, range(cases))
+    cases, before = CASES.get(KINDS[kind][1][0][0], OTHERS), largest_mib()
+    assert fuzz(kind, world, tmp_path, state, range(cases)) == []
+    assert largest_mib() - before < MOST_MEMORY_MIB
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_changed_files_are_read_or_refused(kind: str, world: World, tmp_path: Path, state: Path) -> None:
-    with memory_watched():
-        fuzz(kind, world, tmp_path, state, range(OTHERS, MORE))
+    before = largest_mib()
+    assert fuzz(kind, world, tmp_path, state, range(OTHERS, MORE)) == []
+    assert largest_mib() - before < MOST_MEMORY_MIB
 
 
-def fuzz_texts(world: World, out: Path, log: Path, texts_each: int) -> None:
-    """Settings that are text (paths, names of subsets) with absurd values."""
+@pytest.mark.parametrize("texts_each", [1, pytest.param(len(TEXTS), marks=pytest.mark.exhaustive)])
+def test_settings_that_are_text(world: World, tmp_path: Path, state: Path, texts_each: int) -> None:
+    """Paths and names of subsets with absurd values."""
     draws = random.Random(0)
     texts = [path for path, value in flat(to_dict(Settings())).items() if value == "" or path.endswith("_subset")]
     assert {"data.root", "data.split_file", "data.exclude", "evaluation.external_scores"} <= set(texts)
-    base = [argument.format(out=out, **world._asdict()) for argument in INSPECT]
-    for path in texts:
-        for text in draws.sample(TEXTS, texts_each):
-            check([*base, f"--config.{path}={text}"], log)
-
-
-def test_settings_that_are_text(world: World, tmp_path: Path, state: Path) -> None:
-    fuzz_texts(world, tmp_path, state, 1)
-
-
-@pytest.mark.exhaustive
-def test_settings_that_are_any_text(world: World, tmp_path: Path, state: Path) -> None:
-    fuzz_texts(world, tmp_path, state, len(TEXTS))
+    base = [argument.format(out=tmp_path, **world._asdict()) for argument in INSPECT]
+    values = [(path, text) for path in texts for text in draws.sample(TEXTS, texts_each)]
+    assert [words for path, text in values for words in faults([*base, f"--config.{path}={text}"], state)] == []
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +117,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fake_runs.make_run(tmp_path_factory.mktemp("run"), ["a", "b"], 60.0, 5.0, videos=3)
 
 
-def fuzz_run(run: Path, command: Callable[[Path], list[str]], cases: range) -> None:
+def fuzz_run(run: Path, arguments: list[str], cases: range) -> list[str]:
+    """What went wrong with changes of any file of a run."""
+    found = []
     files = sorted(path for path in run.rglob("*") if path.suffix in (".json", ".jsonl"))
     for seed in cases:
         draws = random.Random(seed)
         with changed(draws.choice(files), draws):
-            check(command(run), run / "apl-jax.log")
+            found += faults(arguments, run / "apl-jax.log")
+    return found
 
 
 def test_a_changed_run_is_compared_or_refused(run: Path, state: Path) -> None:
-    fuzz_run(run, lambda run: ["compare", str(run)], range(OTHERS))
+    assert fuzz_run(run, ["compare", str(run)], range(OTHERS)) == []
 
 
 @pytest.mark.exhaustive
 def test_a_changed_run_is_reported_or_refused(run: Path, state: Path) -> None:
-    fuzz_run(run, lambda run: ["report", f"--workdir={run}"], range(OTHERS))
+    assert fuzz_run(run, ["report", f"--workdir={run}"], range(OTHERS)) == []

@@ -14,7 +14,7 @@ from typing import Any
 
 from apl_jax.data.annotations import VideoRecord
 from apl_jax.data.files import load_json, refusal, write_json
-from apl_jax.data.grids import is_rate
+from apl_jax.data.values import is_rate
 from apl_jax.settings import GridSettings
 
 MANIFEST = "features.json"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apl_jax.data.annotations import in_seconds, parse_annotations, read_annotations
+from apl_jax.data.annotations import parse_annotations, read_annotations
 from apl_jax.data.dataset import annotation_digest
 from apl_jax.data.features.sources import embedded_root
 from apl_jax.data.files import DataError, load_csv, write_json
@@ -398,17 +398,3 @@ def test_unwritable_folder_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not save"):
         write_json(tmp_path / "file" / "labels.json", document(ROW))
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("62.5", 62.5), (" 00:01:02.5 ", 62.5), ("1:00:02", 3602.0), ("01:02.5", 62.5), (62.5, 62.5)],
-)  # fmt: skip
-def test_point_13_times_as_text(text: object, seconds: float) -> None:
-    assert in_seconds(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["1:02", "0:90:00", "1:00:75", "99:9999", "1:75.5", "1e3", "-5", "", "٣", "1:2:3:4"])
-def test_point_13_times_that_can_mean_two_things_are_not_read(text: str) -> None:
-    """ "1:02" is hours and minutes to some; a minute has no 75 seconds."""
-    assert in_seconds(text) == text
