@@ -6,13 +6,14 @@ Everything is a function of its arguments and is drawn by numpy, so that two pro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from apl_jax.declarations import Choice, override
 from apl_jax.detectors import build_detector
@@ -100,6 +101,12 @@ _TINY_METHOD = {
 
 # Every objective that a training stage can have.
 KINDS = tuple(METHODS)
+
+
+def rarely(cases: Iterable[Any], often: Callable[[Any], bool]) -> list[Any]:
+    """Cases of a test, those that are not looked at ``often`` only in `make exhaustive`: compiling takes time."""
+    marked = lambda case: pytest.param(case, marks=pytest.mark.exhaustive)
+    return [case if often(case) else marked(case) for case in cases]
 
 
 def variants(detector: str) -> dict[str, Choice]:

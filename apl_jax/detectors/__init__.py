@@ -7,7 +7,11 @@ elsewhere is made known by the same call, :func:`register_detector`, and ``tests
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from apl_jax.declarations import Choice, from_dict, to_dict
 from apl_jax.detectors import actionformer, spot  # noqa: F401  # they register
@@ -30,8 +34,18 @@ def build(name: str, *, feature_width: int, num_classes: int, **settings: Any) -
 
 
 def build_detector(choice: Choice, facts: DataFacts) -> Detector:
-    """The detector that ``choice``, as of ``config.detector``, names and sets, for such data."""
-    return DETECTORS.get(choice.name, "detector.name").build(choice.settings, facts)
+    """The detector that ``choice``, as of ``config.detector``, names and sets, for such data.
+
+    Asked for the same again, it is the same record: many parts of a run build it, and its initialisation, which takes
+    longest to trace, is then traced once.
+    """
+    return _built(DETECTORS.get(choice.name, "detector.name").build, choice.settings, facts)
+
+
+@functools.lru_cache(maxsize=64)
+def _built(build: Callable[[Any, DataFacts], Detector], settings: Any, facts: DataFacts) -> Detector:
+    detector = build(settings, facts)
+    return detector._replace(init=jax.jit(detector.init))
 
 
 def without_decoding(choice: Choice) -> Choice:

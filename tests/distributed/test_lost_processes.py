@@ -94,6 +94,12 @@ def begun(workdir: Path, stage: str, lines: int) -> Callable[[], bool]:
     return lambda: (folder / "started.json").exists() and written() >= lines
 
 
+def test_point_18_the_survivor_names_the_lost_process_and_ends(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    check_survivor(1, *signal_one(workdir, SUPERVISED, 1, signal.SIGKILL, begun(workdir, "supervised", 0)))
+
+
+@pytest.mark.exhaustive
 def test_one_is_asked_to_stop_and_then_the_first_is_killed(whole: Callable[[str], Path], tmp_path: Path) -> None:
     """Both save the same step and end with 0; after that process 0, with jax's coordination service, is killed."""
     workdir = tmp_path / "run"
@@ -129,3 +135,31 @@ def test_asked_to_stop_while_labelling(whole: Callable[[str], Path], tmp_path: P
     assert all("the same command goes on" in words.splitlines()[-1] for words in said), said
     finish(workdir, SEMI_SUPERVISED)
     assert_same_files(whole(SEMI_SUPERVISED), workdir)
+
+
+@pytest.mark.exhaustive
+def test_both_leave_a_damaged_checkpoint_and_take_the_one_before(whole: Callable[[str], Path], tmp_path: Path) -> None:
+    """Point 14, with two processes: they take the same decision, and end in the same bytes."""
+    workdir = tmp_path / "run"
+    often = "--config.runtime.checkpoint_every=10"
+    flags = [SUPERVISED, often]
+    processes = start(workdir, *flags)
+    while not begun(workdir, "supervised", 3)():
+        assert all(process.poll() is None for process in processes), [process.communicate()[0] for process in processes]
+        time.sleep(0.01)
+    processes[0].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    checkpoints = sorted((workdir / "stages" / "supervised" / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    assert len(checkpoints) == 2
+    damaged = max(
+        (path for path in checkpoints[1].rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    processes = start(workdir, *flags)
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    assert f"going on from the checkpoint of step {checkpoints[0].name} instead" in said[0], said[0]
+    assert_same_files(whole(SUPERVISED), workdir)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures import smoke_settings
+from fixtures import rarely, smoke_settings
 from streams import gathered
 
 from apl_jax.runs.run import run
@@ -37,13 +37,14 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cases", rarely([("apl",), ("contrast", "nontarget")], [("apl",)].__contains__), ids="-".join)
+def test_two_processes_train_what_one_does(cases: tuple[str, ...], tmp_path: Path) -> None:
     """Six steps of self-training, and of pre-training, on two devices of each of two processes end in the parameters of
     one device."""
     program = REPOSITORY / "tests" / "laws" / "test_devices.py"
     address = f"127.0.0.1:{free_port()}"
     path = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
-    cases = ["apl-actionformer", "contrast-actionformer"]
+    cases = tuple(f"{kind}-actionformer" for kind in cases)
     runs = {"one": (1, []), **{f"rank{r}": (2, [address, "2", str(r)]) for r in range(2)}}
     for name in runs:
         (tmp_path / name).mkdir()
@@ -87,6 +88,7 @@ def run_in_two_processes(workdir: Path, overrides: dict[str, object]) -> dict:
     return results
 
 
+@pytest.mark.exhaustive
 def test_two_processes_carry_out_one_run_and_one_process_goes_on_with_it(tmp_path: Path) -> None:
     """Every stage, its labels and its files. That batches and steps are those of one process is shown above and below;
     what takes long to compile and is tested elsewhere is left out here."""

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fixtures import rarely
 from run_folders import assert_same_state
 
 COMMAND = [sys.executable, "-m", "apl_jax.cli", "run", "--config=spsw:smoke"]
@@ -37,10 +38,11 @@ def finish(workdir: Path, *flags: str) -> str:
 MOMENTS = [("pretrain", 3), ("pseudo_label_1", 0), ("self_train_1", 2)]
 
 
-def test_killed_three_times_and_still_the_same(small_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moments", rarely([MOMENTS[2:], MOMENTS], [MOMENTS[2:]].__contains__), ids=len)
+def test_killed_and_still_the_same(moments: list[tuple[str, int]], small_run: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     only = "--config.variants=('semi_supervised',)", "--config.evaluation.label_space.enabled=False"
-    for stage, lines in MOMENTS:
+    for stage, lines in moments:
         process = start(workdir, *only)
         curve = workdir / "stages" / stage / "metrics.jsonl"
         deadline = time.monotonic() + 300
@@ -63,7 +65,7 @@ def test_killed_three_times_and_still_the_same(small_run: Path, tmp_path: Path) 
         assert results[0]["variants"][name]["map"] == results[1]["variants"][name]["map"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", rarely([signal.SIGTERM, signal.SIGINT], (signal.SIGTERM,).__contains__))
 def test_asked_to_stop_it_saves_and_goes_on(number: signal.Signals, small_run: Path, tmp_path: Path) -> None:
     """Point 17 of issue 11: training stops at the end of a portion, with everything saved."""
     only = "--config.variants=('supervised',)", "--config.runtime.progress=False"
@@ -119,6 +121,7 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert "another run is at work" in output and "Traceback" not in output
 
 
+@pytest.mark.exhaustive
 def test_full_disk_is_one_message_and_nothing_is_lost(small_run: Path, tmp_path: Path) -> None:
     """Files are limited to 40 KB, less than a checkpoint; without the limit the same command then finishes."""
     workdir = tmp_path / "run"

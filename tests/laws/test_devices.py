@@ -25,6 +25,7 @@ from fixtures import (
     method_settings,
     random_bank,
     random_batch,
+    rarely,
     tiny_choice,
 )
 from law_batches import tables_of, weights_of
@@ -42,6 +43,7 @@ from apl_jax.training.step import build_dispatch, build_step
 # Every kind on one detector, and every detector in the kinds that between them use all of it: compiling takes time.
 FIRST, THOROUGH = next(iter(DETECTORS)), ("contrast", "nontarget")
 CASES = [(kind, detector) for kind in KINDS for detector in DETECTORS if detector == FIRST or kind in THOROUGH]
+OFTEN = [("apl", FIRST), *((kind, detector) for kind in THOROUGH for detector in DETECTORS)]
 DEVICES, STEPS, BATCH, VIDEOS = 4, 16, 4, 6
 PORTION, PORTIONS = 3, 2
 SEED = 1  # of the weights: with these no kink of a loss is so near that rounding decides on which side of it they are
@@ -142,7 +144,7 @@ def four_devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[sub
     process.communicate()
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=rarely(CASES, OFTEN.__contains__), ids="-".join)
 def pair(request: pytest.FixtureRequest, four_devices: tuple[subprocess.Popen, Path]) -> Pair:
     """Both, at the same time."""
     process, folder = four_devices

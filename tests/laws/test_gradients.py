@@ -19,6 +19,7 @@ from fixtures import (
     in_bfloat16,
     random_bank,
     random_batch,
+    rarely,
     tiny_choice,
     variants,
 )
@@ -93,7 +94,13 @@ CASES += [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+# Between them, these go through every term, every detector and both types.
+OFTEN = [("float32", "apl_nontarget", "actionformer"), ("float32", "contrast", "actionformer"),
+         ("float32", "foreground", "actionformer"), ("float32", "nontarget", "spot"),
+         ("bfloat16", "contrast", "actionformer"), ("float32", "steady", "conv")]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=rarely(CASES, OFTEN.__contains__), ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[str, str, str]:
     return request.param
 

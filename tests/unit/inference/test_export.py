@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fixtures import FEATURE_WIDTH, variants
+from fixtures import FEATURE_WIDTH, rarely, variants
 from jax import export
 from small_models import FPS, STRIDE, WINDOW, make_run, small_card
 
@@ -32,7 +32,7 @@ sys.meta_path.insert(0, Blocker())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-CASES = [("actionformer", "identity"), ("actionformer", "fpn"), ("spot", "resize"), ("spot", "windows")]
+CASES = [("actionformer", "identity"), ("spot", "windows"), ("actionformer", "fpn"), ("spot", "resize")]
 
 
 def record(folder: Path, samples: int, channels: int, seed: int = 0) -> Path:
@@ -61,8 +61,9 @@ def assert_same(rows: list[list[str]], found: Predictions) -> None:
     np.testing.assert_allclose(numbers[:, 2], instances.score, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize(("detector", "variant"), CASES)
-def test_example_finds_what_predict_finds(detector: str, variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", rarely(CASES, CASES[:2].__contains__), ids="-".join)
+def test_example_finds_what_predict_finds(case: tuple[str, str], tmp_path: Path) -> None:
+    detector, variant = case
     run = make_run(tmp_path / "run", small_card(variants(detector)[variant]))
     card = export_model(run, tmp_path / "out", length_t=33)
     assert card == load_json(tmp_path / "out" / "model.json")
@@ -103,7 +104,7 @@ def test_the_example_places_rows_as_the_package_does(grid: str, length: int) -> 
     np.testing.assert_allclose(duration_s, ((length - 1) * STRIDE + WINDOW) / FPS)
 
 
-@pytest.mark.parametrize(("detector", "variant"), CASES[::2])
+@pytest.mark.parametrize(("detector", "variant"), CASES[:2])
 def test_batches_of_any_size_and_whatever_stands_in_padding(detector: str, variant: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", small_card(variants(detector)[variant]))
     card = export_model(run, tmp_path / "out")
