@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,5 +29,6 @@ def misspelt_keys(entry: Mapping[str, Any], known: Iterable[str], where: str) ->
     return found
 
 
+@functools.lru_cache(maxsize=1024)  # the same keys are in every row of a file
 def _near(key: str, known: tuple[str, ...]) -> str | None:
     return next(iter(difflib.get_close_matches(key.strip().casefold(), known, 1, _NEAR)), None)

@@ -289,8 +289,14 @@ def test_python_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # Everything on a page, executed in a folder with a finished run
 
 
+def of_slow_pages() -> list[Any]:
+    """The pages as parameters; the longest is executed in `make exhaustive` only."""
+    rare = pytest.mark.exhaustive
+    return [p._replace(marks=(rare,)) if p.values[0].name == "commands.md" else p for p in pages_with(slow)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", pages_with(slow))
+@pytest.mark.parametrize("page", of_slow_pages())
 def test_pages_with_a_finished_run(
     page: Path, tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def test_other_thresholds_of_the_score_repeat_only_the_scoring(copy: Path) -> No
     assert stages_done_again(copy, **{"evaluation.tiou": (0.5,)}) == EVALUATIONS
 
 
+@pytest.mark.exhaustive
 def test_another_nms_repeats_labelling_scoring_and_what_follows(small_run: Path, copy: Path) -> None:
     """Training does not read it: only the network that is taught by other pseudo labels is trained again."""
     follows = {"pseudo_label_1", "pseudo_label_1_quality", "self_train_1", "self_train_1_label_space"}

@@ -237,7 +237,7 @@ def test_thumos14_has_its_real_lengths() -> None:
         assert np.isfinite(source.read(video)).all()
 
 
-@pytest.mark.parametrize(("stride", "fps"), [(0, 0.0), (16, 15.0)])
+@pytest.mark.parametrize(("stride", "fps"), [pytest.param(0, 0.0, marks=pytest.mark.exhaustive), (16, 15.0)])
 def test_activitynet_has_its_real_lengths(stride: int, fps: float) -> None:
     fixed = {"grid": "resize", "fixed_length_t": 100}
     settings = real_settings("activitynet", window=16, stride=stride, fps=fps, test_subset="validation", **fixed)
