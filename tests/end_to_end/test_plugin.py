@@ -18,8 +18,9 @@ import apl_jax as apl
 REPOSITORY = Path(__file__).parents[2]
 PLUGIN, CONFIG = (REPOSITORY / "examples" / name for name in ("plugin.py", "plugin_config.py"))
 FEW: dict[str, Any] = {
-    "variants": ("semi_supervised",), "runtime.progress": False, "runtime.steps_per_dispatch": 10,
-    **{f"learning.{stage}.steps": 20 for stage in ("pretrain", "supervised", "self_train")},
+    "variants": ("semi_supervised",), "runtime.progress": False, "runtime.steps_per_dispatch": 4,
+    "learning.pretrain.unlabelled_batch": 2,
+    **{f"learning.{stage}.steps": 8 for stage in ("pretrain", "supervised", "self_train")},
 }  # fmt: skip
 # What differs between two runs of the same.
 OWN = {"command", "seconds"}
