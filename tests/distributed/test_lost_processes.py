@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -138,28 +139,23 @@ def test_asked_to_stop_while_labelling(whole: Callable[[str], Path], tmp_path: P
 
 
 @pytest.mark.exhaustive
-def test_both_leave_a_damaged_checkpoint_and_take_the_one_before(whole: Callable[[str], Path], tmp_path: Path) -> None:
+def test_both_leave_a_damaged_checkpoint_and_take_the_one_before(tmp_path: Path) -> None:
     """Point 14, with two processes: they take the same decision, and end in the same bytes."""
-    workdir = tmp_path / "run"
-    often = "--config.runtime.checkpoint_every=10"
-    flags = [SUPERVISED, often]
-    processes = start(workdir, *flags)
-    while not begun(workdir, "supervised", 3)():
-        assert all(process.poll() is None for process in processes), [process.communicate()[0] for process in processes]
-        time.sleep(0.01)
-    processes[0].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    checkpoints = sorted((workdir / "stages" / "supervised" / "checkpoints").iterdir(), key=lambda p: int(p.name))
-    assert len(checkpoints) == 2
-    damaged = max(
-        (path for path in checkpoints[1].rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
+    workdir, flags = tmp_path / "run", [SUPERVISED, "--config.runtime.checkpoint_every=10"]
+    finish(workdir, *flags)
+    undamaged = Path(shutil.copytree(workdir, tmp_path / "undamaged"))
+    stage = workdir / "stages" / "supervised"
+    for name in ("done.json", "model/params.safetensors", "model/model.json"):  # as if killed at the last step
+        (stage / name).unlink()
+    before, newest = sorted((stage / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    arrays = [path for path in (newest / "state").rglob("d/*") if path.is_file()]
+    damaged = max(arrays, key=lambda path: path.stat().st_size)
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     processes = start(workdir, *flags)
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    assert f"going on from the checkpoint of step {checkpoints[0].name} instead" in said[0], said[0]
-    assert_same_files(whole(SUPERVISED), workdir)
+    assert f"going on from the checkpoint of step {before.name} instead" in said[0], said[0]
+    assert (stage / "damaged_checkpoints" / f"{newest.name}-0").is_dir()
+    assert_same_files(undamaged, workdir)
