@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         load_run,
         train,
     )
+    from apl_jax.configuration.configure import configure
     from apl_jax.data.files import DataError
     from apl_jax.declarations import Checked, SettingsError, number, numbers, one_of
     from apl_jax.detectors import register_detector
@@ -44,6 +45,7 @@ _WHERE = {
     "api": (
         "Data", "Evaluation", "PseudoLabel", "Run", "evaluate", "load_dataset", "load_model", "load_run", "train",
     ),
+    "configuration.configure": ("configure",),
     "data.files": ("DataError",),
     "declarations": ("Checked", "SettingsError", "number", "numbers", "one_of"),
     "detectors": ("register_detector",),
@@ -72,6 +74,7 @@ __all__ = [
     "average_precision",
     "choose",
     "choose_selection",
+    "configure",
     "default_config",
     "detectors",
     "evaluate",

@@ -52,6 +52,9 @@ class GridSettings(Checked):
 
     # folders in root (rgb, flow) whose features are joined on channels, in this order; empty: one array per video
     streams: tuple[str, ...] = field(default=(), metadata={"entries": str})
+    # stored: feature rows or signals, as the folder holds them | signal: feature rows are windowed like a raw signal,
+    # one sample for each; for rows that are much finer than the actions
+    features: str = one_of("stored", "signal")
     window: int = number(20, at_least=1, at_most=1_000_000)  # samples of raw signal per feature row
     # samples between rows; 0: ready-made rows that span their video in equal parts
     stride: int = number(10, at_least=0, at_most=1_000_000)

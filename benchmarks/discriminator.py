@@ -12,6 +12,7 @@ that are not second detections; what EAP would drop; what MPP would promote.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ def main() -> None:
         def train(start: PyTree, key: Array, pairs: int = pairs, optimizer=optimizer) -> tuple[PyTree, Array]:
             def step(carry: tuple, key: Array):
                 params, state = carry
-                loss = lambda p: pair_loss(key, p, bank, discriminator, pairs)
+                loss = lambda p: pair_loss(key, p, bank, discriminator, dataclasses.replace(pairing, pairs=pairs))
                 (_, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(params)
                 updates, state = optimizer.update(gradient, state, params)
                 return (optax.apply_updates(params, updates), state), accuracy

@@ -19,7 +19,7 @@ from apl_jax.declarations import Choice, override
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings, QualitySettings
 from apl_jax.detectors.spot_settings import SpotDecoding, SpotSettings
-from apl_jax.learning.icd import InstanceBank
+from apl_jax.learning.icd import PARTS, InstanceBank
 from apl_jax.learning.method import Method, MethodContext, Objective, build_objective, random_view
 from apl_jax.registry import DETECTORS, METHODS
 from apl_jax.runs.plugins import load_plugin
@@ -183,10 +183,15 @@ def random_batch(
 def random_bank(instances: int = 8, seed: int = 0) -> InstanceBank:
     """A memory of labelled instances, the last row of it empty."""
     draws = np.random.default_rng(seed)
+    features = draws.normal(size=(instances, FEATURE_WIDTH))
+    labels = draws.integers(0, CLASSES, instances)
+    parts = features[:, None] - np.abs(draws.normal(size=(instances, PARTS, FEATURE_WIDTH)))
+    parts[:, 0] = features  # whose maximum they are
     return InstanceBank(
-        jnp.asarray(draws.normal(size=(instances, FEATURE_WIDTH)), jnp.float32),
-        jnp.asarray(draws.integers(0, CLASSES, instances), jnp.int32),
+        jnp.asarray(features, jnp.float32),
+        jnp.asarray(labels, jnp.int32),
         jnp.asarray(np.arange(instances) < instances - 1),
+        jnp.asarray(parts, jnp.float32),
     )
 
 

@@ -31,7 +31,7 @@ class Clock:
         """Samples or frames per second of a recording, 0 if unknown, and where they come from; ``annotated`` 0 if it is
         not."""
         if self.extraction and self.asked is None:
-            return self.extraction, "`data.fps` of training"
+            return self.extraction, "the setting data.fps of training"
         rates = (
             (annotated, "annotations"), (self.asked, "`fps`"), (self.manifest, "features.json"),
             (self.training, "training"),

@@ -124,7 +124,7 @@ def _beside_proposals(stages: list[Stage]) -> list[Stage]:
 
 
 def _baseline(settings: Settings, detector: Choice, name: str, stage: StageSettings) -> list[Stage]:
-    trained = _training(settings, name, plain_method(), stage, detector=detector)
+    trained = training_stage(settings, name, plain_method(), stage, detector=detector)
     return [trained, _evaluation(settings, detector, name)]
 
 
@@ -134,11 +134,11 @@ def _semi_supervised(settings: Settings, facts: DataFacts) -> list[Stage]:
     start = ""
     _check_needs_no_labels(settings, facts)
     if learning.pretrain.steps > 0:
-        stages.append(_training(settings, "pretrain", learning.pretext, learning.pretrain))
+        stages.append(training_stage(settings, "pretrain", learning.pretext, learning.pretrain))
         start = "pretrain"
     labels = PSEUDO_LABELLED in method.videos
     if method.teacher or labels:
-        stages.append(_training(settings, "teacher", learning.teacher, learning.supervised, start))
+        stages.append(training_stage(settings, "teacher", learning.teacher, learning.supervised, start))
         stages += _scores(settings, "teacher")
         start = "teacher"
     if learning.labels and not labels:
@@ -147,7 +147,7 @@ def _semi_supervised(settings: Settings, facts: DataFacts) -> list[Stage]:
             f"({learning.method.name}) learns from no pseudo labels"
         )
     if not labels:
-        stages.append(_training(settings, "self_train_1", learning.method, learning.self_train, start))
+        stages.append(training_stage(settings, "self_train_1", learning.method, learning.self_train, start))
         return stages + _scores(settings, "self_train_1")
     _check_owners(settings, facts)
     for r in range(1, learning.rounds + 1):
@@ -159,7 +159,7 @@ def _semi_supervised(settings: Settings, facts: DataFacts) -> list[Stage]:
             _given_labels(given, labelling) if given else _labelling(settings, labelling, start, before),
             _label_quality(labelling),
         ]
-        stages.append(_training(settings, student, learning.method, learning.self_train, start, labelling))
+        stages.append(training_stage(settings, student, learning.method, learning.self_train, start, labelling))
         stages += _scores(settings, student)
         start = student
     return stages
@@ -199,10 +199,11 @@ def _check_owners(settings: Settings, facts: DataFacts) -> None:
             )
 
 
-def _training(
+def training_stage(
     settings: Settings, name: str, method: Choice, stage: StageSettings, start: str = "", labels: str = "",
     detector: Choice | None = None,
 ) -> Stage:  # fmt: skip
+    """The training stage ``name`` of a run, by a method, from what the stage ``start`` left."""
     part = TrainingPart(
         name, settings.seed, without_decoding(detector or settings.detector), method, stage,
         settings.data.max_length_t, settings.data.stream_window, settings.runtime.steps_per_dispatch, start, labels,

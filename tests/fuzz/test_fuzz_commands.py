@@ -88,7 +88,7 @@ def fuzz_commands(state: Path, cases: range) -> list[str]:
             arguments.append("--workdir=missing/folder")
         if command in ("synthesize", "prepare-hapt"):  # what could do something, given nothing but an empty folder
             arguments = [a for a in arguments if not a.startswith("--out")]
-        if command in ("run", "inspect"):  # these must not begin to work
+        if command in ("run", "inspect", "configure"):  # these must not begin to work
             found += faults([*arguments, "--config.seed=nan"], state, codes=(1, 2))
         else:
             found += faults(arguments, state)

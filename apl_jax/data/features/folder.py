@@ -9,6 +9,7 @@ arrays: pickles are never opened.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -54,10 +55,27 @@ def open_folder(root: Path, grid: GridSettings) -> FeatureSource:
             raise refusal(
                 str(manifest.path), found, "either", "move it away; window and stride of signals are settings"
             )
-        check_settings(manifest, grid)
+        as_signal = grid.features == "signal"
+        manifest = _of_signal(manifest) if as_signal else manifest
+        if not as_signal:
+            check_settings(manifest, grid)
         source.manifest = manifest
         source.synthetic = manifest.source.startswith(SYNTHETIC)
+    if grid.features == "signal":
+        source.windowed = False
     return source
+
+
+def _of_signal(manifest: Manifest) -> Manifest:
+    """What a manifest says of rows that are windowed like a signal: their width, for their clock is the settings'.
+
+    Raises :class:`DataError` for rows that see more, or less, than a stride: they are no samples.
+    """
+    if manifest.stride != manifest.window:
+        found = f"rows of {manifest.window} frames, {manifest.stride} frames apart"
+        expected = "as many frames a row as between rows, for `data.features=signal`"
+        raise refusal(str(manifest.path), found, expected, "`data.features=stored`")
+    return dataclasses.replace(manifest, fps=None)
 
 
 def _open_layout(root: Path, manifest: Manifest | None) -> FeatureSource:

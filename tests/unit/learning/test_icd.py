@@ -13,6 +13,7 @@ from fixtures import FEATURE_WIDTH, method_context, random_bank, random_batch, r
 
 from apl_jax.learning.icd import (
     DISCRIMINATOR,
+    PARTS,
     IcdPairSettings,
     IcdSettings,
     InstanceBank,
@@ -23,6 +24,7 @@ from apl_jax.learning.icd import (
     mean_similarity,
     pair_loss,
     pool_instances,
+    random_cuts,
 )
 from apl_jax.learning.method import TermInputs
 from apl_jax.learning.selection import Known
@@ -64,10 +66,14 @@ def classes_bank(labels: list[int], mask: list[bool]) -> InstanceBank:
     features = np.eye(4)[labels]
     features[~np.array(mask)] = np.eye(4)[1]
     labels_array = np.where(mask, labels, 0)
-    return InstanceBank(jnp.asarray(features, jnp.float32), jnp.asarray(labels_array, jnp.int32), jnp.asarray(mask))
+    parts = np.repeat(features[:, None], PARTS, 1)
+    return InstanceBank(
+        jnp.asarray(features, jnp.float32), jnp.asarray(labels_array, jnp.int32), jnp.asarray(mask),
+        jnp.asarray(parts, jnp.float32),
+    )  # fmt: skip
 
 
-known_loss = jax.jit(lambda key, params, bank: pair_loss(key, params, bank, agreement(), SETTINGS.pairs))
+known_loss = jax.jit(lambda key, params, bank: pair_loss(key, params, bank, agreement(), SETTINGS))
 
 
 def loss_of(bank: InstanceBank, sharpness: float, seed: int = 0) -> tuple[float, float]:
@@ -97,6 +103,52 @@ def test_an_anchor_never_meets_itself() -> None:
         assert loss_of(bank, -30.0, seed)[1] == 0
 
 
+def test_parts_are_those_of_the_instance() -> None:
+    """The maximum over the parts is that of the whole; each part is what pooling over its eighth gives."""
+    batch = random_batch([20, 13, 1], 24, seed=2)
+    pooled = np.asarray(jax.jit(pool_instances)(batch))
+    for v in range(3):
+        for n, (start, end) in enumerate(np.asarray(batch.targets.segments_t[v])):
+            edges = np.linspace(start, end, PARTS + 1)
+            length = int(batch.mask[v].sum())
+            for p in range(PARTS):
+                first = int(np.clip(np.floor(edges[p]), 0, length - 1))
+                last = int(np.clip(np.ceil(edges[p + 1]), first, length - 1))
+                np.testing.assert_array_equal(pooled[v, n, p], batch.features[v, first : last + 1].max(0))
+
+
+def test_cuts_are_contiguous_and_at_least_a_half() -> None:
+    parts = jnp.broadcast_to(jnp.eye(PARTS), (200, PARTS, PARTS))
+    cuts = np.asarray(random_cuts(jax.random.key(0), parts))
+    sizes, seen = cuts.sum(1), {tuple(np.flatnonzero(row)) for row in cuts}
+    assert sizes.min() == PARTS // 2 and sizes.max() == PARTS
+    assert all(np.array_equal(places, np.arange(places[0], places[-1] + 1)) for places in seen)
+    assert len(seen) == 5 + 4 + 3 + 2 + 1
+
+
+def test_with_cuts_an_instance_alone_in_its_class_is_in_positive_pairs() -> None:
+    """Issue 12, point 3: else the discriminator meets its class in negative pairs only."""
+    bank, settings = classes_bank([0, 1, 2, 3], [True] * 4), dataclasses.replace(SETTINGS, positives="cuts")
+    for seed in range(5):
+        params = {"sharpness": jnp.float32(-30.0)}
+        loss, accuracy = pair_loss(jax.random.key(seed), params, bank, agreement(), settings)
+        assert accuracy == 0 and loss == pytest.approx(60, rel=1e-3)  # in both kinds of pairs it says the opposite
+
+
+def test_a_class_with_too_few_instances_is_unknown() -> None:
+    batch, labels = random_batch([16], 16), jnp.array([[0, 1]])
+    width = batch.features.shape[-1]
+    bank = classes_bank([0, 0, 1], [True] * 3)
+    bank = dataclasses.replace(bank, features=jnp.ones((3, width)))
+    zero = jnp.zeros(labels.shape)
+    asked_of = Detections(jnp.array([[[0.0, 4.0], [5.0, 9.0]]]), labels, zero, zero, zero, zero, zero == 0)
+    discriminator = build_discriminator(hidden=SETTINGS.hidden, symmetric=True)
+    params = random_weights(jax.eval_shape(lambda: discriminator.init(jax.random.key(0), width)))
+    known = Known({DISCRIMINATOR: params}, bank, class_members(bank, 2))
+    found = build_icd(IcdSettings(least_instances=2), DataFacts(width, 2)).observe(known, batch, asked_of)
+    assert found[0, 1] == 0.5 and found[0, 0] != 0.5
+
+
 @pytest.mark.parametrize(
     ("labels", "mask", "pairs"),
     [
@@ -114,7 +166,7 @@ def test_sets_without_pairs_of_a_kind(labels: list[int], mask: list[bool], pairs
     # The trainable one: its gradient is finite, and zero where there is no pair.
     discriminator = build_discriminator(hidden=SETTINGS.hidden, symmetric=True)
     params = random_weights(jax.eval_shape(lambda: discriminator.init(jax.random.key(0), 4)))
-    run = lambda p: pair_loss(jax.random.key(0), p, bank, discriminator, SETTINGS.pairs)[0]
+    run = lambda p: pair_loss(jax.random.key(0), p, bank, discriminator, SETTINGS)[0]
     gradient = jax.jit(jax.grad(run))(params)
     size = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
     assert math.isfinite(size) and (size > 0) == pairs
@@ -125,7 +177,8 @@ def test_mean_similarity_by_hand() -> None:
     bank = classes_bank([0, 0, 1, 2, 2, 2], [True, True, True, True, True, False])
     width = batch.features.shape[-1]
     draws = np.random.default_rng(0)
-    bank = dataclasses.replace(bank, features=jnp.asarray(draws.normal(size=(6, width)), jnp.float32))
+    features = jnp.asarray(draws.normal(size=(6, width)), jnp.float32)
+    bank = dataclasses.replace(bank, features=features)
     discriminator = build_discriminator(hidden=SETTINGS.hidden, symmetric=True)
     params = random_weights(jax.eval_shape(lambda: discriminator.init(jax.random.key(0), width)))
     segments = jnp.asarray(np.sort(draws.uniform(0, 9, (2, 5, 2)), -1), jnp.float32)
@@ -167,6 +220,6 @@ def test_the_term_owns_the_discriminator_and_its_optimiser() -> None:
     bank, key = random_bank(), jax.random.key(4)
     value = term.loss(TermInputs({}, {}, params, {"instances": bank}, (), key))
     discriminator = build_discriminator(hidden=SETTINGS.hidden, symmetric=True)
-    loss, accuracy = pair_loss(key, params[DISCRIMINATOR], bank, discriminator, SETTINGS.pairs)
+    loss, accuracy = pair_loss(key, params[DISCRIMINATOR], bank, discriminator, SETTINGS)
     assert value.loss == loss and value.metrics == {"icd/loss": loss, "icd/accuracy": accuracy}
     assert bank.features.shape[1] == FEATURE_WIDTH

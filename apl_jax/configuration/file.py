@@ -1,0 +1,122 @@
+"""The configuration file that ``apl-jax configure`` writes, and writes again without losing what a person changed.
+
+Every line that a rule has made ends with the value that it recommends, a colon and the fact it follows from:
+
+    config.data.stride = 4  # 4: 0.2 s per row: ...
+
+So an edited line is one whose value is no longer the recommended one. Written again, edited lines keep their value and
+get the new recommendation; lines that a person added stay as they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from apl_jax.configuration.facts import Facts
+from apl_jax.configuration.rules import Proposal
+from apl_jax.data.files import DataError, read_bytes, refusal
+from apl_jax.text import one_line
+
+_LINE = re.compile(r"^(    )config\.([\w.]+) = (.*?)(?:  # (.*?): .*)?$")
+_END = "    return config"
+_NOTE = "    # note: "
+_LARGEST = 1 << 20  # bytes of a file that may be written again
+
+
+class Difference(NamedTuple):
+    """A setting that the file has otherwise than the rules recommend, or had before."""
+
+    path: str
+    found: str  # in the file, as Python
+    recommended: str
+
+
+def render(proposal: Proposal, facts: Facts, asked: Mapping[str, Any], chosen: Mapping[str, str]) -> str:
+    """A configuration file. ``asked`` are settings that a person gave, ``chosen`` the arguments of
+    ``default_config``."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+    lines = [
+        f'"""Written by apl-jax configure, from the data in {one_line(str(facts.root))!r} (digest {facts.digest}).',
+        "",
+        f"{facts.labelled} of {facts.training} training recordings show their labels: {facts.instances} instances of "
+        f"{facts.classes} classes. Behind",
+        "each value stands the recommended one and what it follows from. Change any value: written again, the file",
+        "keeps it, and the difference is told. Steps, pretext and thresholds are only beginnings: they want trying.",
+        '"""',
+        "",
+        "from ml_collections import ConfigDict",
+        "",
+        "from apl_jax.runs.settings import default_config",
+        "",
+        "",
+        "def get_config() -> ConfigDict:",
+        f"    config = default_config({arguments})",
+        *(f"    config.{path} = {value!r}" for path, value in asked.items()),
+        *(_line(line.path, line.value, line.reason) for line in proposal.lines if line.path not in asked),
+        *(f"{_NOTE}{one_line(words)}" for words in proposal.warnings),
+        _END,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _line(path: str, value: Any, reason: str, kept: str | None = None) -> str:
+    return f"    config.{path} = {kept or repr(value)}  # {value!r}: {one_line(reason)}"
+
+
+def read_file(path: Path) -> str:
+    """The text of a configuration file. Raises :class:`~apl_jax.data.files.DataError` for one that is no Python."""
+    try:
+        text = read_bytes(path, "a configuration file", _LARGEST).decode()
+        ast.parse(text)
+    except (UnicodeDecodeError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise refusal(str(path), f"no Python ({error})", "a configuration file", "another --out") from None
+    return text
+
+
+def merge(path: Path, old: str, proposal: Proposal) -> tuple[str, list[Difference]]:
+    """The text of a file with the lines that a rule made written again, and where it now differs from the rules.
+
+    Lines that were edited keep their value; settings that are new come last. Raises
+    :class:`~apl_jax.data.files.DataError` for a file that ``configure`` has not written.
+    """
+    if _END not in old.splitlines():
+        remedy = "another --out, or move it away"
+        raise refusal(str(path), "a file that apl-jax configure has not written", f"one that ends in {_END!r}", remedy)
+    wanted = {line.path: line for line in proposal.lines}
+    notes = [f"{_NOTE}{one_line(words)}" for words in proposal.warnings]
+    result: list[str] = []
+    differences: list[Difference] = []
+    seen: set[str] = set()
+    for text in old.splitlines():
+        if text.startswith(_NOTE) or text == _END:  # notes stay where they were, or come last
+            result += notes
+            notes = []
+        match = _LINE.match(text)
+        if match is None or match[2] not in wanted:
+            if not text.startswith(_NOTE):
+                result.append(text)
+            continue
+        line, found, before = wanted[match[2]], match[3], match[4]
+        seen.add(line.path)
+        edited = before is None or not _equal(found, before)
+        if edited and not _equal(found, repr(line.value)):
+            differences.append(Difference(line.path, found, repr(line.value)))
+        result.append(_line(line.path, line.value, line.reason, found if edited else None))
+    fresh = [_line(line.path, line.value, line.reason) for line in proposal.lines if line.path not in seen]
+    end = len(result) - 1 - result[::-1].index(_END)
+    return "\n".join([*result[:end], *fresh, *result[end:], ""]), differences
+
+
+def _equal(one: str, other: str) -> bool:
+    """Whether two pieces of Python are one value."""
+    try:
+        return ast.literal_eval(one) == ast.literal_eval(other)
+    except (ValueError, SyntaxError):
+        return one.strip() == other.strip()
