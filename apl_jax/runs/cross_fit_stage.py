@@ -1,9 +1,9 @@
 """Cross-fitting: what a teacher trained on some labelled recordings finds in those that it has not seen.
 
 The labelled recordings are divided into folds (by subject, where known); one network for each fold is trained on all
-others, all of them at once (training/fold_training.py), and predicts its own. From these honest detections follows what no rule
-can know: how precise which confidence is, how many steps are enough, whether a pretext helps. No annotation of an
-unlabelled or evaluated recording is read.
+others, all of them at once (training/fold_training.py), and predicts its own. From these honest detections follows what
+no rule can know: how precise which confidence is, how many steps are enough, whether a pretext helps. No annotation of
+an unlabelled or evaluated recording is read.
 """
 
 from __future__ import annotations
