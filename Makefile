@@ -1,4 +1,4 @@
-# make demo    the environment, then the whole method on the embedded data (about 5 minutes on 2 cores)
+# make demo    the environment, then the whole method on the embedded data (3 to 7 minutes on 2 cores)
 # make test    the environment, then the tests
 # make exhaustive   the tests, and those that look at more cases of the same
 # make lint    ruff, pyright, import-linter

@@ -10,6 +10,7 @@ or by item (A4, B2 ...).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from apl_jax.declarations import Checked, SettingsError, number, numbers, one_of
 
@@ -109,6 +110,13 @@ class DataSettings(GridSettings):
     task: str = one_of("verb", "noun", "action")  # classes of EPIC-KITCHENS-100
     licence: str = ""  # of the data, kept with every model that is trained on it
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
+
+    @property
+    def title(self) -> str:
+        """What the data set is called on pages and in tables: its name; that of its folder, where it has only the name
+        of the embedded one."""
+        own = self.root and self.name == DataSettings.name
+        return Path(self.root).expanduser().absolute().name or self.name if own else self.name
 
     def for_prediction(self) -> GridSettings:
         """The part that prediction needs, and models keep."""

@@ -50,6 +50,11 @@ def _quoted(value: Any, most: int) -> str:
         return f"a {type(value).__name__}"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number and what it counts: ``1 video``, ``1,234 videos``."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def for_terminal(text: str) -> str:
     """Text without what a terminal would obey: all that cannot be printed, but for line breaks, as its escape
     sequence in Python."""

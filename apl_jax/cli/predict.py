@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from apl_jax.cli.configuration import declare_plugin, load_plugins
 from apl_jax.cli.parser import Command, Parser, number, path, whole_number
-from apl_jax.text import say
+from apl_jax.text import counted, say
 
 MIN_SCORE = 0.1
 _SHOWN = 10  # predictions on the terminal
@@ -43,9 +43,10 @@ def _carry_out(arguments: Namespace) -> None:
         arguments.thresholds, arguments.min_score, arguments.top_k, arguments.out, arguments.timelines,
     )  # fmt: skip
     found = predict(arguments.workdir, request)
+    instances, videos = counted(len(found.instances), "instance"), counted(len(found.records), "video")
     if request.out:
         write_predictions(request.out, found)
-        say(f"predictions  {request.out}  ({len(found.instances):,} instances in {len(found.records):,} videos)")
+        say(f"predictions  {request.out}  ({instances} in {videos})")
     else:
         print_surest(found.instances, found.records, found.classes, _SHOWN)
     if request.timelines:
@@ -61,7 +62,7 @@ COMMAND = Command(
     "detect in new recordings with a trained model",
     "Detects in new recordings of any length, annotated or not, with the model of a finished run.",
     (
-        "--workdir=runs/spsw --features=NEW --out=found.csv --timelines=found.html",
+        "--workdir=runs/spsw --features=NEW --fps=50 --out=found.csv --timelines=found.html",
         "--workdir=runs/spsw/model --features=walk.npy --fps=100 --min_score=0.3",
     ),
     _declare,

@@ -20,7 +20,7 @@ import numpy as np
 
 from apl_jax.data.files import expanded, load_csv, load_json, refusal
 from apl_jax.data.keys import misspelt_keys
-from apl_jax.data.names import clean_name, cleaned_keys, lookalike_notes, read_name
+from apl_jax.data.names import clean_name, cleaned_keys, lookalike_notes, read_name, refuse_twins
 from apl_jax.data.values import LONGEST_S, in_seconds, is_number, is_rate
 from apl_jax.text import shown
 
@@ -178,6 +178,7 @@ def parse_annotations(
             )
     videos = {video: with_rows(record, rows, index) for video, (record, rows, _) in drafts.items()}
     first = {video: index[label] for video, (_, _, label) in drafts.items() if label is not None}
+    refuse_twins(videos, f"{path}: database")
     notes = reading.notes() + lookalike_notes(str(path), reading.label_ids, videos)
     return Annotations(str(document.get("version", "")), names, videos, notes, first)
 

@@ -74,7 +74,7 @@ def open_dataset(settings: DataSettings, hold_bytes: float = math.inf) -> Datase
     evaluation_t = padded_length([grid.length for grid in unseen.grids], settings.length_multiple)
     table = [settings.length_multiple, settings.std_floor]  # how rows are padded and standardised
     return Dataset(
-        name=f"{settings.name} (synthetic features)" if source.synthetic else settings.name,
+        name=f"{settings.title} (synthetic features)" if source.synthetic else settings.title,
         classes=annotations.classes,
         split=split,
         labelled=seen.table(labelled, 0, standardizer, training_t),

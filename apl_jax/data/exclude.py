@@ -9,7 +9,7 @@ from pathlib import Path
 from apl_jax.data.annotations import Annotations
 from apl_jax.data.files import expanded, read_text, refusal
 from apl_jax.data.names import clean_name, find_recording, hint
-from apl_jax.text import shown
+from apl_jax.text import counted, shown
 
 _SETTING = "`data.exclude`"
 
@@ -40,7 +40,9 @@ def without_excluded(annotations: Annotations, exclude: str) -> Annotations:
     first = {video: c for video, c in annotations.first_classes.items() if video not in gone}
     excluded = tuple(sorted(gone))
     note = (
-        f"{len(gone)} recordings left out by {_SETTING}, such as {', '.join(map(shown, excluded[:3]))}" if gone else ""
+        f"{counted(len(gone), 'recording')} left out by {_SETTING}, such as {', '.join(map(shown, excluded[:3]))}"
+        if gone
+        else ""
     )
     notes = annotations.notes + ((note,) if note else ())
     return dataclasses.replace(annotations, videos=videos, first_classes=first, excluded=excluded, notes=notes)

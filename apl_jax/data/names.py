@@ -2,8 +2,9 @@
 thresholds, features.
 
 A name is read without spaces around it, and composed (Unicode's NFC): files that differ in no more than that mean the
-same. Names that then still differ, but look alike (case, spaces, underscores, width of letters), stay different names,
-and are said. A recording may be called ``v_<id>`` (ActivityNet) in one file and ``<id>`` in another.
+same. Names that then still differ, but look alike (case, spaces, underscores, width of letters, characters that cannot
+be seen, letters of two alphabets), stay different names, and are said. A recording may be called ``v_<id>``
+(ActivityNet) in one file and ``<id>`` in another.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from apl_jax.data.files import refusal
-from apl_jax.text import shown
+from apl_jax.text import counted, shown
 
 MOST_CHARACTERS = 500
 _PREFIX = "v_"
 _EXTENSION = re.compile(r"\.(mp4|avi|mkv|webm|mov|m4v|mpg|mpeg|npy|npz|csv|h5|hdf5)$", re.IGNORECASE)  # of files
+_ALPHABETS = {"LATIN", "CYRILLIC", "GREEK"}  # of which letters look alike
 _SHOWN = 3  # groups of names that a note lists
 T = TypeVar("T")
 
@@ -59,16 +61,39 @@ def cleaned_keys(entries: Mapping[str, T], where: str, what: str) -> dict[str, T
 
 
 def loose(name: str) -> str:
-    """What names that look alike have in common: without case, spaces, underscores, hyphens and width of letters."""
-    folded = unicodedata.normalize("NFKC", name).casefold()
+    """What names that look alike have in common: without case, spaces, underscores, hyphens, width of letters and
+    characters that cannot be seen."""
+    folded = unicodedata.normalize("NFKC", _visible(name)).casefold()
     return "".join(folded.replace("_", " ").replace("-", " ").split())
 
 
 def loose_recording(name: str) -> str:
     """What names of recordings that look alike have in common: without case, width of letters, ``v_`` before them and
     the extension of a file behind them. Separators stay: ``P1_11`` and ``P11_1`` are two recordings."""
-    folded = unicodedata.normalize("NFKC", _EXTENSION.sub("", clean_name(name))).casefold()
+    folded = unicodedata.normalize("NFKC", _EXTENSION.sub("", clean_name(_visible(name)))).casefold()
     return folded.removeprefix(_PREFIX)
+
+
+def _visible(name: str) -> str:
+    """The name without formatting characters, such as spaces of no width."""
+    return name if name.isprintable() else "".join(c for c in name if unicodedata.category(c) != "Cf")
+
+
+def _alphabets(name: str) -> set[str]:
+    """Which of the alphabets whose letters look alike a name is written in."""
+    first_words = {unicodedata.name(c, "").partition(" ")[0] for c in name if not c.isascii() and c.isalpha()}
+    latin = {"LATIN"} if any(c.isascii() and c.isalpha() for c in name) else set()
+    return (first_words | latin) & _ALPHABETS
+
+
+def refuse_twins(names: Iterable[str], where: str) -> None:
+    """Refuses two recordings of which one is the other with ``v_`` before it: features and predictions of either would
+    be found for both. Raises :class:`~apl_jax.data.files.DataError`."""
+    names = set(names)
+    twins = sorted(name for name in names if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) in names)
+    if twins:
+        found = f"{shown(twins[0].removeprefix(_PREFIX))} and {shown(twins[0])}, which are one recording"
+        raise refusal(where, found, "each recording once", "remove or rename one")
 
 
 def lookalikes(names: Iterable[str], alike: Callable[[str], str] = loose) -> list[tuple[str, ...]]:
@@ -81,13 +106,19 @@ def lookalikes(names: Iterable[str], alike: Callable[[str], str] = loose) -> lis
 
 def lookalike_notes(where: str, classes: Iterable[str], recordings: Iterable[str]) -> tuple[str, ...]:
     """A sentence for the classes of a file that look alike, and one for its recordings; none where there are none."""
+    classes = tuple(classes)
     kinds = ("classes", lookalikes(classes)), ("recordings", lookalikes(recordings, loose_recording))
-    return tuple(
-        f"{where}: {len(groups)} groups of {what} have names that look alike, but stay different: "
+    notes = tuple(
+        f"{where}: {counted(len(groups), 'group')} of {what} with names that look alike, but stay different: "
         + "; ".join(" and ".join(map(shown, group)) for group in groups[:_SHOWN])
         for what, groups in kinds
         if groups
     )
+    mixed = [name for name in classes if len(_alphabets(name)) > 1]
+    if not mixed:
+        return notes
+    named = ", ".join(f"{shown(name)} ({ascii(name)[1:-1]})" for name in mixed[:_SHOWN])
+    return (*notes, f"{where}: classes whose names mix alphabets, which nobody can see: {named}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -17,6 +17,7 @@ from apl_jax.evaluation.submission import Submission
 from apl_jax.text import shown
 
 _SHOWN = 3  # names that a note lists
+_ENOUGH = 5  # predictions, to guess their clock
 
 
 def on_annotated(records: Sequence[VideoRecord], instances: Instances) -> np.ndarray:
@@ -63,6 +64,11 @@ def coverage_notes(records: Sequence[VideoRecord], submission: Submission) -> tu
         (submission.unknown_labels, "classes of the predictions are not among those of the truth: left out"),
     )
     notes = [f"{len(names)} {what} ({_some(names)})" for names, what in kinds if names]
+    within = len(found) >= _ENOUGH and end_s.max() <= 1
+    if within and len(truth_s := np.concatenate([r.segments_s for r in inside])) and np.median(truth_s) > 1:
+        notes.append(
+            f"all {len(found)} predictions end within the first second: are these shares of a video, no seconds?"
+        )
     if outside.any():
         guess = "; are these frames, and no seconds?" if 2 * outside.sum() > len(found) else ""
         where = _some([records[i].id for i in dict.fromkeys(found.video[outside].tolist())])

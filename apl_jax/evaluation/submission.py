@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from apl_jax.data.files import expanded, load_csv, load_json, refusal, write_json
-from apl_jax.data.names import clean_name, cleaned_keys, find_recording, read_name
+from apl_jax.data.files import DataError, expanded, load_csv, load_json, refusal, write_json
+from apl_jax.data.names import clean_name, cleaned_keys, find_recording, nearest, read_name
 from apl_jax.data.values import LONGEST_S, is_number, number_or_text
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.text import from_csv, shown
@@ -79,9 +79,7 @@ def parse_submission(
     known = [e for e in entries if e[0] in row_of and e[1] in class_of]
     unknown_labels = sorted({label for _, label, _, _ in entries} - set(class_of))
     if entries and not known:
-        found = f"videos such as {entries[0][0]!r} and classes such as {entries[0][1]!r}, none of them annotated"
-        expected = f"videos such as {next(iter(videos), None)!r} and classes such as {next(iter(classes), None)!r}"
-        raise refusal(f"{path}: results", found, expected, "check the subset and the spelling of the names")
+        raise _all_unknown(path, entries, row_of, class_of)
     instances = Instances(
         video=np.array([row_of[video] for video, *_ in known], np.int64),
         label=np.array([class_of[label] for _, label, _, _ in known], np.int64),
@@ -91,6 +89,26 @@ def parse_submission(
     strangers = tuple(video for video in stored if video not in row_of)
     empty = frozenset(video for video, given in stored.items() if not results[given])
     return Submission(instances, strangers, tuple(unknown_labels), empty)
+
+
+def _all_unknown(
+    path: Path, entries: Sequence[tuple], row_of: Mapping[str, int], class_of: Mapping[str, int]
+) -> DataError:
+    """The refusal of predictions of which none is of a known video and a known class: which of both is unknown, and
+    what may have been meant."""
+    videos, labels = ({entry[i] for entry in entries} for i in (0, 1))
+    kinds = (("videos", videos, row_of), ("classes", labels, class_of))
+    unknown = [(what, min(names), known) for what, names, known in kinds if not names & set(known)]
+    unknown = unknown or [("classes of annotated videos", min(labels), class_of)]
+    found = " and ".join(f"{what} such as {shown(name)}" for what, name, _ in unknown)
+    near = [nearest(name, known) or next(iter(known), None) for _, name, known in unknown]
+    expected = " and ".join(f"{what} such as {shown(n)}" for (what, _, _), n in zip(unknown, near, strict=True))
+    return refusal(
+        f"{path}: results",
+        f"{found}, none of them annotated",
+        expected,
+        "check the subset and the spelling of the names",
+    )
 
 
 def _entry(entry: Any, where: str, named: bool) -> tuple[str, tuple[float, float], float]:

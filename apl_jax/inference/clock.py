@@ -15,6 +15,7 @@ from apl_jax.settings import GridSettings
 from apl_jax.text import shown
 
 _SHOWN = 3
+_RATES = 4  # rates that the line about the clock lists
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +47,9 @@ class Clock:
             return
         words = [f"{rate:g} per second ({source})" for rate, source in kinds if source]
         counts = [f" for {count}" if len(kinds) > 1 else "" for (_, source), count in kinds.items() if source]
-        log.info("clock: %s", ", ".join(map("".join, zip(words[:8], counts, strict=False))) or "not known")
+        said = list(map("".join, zip(words, counts, strict=True)))
+        more = [f"and {len(said) - _RATES} other rates"] if len(said) > _RATES else []
+        log.info("clock: %s", ", ".join(said[:_RATES] + more) or "not known")
 
 
 def annotated_records(

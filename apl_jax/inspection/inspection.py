@@ -105,7 +105,7 @@ def _summarise(
     """What was found, still without notes."""
     videos = annotations.videos.values()
     return Inspection(
-        name=data.name,
+        name=data.title,
         root=data_root(data),
         variant=annotations.variant,
         classes=annotations.classes,

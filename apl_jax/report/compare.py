@@ -1,6 +1,7 @@
 """Many finished runs in one table: runs that differ in their seeds alone are one row, mean and deviation.
 
-Runs of other features, recordings or classes (the identity of their data) are rows of their own.
+Runs of other features, recordings or classes (the identity of their data), and runs that were scored against another
+truth, are rows of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _NO_DIFFERENCE = "data.split_seed", "data.root", "runtime."  # settings in which
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of the same settings and data but for their seeds."""
+    """Runs of the same settings, data and truth but for their seeds."""
 
     name: str
     setting: str  # data, label ratio and evaluated videos: what must agree for rows to stand in one table
@@ -64,9 +65,12 @@ def gather(folders: Sequence[Path]) -> list[Group]:
         data = settings["data"]
         alike = {**settings, "seed": None, "runtime": None, "data": {**data, "split_seed": None, "root": None}}
         identity = results["data"].get("identity")  # runs of earlier versions have none
-        key = fingerprint(alike, identity)
+        truth = results["data"].get("truth", {}).get("evaluation")
+        key = fingerprint(alike, identity, truth)
         root = f"{data['root'] or 'embedded'}, identity {identity or 'not known'}"
-        features.setdefault(fingerprint(alike), {}).setdefault(key, root)
+        others = features.setdefault(fingerprint(alike), {})
+        if key not in others:  # the same recordings with other annotations need a word more
+            others[key] = f"{root}, truth {truth}" if root in others.values() else root
         group = groups.setdefault(key, Group(_name(folder, results), _setting(results), {}))
         seeds = results["seed"], data["split_seed"]
         if seeds in group.results:

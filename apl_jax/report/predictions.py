@@ -22,7 +22,7 @@ from apl_jax.report.figures.drawing import short_name
 from apl_jax.report.rendering import Section, render_page
 from apl_jax.report.tables import aligned, percent
 from apl_jax.report.timelines import predicted_lane, true_lane
-from apl_jax.text import file_names, say
+from apl_jax.text import counted, file_names, say
 
 PAGE_VIDEOS = 100  # of a page; a folder of pictures has no limit
 MOST_LANES = 20  # classes of one video
@@ -38,7 +38,7 @@ def print_surest(instances: Instances, records: Sequence[VideoRecord], classes: 
         rows.append([*names, f"{start_s:.2f}", f"{end_s:.2f}", f"{instances.score[i]:.3f}"])
     if len(rows) > 1:
         say(aligned(rows), end="\n\n")
-    say(f"{len(rows) - 1} of {len(instances):,} instances in {len(records):,} videos")
+    say(f"{len(rows) - 1} of {counted(len(instances), 'instance')} in {counted(len(records), 'video')}")
 
 
 def print_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> None:

@@ -128,7 +128,8 @@ class Checkpoints:
         except Exception as error:  # of any kind: the library trips over damaged files in many places
             if "RESOURCE_EXHAUSTED" in str(error):  # memory, not the file
                 raise
-            words = f"{type(error).__name__}: {error}".splitlines()[0].partition(" [")[0][:200]
+            words = f"{type(error).__name__}: {error}".splitlines()[0]
+            words = words.partition(" [")[0].partition(". See full")[0][:200]  # what follows is the library's own trace
             raise self._not_whole(step, f"cannot be read ({words})") from error
         if found != expected or int(to_host(restored.state.step)) != step:
             raise self._not_whole(step, "does not hold the state that was saved there")
@@ -158,6 +159,8 @@ class Checkpoints:
         saved = saved.state
         saved = getattr(saved, "tree", saved)
         found, expected = _shapes(saved), _shapes(target)
+        if not found:
+            raise self._not_whole(step, "does not say what it holds: its _METADATA is not there or empty")
         wrong = [
             f"  {name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
             for name in sorted(set(found) | set(expected))

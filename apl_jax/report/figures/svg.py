@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from apl_jax.text import for_terminal
 
 
 def to_svg(figure: Figure) -> str:
@@ -15,7 +19,13 @@ def to_svg(figure: Figure) -> str:
     An artist whose gid is ``tip:TEXT`` gets TEXT as its tooltip. Text stays text: it is set in the page's own fonts.
     """
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "apl_jax", "text.parse_math": False}):
+    for artist in figure.findobj(Text):
+        artist.set_text(for_terminal(artist.get_text()))
+    with (
+        warnings.catch_warnings(),
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "apl_jax", "text.parse_math": False}),
+    ):
+        warnings.filterwarnings("ignore", "Glyph")  # matplotlib's own font lacks it; the page's fonts draw the text
         _settle(figure)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = file.getvalue()

@@ -92,7 +92,7 @@ def test_overrides_are_every_flag_below_config() -> None:
         (("evaluate", "--annotations=a", "--predictions=p", "--tiou=0.5;0.7"), "expected numbers with commas between"),
         (("synthesize", "--config=spsw", "--out=o", "--videos=0"), "expected a whole number of at least 1"),
         (("compare",), "required: FOLDER"),
-        (("trian",), "no command 'trian'; there are inspect, run"),
+        (("trian",), "no command 'trian'; there are inspect, configure, run"),
         (("evalute",), "Did you mean evaluate?"),
         (("--workdir=x", "run"), "expected a command first"),
         ((), "apl-jax COMMAND [--FLAG=VALUE ...]"),

@@ -13,7 +13,14 @@ from apl_jax.data.annotations import read_annotations
 from apl_jax.data.exclude import without_excluded
 from apl_jax.data.features.folder import open_folder
 from apl_jax.data.files import DataError
-from apl_jax.data.names import find_recording, lookalikes, loose_recording, nearest
+from apl_jax.data.names import (
+    find_recording,
+    lookalike_notes,
+    lookalikes,
+    loose_recording,
+    nearest,
+    refuse_twins,
+)
 from apl_jax.data.splits import build_split
 from apl_jax.evaluation.external import read_class_scores
 from apl_jax.evaluation.submission import read_submission
@@ -40,8 +47,8 @@ def test_point_6_one_rule_for_classes_and_recordings_in_annotations(tmp_path):
     assert found.classes == ("Walk", COMPOSED, "walk") and list(found.videos) == ["a", "A.mp4"]
     assert found.videos["a"].labels.tolist() == [2, 2, 0, 1, 1]
     assert [note.partition(": ")[2] for note in found.notes] == [
-        "1 groups of classes have names that look alike, but stay different: 'walk' and 'Walk'",
-        "1 groups of recordings have names that look alike, but stay different: 'a' and 'A.mp4'",
+        "1 group of classes with names that look alike, but stay different: 'walk' and 'Walk'",
+        "1 group of recordings with names that look alike, but stay different: 'a' and 'A.mp4'",
     ]
     with pytest.raises(DataError, match="found 'a' and 'a ', which are one name"):
         read_annotations(put(tmp_path / "b.json", {"database": {"a": entry(), "a ": entry()}}))
@@ -140,3 +147,16 @@ def test_point_15_exclude(tmp_path):
         without_excluded(annotations, "ABC")
     with pytest.raises(DataError, match=r"gone.json: found '3'; expected a JSON list"):
         without_excluded(annotations, str(put(tmp_path / "gone.json", 3)))
+
+
+def test_point_6_what_cannot_be_seen_is_named() -> None:
+    """A space of no width, and a Cyrillic letter among Latin ones."""
+    notes = lookalike_notes("a.json", ["turning", "turn\u200bing", "w\u0430lking", "идти", "café"], [])
+    assert len(notes) == 2 and "'turning' and 'turn\\u200bing'" in notes[0]
+    assert "mix alphabets" in notes[1] and "w\\u0430lking" in notes[1] and "идти" not in notes[1]
+
+
+def test_point_6_a_recording_is_not_there_twice() -> None:
+    refuse_twins(["a", "v_b"], "a.json")
+    with pytest.raises(DataError, match="'b' and 'v_b', which are one recording"):
+        refuse_twins(["a", "b", "v_b"], "a.json")

@@ -98,3 +98,11 @@ def test_an_unknown_duration_is_not_left() -> None:
     known = [video("a", (0, 10), duration_s=math.nan)]
     found = instances_from_videos([[(0, 10), (500, 600)]], [[0, 0]], [[0.5, 0.4]])
     assert not coverage_notes(known, Submission(found, (), ()))
+
+
+def test_point_8_shares_of_a_video_in_place_of_seconds_are_guessed() -> None:
+    found = instances_from_videos(
+        [[(0.0, 0.1 + i / 20) for i in range(6)], [], []], [[0] * 6, [], []], [[0.5] * 6, [], []]
+    )
+    notes = coverage_notes(KNOWN, Submission(found, (), ()))
+    assert any(note.startswith("all 6 predictions end within the first second: are these shares") for note in notes)

@@ -127,4 +127,11 @@ def test_point_5_runs_of_other_features_are_rows_of_their_own(runs: list[Path], 
     lines = comparison(folders[:3]).split("\n")
     assert any("[new, identity 2b]" in line and "90.0" in line for line in lines)
     assert "[embedded, identity not known]" in comparison([folders[0], folders[3]])
+    # Found by a newcomer: the same recordings, scored against other annotations.
+    results, settings = (load_json(folders[1] / f"{name}.json") for name in ("results", "settings"))
+    results["data"]["truth"] = {**results["data"].get("truth", {}), "evaluation": "3c"}
+    write_json(tmp_path / "corrected" / "results.json", results)
+    write_json(tmp_path / "corrected" / "settings.json", settings)
+    table = comparison([folders[0], tmp_path / "corrected"])
+    assert "[old, identity 1a]" in table and "[old, identity 1a, truth 3c]" in table and "±" not in table
     assert "identity" not in comparison(folders[:2]) and "identity" not in comparison(folders[3:])
