@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from apl_jax.declarations import Checked, number, one_of
+from apl_jax.declarations import Checked, SettingsError, number, one_of
 from apl_jax.registry import SELECTION
 from apl_jax.structs import Array, Batch, DataFacts, Detections, PseudoLabels, PyTree, Reason
 
@@ -109,6 +109,11 @@ class DynamicSettings(Checked):
     deviations: float = number(1.0, at_least=-1e3, at_most=1e3)  # tau_pos = mean + deviations * std; 0 = mean only
     tau_min: float = number(0.2, at_least=0, at_most=1)
     tau_max: float = number(0.9, at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau_min > self.tau_max:
+            raise SettingsError(f"`tau_min`: found {self.tau_min:g}, expected at most `tau_max`, {self.tau_max:g}")
 
 
 def divide(labels: PseudoLabels, tau_pos: Array, tau_neg: float) -> PseudoLabels:

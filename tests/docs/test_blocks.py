@@ -244,6 +244,9 @@ def check_files(paths: list[str]) -> None:
     assert not missing, f"no such file: {missing}"
 
 
+CONFIGURED = "mine.py"  # what `apl-jax configure` writes on these pages
+
+
 def read_command(arguments: list[str]) -> None:
     """Reads a command line as far as the settings that it means, and builds what these settings choose."""
     from apl_jax.cli.configuration import read_settings
@@ -260,7 +263,7 @@ def read_command(arguments: list[str]) -> None:
             parse(COMMANDS, arguments)
         return
     found = parse(COMMANDS, arguments)
-    if COMMANDS[found.command].configured:
+    if hasattr(found, "config") and found.config != CONFIGURED:
         settings = read_settings(found)
         facts = DataFacts(8, 3, settings.data.max_length_t)
         build_detector(settings.detector, facts)

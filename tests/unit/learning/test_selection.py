@@ -200,3 +200,8 @@ def test_duplicates_of_surer_labels_are_not_promoted() -> None:
         for limit in (0.5, 0.85, 1.0)
     }
     assert reasons == {0.5: [K, C, P, P, C], 0.85: [K, P, P, P, C], 1.0: [K, P, P, P, P]}
+
+
+def test_a_range_of_thresholds_that_is_none_is_refused() -> None:
+    with pytest.raises(SettingsError, match="`tau_min`: found 0.95, expected at most `tau_max`, 0.9"):
+        DynamicSettings(tau_min=0.95)

@@ -27,7 +27,7 @@ PERTURB = PerturbSettings(crop_ratio=0.7, noise=0.1)
 
 def test_each_network_is_that_of_its_recordings_alone() -> None:
     mesh = build_mesh(1)
-    objective = build_kind("supervised", tiny_choice("actionformer"), LENGTH, PERTURB)
+    objective = build_kind("supervised", tiny_choice("conv"), LENGTH, PERTURB)
     optimizer = build_optimizer(OPTIMIZER, objective.groups, STEPS)
     videos, bank = random_batch([16, 13, 9, 16, 5, 12], LENGTH), random_bank(12)
     seen = np.arange(2)[:, None] != FOLDS
