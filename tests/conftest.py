@@ -62,8 +62,11 @@ SLOW = (
     "tests/distributed", "tests/end_to_end", "tests/fuzz",
     "tests/laws/test_devices.py", "tests/laws/test_every_pair.py", "tests/laws/test_gradients.py",
     "tests/laws/test_held_back_labels.py", "tests/laws/test_outputs.py", "tests/laws/test_padding.py",
-    "tests/unit/data/test_synthetic.py", "tests/unit/detectors/test_flip.py", "tests/unit/inference/test_export.py",
-    "tests/unit/report/test_report.py", "tests/unit/runs/test_configs.py", "tests/unit/runs/test_selection_state.py",
+    "tests/laws/test_perfect_targets.py", "tests/laws/test_permutation.py", "tests/laws/test_traces.py",
+    "tests/unit/data/test_synthetic.py", "tests/unit/detectors/test_flip.py", "tests/unit/detectors/test_spot.py",
+    "tests/unit/detectors/test_spot_losses.py", "tests/unit/inference/test_export.py",
+    "tests/unit/learning/test_methods.py", "tests/unit/report/test_report.py", "tests/unit/runs/test_configs.py",
+    "tests/unit/runs/test_selection_state.py", "tests/unit/training/test_fold_training.py",
 )  # fmt: skip
 # Of those, what looks again, on more pairs or at more length, at what others look at: `make exhaustive` adds it.
 EXHAUSTIVE = (

@@ -203,5 +203,5 @@ def test_duplicates_of_surer_labels_are_not_promoted() -> None:
 
 
 def test_a_range_of_thresholds_that_is_none_is_refused() -> None:
-    with pytest.raises(SettingsError, match="`tau_min`: found 0.95, expected at most `tau_max`, 0.9"):
+    with pytest.raises(SettingsError, match=r"`tau_min`: found 0\.95, expected at most `tau_max`, 0\.9"):
         DynamicSettings(tau_min=0.95)
