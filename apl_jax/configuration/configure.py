@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_jax.configuration.facts import Facts, Follow, read_facts
-from apl_jax.configuration.file import Difference, merge, read_file, render
+from apl_jax.configuration.file import Difference, lines_of_a_person, merge, read_file, render
 from apl_jax.configuration.rules import Proposal, propose
 from apl_jax.data.files import expanded, write_text
 from apl_jax.declarations import override
@@ -50,8 +50,9 @@ def configure(
     """The configuration that follows from a data folder; written to a file, or again into one that is there.
 
     Args:
-        root: data folder; None: the embedded data set.
-        out: the Python file; lines of it that were edited keep their value. None: nothing is written.
+        root: data folder; None: that of the file, if it is there, else the embedded data set.
+        out: the Python file; of one that is there, lines that a person has edited or added hold, and keep their value.
+            None: nothing is written.
         name: of the data set; None: that of the folder.
         changes: settings that are known already, by dotted path; ``text`` as :func:`~apl_jax.declarations.override`.
         follow: as :func:`~apl_jax.configuration.facts.read_facts`.
@@ -59,20 +60,21 @@ def configure(
     Raises :class:`~apl_jax.declarations.SettingsError` for unknown settings, and
     :class:`~apl_jax.data.files.DataError` where the data cannot be used, or ``out`` is a file of another kind.
     """
+    out = None if out is None else expanded(out)
+    old = read_file(out) if out is not None and out.exists() else None
+    fresh = to_settings(default_config(detector=CHOSEN["detector"], method=CHOSEN["method"]))
     asked = _data(root, name)
-    base = override(to_settings(default_config(detector=CHOSEN["detector"], method=CHOSEN["method"])), asked)
+    base = override(fresh, {**lines_of_a_person(old or ""), **asked})
     base = override(base, changes or {}, text=text)
-    given = {path: _value(base, path) for path in changes or {}}
+    known = asked | {path: _value(base, path) for path in changes or {}}
     facts = read_facts(base.data, follow)
-    proposal = propose(facts, base.evaluation.tiou)
-    known = asked | given
+    proposal = propose(facts, base.evaluation.tiou).without(known)
     if out is None:
-        lines = {line.path: line.value for line in proposal.lines if line.path not in known}
+        lines = {line.path: line.value for line in proposal.lines}
         return Configured(None, facts, proposal, (), override(base, lines))
-    out, differences = expanded(out), []
-    content = render(proposal, facts, known, CHOSEN)
-    if out.exists():
-        content, differences = merge(out, read_file(out), proposal)
+    content, differences = render(proposal, facts, known, CHOSEN), []
+    if old is not None:
+        content, differences = merge(old, proposal, known)
     write_text(out, content)
     return Configured(out, facts, proposal, tuple(differences), read_config(str(out)))
 

@@ -74,9 +74,9 @@ class Facts:
 def read_facts(data: DataSettings, follow: Follow = lambda records: records) -> Facts:
     """Reads annotations, and the features of all recordings that a run would use.
 
-    ``data.window`` and ``data.stride`` are not read: they are to be found. ``follow`` hands on the recordings one by
-    one (a progress bar). Raises :class:`~apl_jax.data.files.DataError` as a run would, and where no labelled recording
-    shows an instance.
+    ``data.window``, ``data.stride`` and ``data.features`` are not read: they are to be found. ``follow`` hands on the
+    recordings one by one (a progress bar). Raises :class:`~apl_jax.data.files.DataError` as a run would, and where no
+    labelled recording shows an instance.
     """
     annotations, root = open_truth(data), data_root(data)
     split = build_split(open_truth(data, named=True), data)
@@ -115,6 +115,7 @@ def read_facts(data: DataSettings, follow: Follow = lambda records: records) -> 
 def _open_as_stored(data: DataSettings) -> FeatureSource:
     """The features, whatever ``data`` says of their window and stride."""
     manifest = read_manifest(data_root(data))
+    data = dataclasses.replace(data, features="stored")
     if manifest is not None:
         data = dataclasses.replace(data, window=manifest.window, stride=manifest.stride)
     return open_features(data)

@@ -11,6 +11,7 @@ get the new recommendation; lines that a person added stay as they are.
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,7 @@ def render(proposal: Proposal, facts: Facts, asked: Mapping[str, Any], chosen: M
         "def get_config() -> ConfigDict:",
         f"    config = default_config({arguments})",
         *(f"    config.{path} = {value!r}" for path, value in asked.items()),
-        *(_line(line.path, line.value, line.reason) for line in proposal.lines if line.path not in asked),
+        *(_line(line.path, line.value, line.reason) for line in proposal.lines),
         *(f"{_NOTE}{one_line(words)}" for words in proposal.warnings),
         _END,
         "",
@@ -69,7 +70,8 @@ def _line(path: str, value: Any, reason: str, kept: str | None = None) -> str:
 
 
 def read_file(path: Path) -> str:
-    """The text of a configuration file. Raises :class:`~apl_jax.data.files.DataError` for one that is no Python."""
+    """The text of a configuration file. Raises :class:`~apl_jax.data.files.DataError` for one that is no Python, or
+    that ``configure`` has not written."""
     try:
         text = read_bytes(path, "a configuration file", _LARGEST).decode()
         ast.parse(text)
@@ -77,18 +79,29 @@ def read_file(path: Path) -> str:
         if isinstance(error, DataError):
             raise
         raise refusal(str(path), f"no Python ({error})", "a configuration file", "another --out") from None
+    if _END not in text.splitlines():
+        remedy = "another --out, or move it away"
+        raise refusal(str(path), "a file that apl-jax configure has not written", f"one that ends in {_END!r}", remedy)
     return text
 
 
-def merge(path: Path, old: str, proposal: Proposal) -> tuple[str, list[Difference]]:
+def lines_of_a_person(text: str) -> dict[str, Any]:
+    """The settings of a file that no rule has made, or that were edited since; those that are plain values."""
+    found = {}
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is not None and (match[4] is None or not _equal(match[3], match[4])):
+            with contextlib.suppress(ValueError, SyntaxError):
+                found[match[2]] = ast.literal_eval(match[3].partition("  #")[0])
+    return found
+
+
+def merge(old: str, proposal: Proposal, asked: Mapping[str, Any]) -> tuple[str, list[Difference]]:
     """The text of a file with the lines that a rule made written again, and where it now differs from the rules.
 
-    Lines that were edited keep their value; settings that are new come last. Raises
-    :class:`~apl_jax.data.files.DataError` for a file that ``configure`` has not written.
+    Lines that were edited keep their value, but for settings that are ``asked`` for now; settings that are new come
+    last.
     """
-    if _END not in old.splitlines():
-        remedy = "another --out, or move it away"
-        raise refusal(str(path), "a file that apl-jax configure has not written", f"one that ends in {_END!r}", remedy)
     wanted = {line.path: line for line in proposal.lines}
     notes = [f"{_NOTE}{one_line(words)}" for words in proposal.warnings]
     result: list[str] = []
@@ -99,6 +112,10 @@ def merge(path: Path, old: str, proposal: Proposal) -> tuple[str, list[Differenc
             result += notes
             notes = []
         match = _LINE.match(text)
+        if match is not None and match[2] in asked:
+            result.append(f"    config.{match[2]} = {asked[match[2]]!r}")
+            seen.add(match[2])
+            continue
         if match is None or match[2] not in wanted:
             if not text.startswith(_NOTE):
                 result.append(text)
@@ -109,7 +126,8 @@ def merge(path: Path, old: str, proposal: Proposal) -> tuple[str, list[Differenc
         if edited and not _equal(found, repr(line.value)):
             differences.append(Difference(line.path, found, repr(line.value)))
         result.append(_line(line.path, line.value, line.reason, found if edited else None))
-    fresh = [_line(line.path, line.value, line.reason) for line in proposal.lines if line.path not in seen]
+    fresh = [f"    config.{path} = {value!r}" for path, value in asked.items() if path not in seen]
+    fresh += [_line(line.path, line.value, line.reason) for line in proposal.lines if line.path not in seen]
     end = len(result) - 1 - result[::-1].index(_END)
     return "\n".join([*result[:end], *fresh, *result[end:], ""]), differences
 

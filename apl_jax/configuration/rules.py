@@ -9,7 +9,7 @@ returns :class:`Line` objects: a setting, its value, and the fact that it follow
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +37,10 @@ class Proposal:
 
     lines: tuple[Line, ...]
     warnings: tuple[str, ...]
+
+    def without(self, known: Collection[str]) -> Proposal:
+        """The same without the lines of settings that a person has given."""
+        return Proposal(tuple(line for line in self.lines if line.path not in known), self.warnings)
 
     def value(self, path: str) -> Any:
         """What the configuration says about a setting. Raises ``KeyError``."""

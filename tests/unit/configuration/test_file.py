@@ -47,7 +47,10 @@ def test_new_facts_change_lines_that_nobody_edited(tmp_path: Path) -> None:
     name = "detector.normalizer_init"
     assert first.proposal.value(name) != again.proposal.value(name)
     assert again.settings.detector.settings.normalizer_init == again.proposal.value(name)
-    assert not again.differences
+    assert again.settings.data.label_ratio == 0.6 and not again.differences
+    # Without flags the file's own settings hold.
+    third = configure(None, out)
+    assert third.facts.digest == again.facts.digest and third.settings == again.settings
 
 
 def test_a_file_of_another_kind_is_not_touched(tmp_path: Path) -> None:
