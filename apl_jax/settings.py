@@ -116,7 +116,7 @@ class DataSettings(GridSettings):
         """What the data set is called on pages and in tables: its name; that of its folder, where it has only the name
         of the embedded one."""
         own = self.root and self.name == DataSettings.name
-        return Path(self.root).expanduser().absolute().name or self.name if own else self.name
+        return Path(self.root).absolute().name or self.name if own else self.name
 
     def for_prediction(self) -> GridSettings:
         """The part that prediction needs, and models keep."""

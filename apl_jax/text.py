@@ -50,9 +50,9 @@ def _quoted(value: Any, most: int) -> str:
         return f"a {type(value).__name__}"
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
+def counted(count: int, noun: str) -> str:
     """A number and what it counts: ``1 video``, ``1,234 videos``."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def for_terminal(text: str) -> str:

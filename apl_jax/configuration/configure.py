@@ -11,11 +11,11 @@ from apl_jax.configuration.facts import Facts, Follow, read_facts
 from apl_jax.configuration.file import Difference, lines_of_a_person, merge, read_file, render
 from apl_jax.configuration.rules import Proposal, propose
 from apl_jax.data.files import expanded, write_text
-from apl_jax.declarations import override
-from apl_jax.runs.settings import Settings, default_config, read_config, to_settings
+from apl_jax.declarations import SettingsError, override
+from apl_jax.runs.settings import Settings, read_config
 from apl_jax.text import for_file_name
 
-CHOSEN = {"detector": "actionformer", "method": "apl"}  # what the rules are for
+_CHOICES = (".name", ".chain")  # ends of paths that choose an entry of a registry
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +62,22 @@ def configure(
     """
     out = None if out is None else expanded(out)
     old = read_file(out) if out is not None and out.exists() else None
-    fresh = to_settings(default_config(detector=CHOSEN["detector"], method=CHOSEN["method"]))
-    asked = _data(root, name)
-    base = override(fresh, {**lines_of_a_person(old or ""), **asked})
-    base = override(base, changes or {}, text=text)
-    known = asked | {path: _value(base, path) for path in changes or {}}
+    asked, changes = _data(root, name), changes or {}
+    chosen = [path for path in changes if path.endswith(_CHOICES) and path != "data.name"]
+    if chosen:
+        found = f"`{chosen[0]}`: found {changes[chosen[0]]!r}, expected no other choice than the defaults'"
+        raise SettingsError(f"{found}, for which the rules are. Try: change it in the file that is written.")
+    base = override(Settings(), {**lines_of_a_person(old or ""), **asked})
+    base = override(base, changes, text=text)
+    known = asked | {path: _value(base, path) for path in changes}
     facts = read_facts(base.data, follow)
     proposal = propose(facts, base.evaluation.tiou).without(known)
     if out is None:
         lines = {line.path: line.value for line in proposal.lines}
         return Configured(None, facts, proposal, (), override(base, lines))
-    content, differences = render(proposal, facts, known, CHOSEN), []
+    content, differences = render(proposal, facts, known), []
     if old is not None:
-        content, differences = merge(old, proposal, known)
+        content, differences = merge(old, proposal, facts, known)
     write_text(out, content)
     return Configured(out, facts, proposal, tuple(differences), read_config(str(out)))
 

@@ -41,10 +41,7 @@ class Facts:
     classes: int  # C, of all annotations: names are no secret
     labelled: int  # recordings that show their labels
     training: int  # labelled and unlabelled recordings
-    evaluated: int
-    unannotated: int  # training recordings that nobody has annotated
-    durations_s: np.ndarray  # [V] of training and evaluated recordings
-    samples: np.ndarray  # [V] stored rows, or samples of a signal
+    samples: np.ndarray  # [V] stored rows, or samples of a signal, of training and evaluated recordings
     fps: float  # frames, or samples of a signal, per second; 0: none is annotated
     rates: int  # different rates among the recordings
     windowed: bool  # stored as feature rows; False: as signals
@@ -98,14 +95,13 @@ def read_facts(data: DataSettings, follow: Follow = lambda records: records) -> 
     labels = np.concatenate([record.labels[~record.ignore] for record in labelled]).astype(np.int64)
     covered, concurrent = _coverage(labelled)
     numbers = {
-        "labelled": len(labelled), "training": len(training), "evaluated": len(split.evaluation),
-        "unannotated": sum(not record.annotated for record in training), "fps": fps, "rates": len(rates),
+        "labelled": len(labelled), "training": len(training), "fps": fps, "rates": len(rates),
         "windowed": source.windowed, "stride": stride, "window": window, "columns": columns, "constant": constant,
         "neighbours": round(neighbours, 4), "most_instances": max(int((~r.ignore).sum()) for r in labelled),
         "covered": covered, "concurrent": concurrent, "classes": len(annotations.classes),
     }  # fmt: skip
     tables = {
-        "durations_s": durations, "samples": samples, "lengths_s": lengths,
+        "samples": samples, "lengths_s": lengths,
         "class_counts": np.bincount(labels, minlength=len(annotations.classes)),
     }  # fmt: skip
     digest = fingerprint(numbers, {name: table.tolist() for name, table in tables.items()})

@@ -36,17 +36,21 @@ class Difference(NamedTuple):
     recommended: str
 
 
-def render(proposal: Proposal, facts: Facts, asked: Mapping[str, Any], chosen: Mapping[str, str]) -> str:
-    """A configuration file. ``asked`` are settings that a person gave, ``chosen`` the arguments of
-    ``default_config``."""
-    arguments = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+def notes_of(proposal: Proposal, facts: Facts) -> list[str]:
+    """The lines of notes: which data the values follow from, and what is to be known about them."""
+    shown = f"{facts.labelled} of {facts.training} training recordings show their labels"
+    held = f"{facts.instances} instances of {facts.classes} classes"
+    words = (f"from {facts.root}, digest {facts.digest}: {shown}, {held}", *proposal.warnings)
+    return [f"{_NOTE}{one_line(text)}" for text in words]
+
+
+def render(proposal: Proposal, facts: Facts, asked: Mapping[str, Any]) -> str:
+    """A configuration file; ``asked`` are settings that a person gave."""
     lines = [
-        f'"""Written by apl-jax configure, from the data in {one_line(str(facts.root))!r} (digest {facts.digest}).',
+        '"""Written by apl-jax configure.',
         "",
-        f"{facts.labelled} of {facts.training} training recordings show their labels: {facts.instances} instances of "
-        f"{facts.classes} classes. Behind",
-        "each value stands the recommended one and what it follows from. Change any value: written again, the file",
-        "keeps it, and the difference is told. Steps, pretext and thresholds are only beginnings: they want trying.",
+        "Behind each value stands the recommended one and what it follows from. Change any value: when the file is",
+        "written again, it keeps yours, and the difference is printed. Steps, pretext and thresholds are first values.",
         '"""',
         "",
         "from ml_collections import ConfigDict",
@@ -55,10 +59,10 @@ def render(proposal: Proposal, facts: Facts, asked: Mapping[str, Any], chosen: M
         "",
         "",
         "def get_config() -> ConfigDict:",
-        f"    config = default_config({arguments})",
+        "    config = default_config()",
         *(f"    config.{path} = {value!r}" for path, value in asked.items()),
         *(_line(line.path, line.value, line.reason) for line in proposal.lines),
-        *(f"{_NOTE}{one_line(words)}" for words in proposal.warnings),
+        *notes_of(proposal, facts),
         _END,
         "",
     ]
@@ -96,14 +100,16 @@ def lines_of_a_person(text: str) -> dict[str, Any]:
     return found
 
 
-def merge(old: str, proposal: Proposal, asked: Mapping[str, Any]) -> tuple[str, list[Difference]]:
+def merge(
+    old: str, proposal: Proposal, facts: Facts, asked: Mapping[str, Any]
+) -> tuple[str, list[Difference]]:  # fmt: skip
     """The text of a file with the lines that a rule made written again, and where it now differs from the rules.
 
     Lines that were edited keep their value, but for settings that are ``asked`` for now; settings that are new come
     last.
     """
     wanted = {line.path: line for line in proposal.lines}
-    notes = [f"{_NOTE}{one_line(words)}" for words in proposal.warnings]
+    notes = notes_of(proposal, facts)
     result: list[str] = []
     differences: list[Difference] = []
     seen: set[str] = set()

@@ -1,9 +1,9 @@
 """The rules by which a configuration follows from the facts of a data set, one small function for each group of
 settings.
 
-Where each rule comes from, and how well it fits thirteen published configurations, stands in docs/configure.md. A rule
-returns :class:`Line` objects: a setting, its value, and the fact that it follows from, in words. What no rule can know
-(steps, pretext, thresholds) is found by ``learning.method=auto`` from the labelled recordings.
+The rules are for ActionFormer and APL; docs/configure.md has them as a table, with the reason for each. A rule returns
+:class:`Line` objects: a setting, its value, and the fact that it follows from, in words. What no rule can know (steps,
+pretext, thresholds) gets a first value, to be changed by trying.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def choose_pyramid(facts: Facts, clock: Clock, lengths: np.ndarray) -> tuple[Lin
 
 
 def _first_level(lengths: np.ndarray) -> int:
-    """How many of the lower ranges are left out: of rows that are much finer than the actions, and have to stay so,
-    those in which a 20th of the instances would not reach the upper end even once."""
+    """How many of the lower ranges are left out: one for each doubling of the 5 % quantile of the lengths beyond the
+    first range. It is 0 unless rows are much finer than the actions and cannot be made coarser."""
     short = float(np.quantile(lengths, 0.05)) / (2 * _FIRST_RANGE)
     return int(math.log2(short)) if short >= 2 else 0
 
@@ -190,9 +190,7 @@ def _ranges(lengths: np.ndarray, levels: int, start: int) -> tuple[tuple[tuple[f
     counts = np.bincount(np.clip(levels_of(lengths) - start, 0, levels - 1), minlength=levels)
     filled = counts[: max(levels - 1, 1)]  # the last one may be the spare one
     overlapping = bool(levels > 1 and filled.min() <= 0.05 * len(lengths))
-    lower = [0.0, *(edge / 2 for edge in edges[:-1])] if overlapping else [0.0, *edges[:-1]]
-    if overlapping:
-        lower = [0.0, *(edges[i - 1] / 2 for i in range(1, levels))]
+    lower = [0.0, *(edge / 2 if overlapping else edge for edge in edges[:-1])]
     upper = [*edges[:-1], max(_OPEN_RANGE, 16 * edges[-1])]
     return tuple(zip(lower, upper, strict=True)), overlapping
 

@@ -118,7 +118,7 @@ def lookalike_notes(where: str, classes: Iterable[str], recordings: Iterable[str
     if not mixed:
         return notes
     named = ", ".join(f"{shown(name)} ({ascii(name)[1:-1]})" for name in mixed[:_SHOWN])
-    return (*notes, f"{where}: classes whose names mix alphabets, which nobody can see: {named}")
+    return (*notes, f"{where}: classes whose names have letters of two alphabets that look the same: {named}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -67,7 +67,7 @@ def coverage_notes(records: Sequence[VideoRecord], submission: Submission) -> tu
     within = len(found) >= _ENOUGH and end_s.max() <= 1
     if within and len(truth_s := np.concatenate([r.segments_s for r in inside])) and np.median(truth_s) > 1:
         notes.append(
-            f"all {len(found)} predictions end within the first second: are these shares of a video, no seconds?"
+            f"all {len(found)} predictions end within the first second: are these shares of a video, and no seconds?"
         )
     if outside.any():
         guess = "; are these frames, and no seconds?" if 2 * outside.sum() > len(found) else ""

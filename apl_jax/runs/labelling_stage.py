@@ -17,6 +17,7 @@ from apl_jax.declarations import Chain, Choice
 from apl_jax.detectors import build_detector
 from apl_jax.devices import place, replicated, to_host
 from apl_jax.evaluation.detections import predict_batch, to_instances, to_rows
+from apl_jax.evaluation.label_quality import BACKGROUND, LEFT_ASIDE, SELECTED
 from apl_jax.learning.selection import Known, Link, chain, unselected
 from apl_jax.registry import SELECTION
 from apl_jax.runs.context import StageInputs
@@ -112,17 +113,17 @@ def as_annotations(part: LabellingPart, inputs: StageInputs, labels: PseudoLabel
     for record in table.records:
         entry: dict[str, Any] = {
             "subset": record.subset, "duration": record.duration_s, "fps": record.fps,
-            "annotations": [], "ignored": [],
+            SELECTED: [], LEFT_ASIDE: [],
         }  # fmt: skip
         for row in rows[record.id]:
             reason = Reason(row["reason"])
             if reason is Reason.BELOW_THRESHOLD or row["segment"][1] <= row["segment"][0]:
                 continue
-            chosen = "annotations" if row["weight"] > 0 else "ignored"
+            chosen = SELECTED if row["weight"] > 0 else LEFT_ASIDE
             weight = row["weight"] if row["weight"] > 0 else 1.0
             label_id = classes.index(row["label"])
             entry[chosen].append(row | {"label_id": label_id, "reason": reason.name.lower(), "weight": weight})
         if part.candidates == "background":
-            entry["unselected"] = entry.pop("ignored")  # kept on record, but not read back: background
+            entry[BACKGROUND] = entry.pop(LEFT_ASIDE)  # kept on record, but not read back: background
         database[record.id] = entry
     return {"version": "pseudo labels", "provenance": part.name, "database": database}

@@ -37,7 +37,7 @@ def settings(root: Path, **changes: object) -> DataSettings:
 
 def test_facts(tmp_path: Path) -> None:
     facts = read_facts(settings(write_folder(tmp_path)))
-    assert (facts.classes, facts.labelled, facts.training, facts.evaluated, facts.instances) == (2, 2, 10, 2, 4)
+    assert (facts.classes, facts.labelled, facts.training, len(facts.samples), facts.instances) == (2, 2, 10, 12, 4)
     assert (facts.fps, facts.stride, facts.window, facts.windowed, facts.row_s) == (20.0, 1, 1, True, 0.05)
     assert (facts.columns, facts.constant, facts.most_instances) == (3, 1, 2)
     np.testing.assert_allclose(facts.lengths_s, 0.5)

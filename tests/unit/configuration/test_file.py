@@ -71,3 +71,18 @@ def test_settings_that_are_known_are_not_proposed(tmp_path: Path) -> None:
     found = configure(write_folder(tmp_path / "walks"), tmp_path / "mine.py", changes={**RATIO, "detector.width": 32})
     assert found.settings.detector.settings.width == 32
     assert "config.detector.width = 32\n" in (tmp_path / "mine.py").read_text()
+
+
+def test_what_the_rules_are_not_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"`detector\.name`: found 'spot'"):
+        configure(write_folder(tmp_path / "walks"), tmp_path / "mine.py", changes={**RATIO, "detector.name": "spot"})
+    assert not (tmp_path / "mine.py").exists()
+
+
+def test_notes_tell_the_present_data(tmp_path: Path) -> None:
+    root, out = write_folder(tmp_path / "walks"), tmp_path / "mine.py"
+    configure(root, out, changes=RATIO)
+    assert "2 of 10 training recordings show their labels, 4 instances of 2 classes" in out.read_text()
+    configure(root, out, changes={"data.label_ratio": 0.6})
+    assert out.read_text().count("training recordings show their labels") == 1
+    assert "6 of 10 training recordings show their labels, 12 instances of 2 classes" in out.read_text()

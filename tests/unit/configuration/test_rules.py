@@ -19,8 +19,8 @@ from apl_jax.structs import DataFacts
 TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
 # SFINGE3D's five labelled recordings (specification: configure): facts about it, not its data.
 SFINGE = Facts(
-    name="sfinge", root=Path("sfinge"), classes=13, labelled=5, training=48, evaluated=24, unannotated=0,
-    durations_s=np.full(72, 20.0), samples=np.linspace(116, 688, 72).astype(int), fps=20.0, rates=1, windowed=True,
+    name="sfinge", root=Path("sfinge"), classes=13, labelled=5, training=48,
+    samples=np.linspace(116, 688, 72).astype(int), fps=20.0, rates=1, windowed=True,
     stride=1, window=1, columns=66, constant=3, neighbours=0.97, lengths_s=np.repeat([1.64, 2.15, 3.28], [2, 16, 2]),
     class_counts=np.r_[np.ones(8), np.full(4, 2), 4].astype(int), most_instances=5, covered=0.4, concurrent=0.0,
     digest="",
@@ -62,7 +62,7 @@ def test_levels_of_published_data_sets() -> None:
     """THUMOS14 has 6, and ActivityNet's 192 rows 6, without a spare one: its longest fill the recording."""
     rows = np.full(100, 1129)
     thumos = changed(
-        stride=4, window=16, fps=30.0, samples=rows, durations_s=rows * 4 / 30, columns=2048,
+        stride=4, window=16, fps=30.0, samples=rows, columns=2048,
         lengths_s=np.quantile([4.5, 5.3, 22, 93, 120], np.linspace(0, 1, 101)) * 4 / 30,
     )  # fmt: skip
     assert propose(thumos, TIOU).value("detector.branch_blocks") == 5
@@ -81,7 +81,7 @@ def test_any_data_set_gets_a_configuration_that_builds(seed: int) -> None:
     durations = 10 ** draws.uniform(0.5, 3.5) * draws.uniform(0.5, 2, 50)
     lengths = durations.min() * 10 ** draws.uniform(-2.5, -0.1, int(draws.integers(1, 2000)))
     facts = changed(
-        fps=fps, windowed=windowed, classes=classes, labelled=labelled, durations_s=durations,
+        fps=fps, windowed=windowed, classes=classes, labelled=labelled,
         samples=np.maximum(durations * fps, 2).astype(int), columns=int(10 ** draws.uniform(0, 3.5)), lengths_s=lengths,
         class_counts=np.ones(classes, int), covered=float(draws.uniform(0, 1)), concurrent=float(draws.uniform(0, 0.5)),
     )  # fmt: skip

@@ -153,7 +153,7 @@ def test_point_6_what_cannot_be_seen_is_named() -> None:
     """A space of no width, and a Cyrillic letter among Latin ones."""
     notes = lookalike_notes("a.json", ["turning", "turn\u200bing", "w\u0430lking", "идти", "café"], [])
     assert len(notes) == 2 and "'turning' and 'turn\\u200bing'" in notes[0]
-    assert "mix alphabets" in notes[1] and "w\\u0430lking" in notes[1] and "идти" not in notes[1]
+    assert "letters of two alphabets" in notes[1] and "w\\u0430lking" in notes[1] and "идти" not in notes[1]
 
 
 def test_point_6_a_recording_is_not_there_twice() -> None:
