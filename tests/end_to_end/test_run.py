@@ -151,7 +151,7 @@ def test_data_that_moved_repeat_no_stage(copy: Path, data: Path) -> None:
         ("unlabelled", {"pseudo_label_1_quality", "teacher_label_space", "self_train_1_label_space"}),
     ],
 )
-def test_a_corrected_annotation_repeats_only_what_measures_by_it(
+def test_point_2_a_corrected_annotation_repeats_only_what_measures_by_it(
     small_run: Path, copy: Path, data: Path, role: str, again: set[str]
 ) -> None:
     document = read(data / "annotations.json")
@@ -162,7 +162,7 @@ def test_a_corrected_annotation_repeats_only_what_measures_by_it(
     assert stages_done_again(copy, **{"data.root": str(data)}) == again
 
 
-def test_a_removed_test_video_repeats_no_training(small_run: Path, copy: Path, data: Path) -> None:
+def test_point_2_a_removed_test_video_repeats_no_training(small_run: Path, copy: Path, data: Path) -> None:
     document = read(data / "annotations.json")
     del document["database"][read(small_run / "split.json")["evaluation"][0]]
     (data / "annotations.json").write_text(json.dumps(document))

@@ -55,7 +55,7 @@ def test_a_damaged_or_lost_file_has_the_stage_done_again(
         assert (tmp_path / "superseded" / "stage-0").is_dir() and not folder.exists()
 
 
-def test_an_edited_result_is_not_believed(tmp_path: Path) -> None:
+def test_point_10_an_edited_result_is_not_believed(tmp_path: Path) -> None:
     ledger, folder = finished(tmp_path)
     record = json.loads((folder / "done.json").read_text())
     record["result"]["average_map"] = 0.9

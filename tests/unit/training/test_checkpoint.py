@@ -36,14 +36,14 @@ def saved(folder: Path, *steps: int, value: float = 1.0) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a[1]", "with space", "ü~ʒ", "a?*b", "x{1}%20#"])
-def test_any_name_of_a_folder_is_restored_from(name: str, tmp_path: Path) -> None:
+def test_point_16_any_name_of_a_folder_is_restored_from(name: str, tmp_path: Path) -> None:
     store = Checkpoints(saved(tmp_path / name, 1, 2), 1)
     found = store.resume(state(0))
     assert found is not None and state_digest(found) == state_digest(state(2))
     store.close()
 
 
-def test_flipped_bits_never_load(tmp_path: Path) -> None:
+def test_point_10_flipped_bits_never_load(tmp_path: Path) -> None:
     """Every other file of the newest is flipped in the middle: what is restored is what was saved, then or before."""
     pristine = saved(tmp_path / "pristine", 1, 2)
     files = [path.relative_to(pristine) for path in (pristine / "2" / "state").rglob("*") if path.is_file()]

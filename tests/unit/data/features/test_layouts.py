@@ -381,7 +381,7 @@ def test_csv_with_and_without_a_header(tmp_path, text):
         ("a\0b,c\n1,2\0\n", "on line 2, column 2"),
     ],
 )
-def test_unusable_csv(tmp_path, text, words):
+def test_point_9_unusable_csv(tmp_path, text, words):
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "a.csv").write_text(text)
     refused(lambda: open_folder(tmp_path, DataSettings()).read("a"), "a.csv: video 'a'", words)
