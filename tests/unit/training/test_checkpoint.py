@@ -77,7 +77,7 @@ def test_a_renamed_or_infinite_checkpoint_is_refused(tmp_path: Path) -> None:
     store.close()
 
 
-def test_nothing_whole_is_no_state(tmp_path: Path) -> None:
+def test_point_14_nothing_whole_is_no_state(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1)
     (folder / "1" / "state" / "_METADATA").write_text("")
     store = Checkpoints(folder, 1)
