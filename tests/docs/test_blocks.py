@@ -293,9 +293,11 @@ def test_python_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def of_slow_pages() -> list[Any]:
-    """The pages as parameters; the longest is executed in `make exhaustive` only."""
+    """The pages as parameters. Two are executed in `make exhaustive` only: the longest, and the one whose steps
+    tests/end_to_end/test_own_data.py and test_configure.py take too."""
     rare = pytest.mark.exhaustive
-    return [p._replace(marks=(rare,)) if p.values[0].name == "commands.md" else p for p in pages_with(slow)]
+    rarely_run = ("commands.md", "your_data.md")
+    return [p._replace(marks=(rare,)) if p.values[0].name in rarely_run else p for p in pages_with(slow)]
 
 
 @pytest.mark.slow

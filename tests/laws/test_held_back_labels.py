@@ -58,6 +58,7 @@ def test_changing_held_back_labels_changes_no_byte_of_the_trained_state(small_ru
     assert all(len(record.labels) == 0 for record in one.unlabelled.records)
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_tampered_labels_ends_in_the_same_state(small_run: Path, tmp_path: Path) -> None:
     """The whole training path, not just its inputs: same parameters after a run with nonsense held back."""
     root = tmp_path / "data"

@@ -61,7 +61,7 @@ def assert_same(rows: list[list[str]], found: Predictions) -> None:
     np.testing.assert_allclose(numbers[:, 2], instances.score, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("case", rarely(CASES, CASES[:2].__contains__), ids="-".join)
+@pytest.mark.parametrize("case", rarely(CASES, CASES[:1].__contains__), ids="-".join)
 def test_example_finds_what_predict_finds(case: tuple[str, str], tmp_path: Path) -> None:
     detector, variant = case
     run = make_run(tmp_path / "run", small_card(variants(detector)[variant]))
@@ -104,7 +104,7 @@ def test_the_example_places_rows_as_the_package_does(grid: str, length: int) -> 
     np.testing.assert_allclose(duration_s, ((length - 1) * STRIDE + WINDOW) / FPS)
 
 
-@pytest.mark.parametrize(("detector", "variant"), CASES[:2])
+@pytest.mark.parametrize(("detector", "variant"), CASES[1:2])
 def test_batches_of_any_size_and_whatever_stands_in_padding(detector: str, variant: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", small_card(variants(detector)[variant]))
     card = export_model(run, tmp_path / "out")
