@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,7 +27,13 @@ def map_resident(function: BatchFn, params: PyTree, table: Batch, batch: int, me
     About ``batch`` videos at a time, each batch spread over the mesh.
     """
     batch = -(-batch // mesh.size) * mesh.size
-    return jax.jit(lambda p, t: map_rows(lambda chunk: function(p, chunk), t, batch))(params, table)
+    return _program(function, batch)(params, table)
+
+
+@functools.lru_cache(maxsize=4)
+def _program(function: BatchFn, batch: int) -> Callable[[PyTree, Batch], PyTree]:
+    """What :func:`map_resident` runs, compiled once for a function that is mapped several times."""
+    return jax.jit(lambda p, t: map_rows(lambda chunk: function(p, chunk), t, batch))
 
 
 class BatchPlan(NamedTuple):

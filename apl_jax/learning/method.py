@@ -107,11 +107,13 @@ class Method(NamedTuple):
 
     ``teacher``: a network is trained on the labelled videos first, and this stage starts from its parameters. Methods
     with a pass over pseudo-labelled videos always have one, for it makes the labels.
+    ``evidence``: settings of cross-fitting, by which the choices around this stage are made; None: as configured.
     """
 
     passes: Mapping[str, Pass]
     terms: Mapping[str, Term]
     teacher: bool = True
+    evidence: Any = None
 
     @property
     def videos(self) -> frozenset[str]:

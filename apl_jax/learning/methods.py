@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from apl_jax.declarations import Checked, number, one_of
+from apl_jax.declarations import Checked, Choice, SettingsError, choice, number, numbers, one_of
 from apl_jax.learning.contrast import ClassContrastSettings, StudentContrastSettings, class_contrast
 from apl_jax.learning.detection import detection
 from apl_jax.learning.icd import IcdPairSettings, icd_pairs
@@ -31,6 +31,7 @@ from apl_jax.learning.nontarget import (
     non_target_classes,
     silenced_negatives,
 )
+from apl_jax.registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,32 @@ class AplNonTargetSettings(NonTargetTermSettings):
     silenced_weight: float = number(0.5, at_least=0, at_most=1e6)
     contrast: StudentContrastSettings = field(default_factory=StudentContrastSettings)
     icd: IcdPairSettings = field(default_factory=IcdPairSettings)
+
+
+@dataclass(frozen=True)
+class AutoSettings(Checked):
+    """Self-training whose choices are made by cross-fitting on the labelled recordings of the user's own data.
+
+    Decided are: pre-training or none, the number of steps, the threshold of pseudo labels, whether ICD is asked and at
+    which similarities, and which of plain detector, teacher and student stays. All of it is evidence of networks on
+    labelled recordings that they have not seen (runs/cross_fit_stage.py, runs/decision_stage.py).
+    """
+
+    student: Choice = choice(METHODS, "apl")  # what the student learns by
+    folds: int = number(4, at_least=2, at_most=1000)  # of the labelled recordings, at most
+    # numbers of steps that are tried, as multiples of learning.supervised.steps, rising
+    lengths: tuple[float, ...] = numbers((1.0, 2.0), above=0, at_most=1000)
+    # beta of the F-score whose best threshold selects labels: below 1, a wrong label counts more than a missed one,
+    # which the ignored candidates around the threshold make harmless
+    recall_weight: float = number(0.5, above=0, at_most=100)
+    least_auc: float = number(0.65, at_least=0.5, at_most=1)  # of ICD's similarity, to be asked at all
+    # share of right labels that dropping by similarity may cost
+    lost_share: float = number(0.05, at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
+            raise SettingsError(f"`lengths`: found {self.lengths}, expected rising numbers, one at least")
 
 
 def plain_supervised() -> SupervisedSettings:
@@ -149,6 +176,17 @@ def build_apl_nontarget(settings: AplNonTargetSettings, context: MethodContext) 
     return Method({"labelled": Pass(LABELLED), "unlabelled": Pass(PSEUDO_LABELLED)}, terms)
 
 
+def build_auto(settings: AutoSettings, context: MethodContext) -> Method:
+    """The student's method, with the choices around it left to evidence."""
+    student = METHODS[settings.student.name].build(settings.student.settings, context)
+    if PSEUDO_LABELLED not in student.videos:
+        raise SettingsError(
+            f"`student`: found {settings.student.name!r}, which learns from no pseudo labels; expected one that does, "
+            "for auto decides which labels are made. Try: `apl`."
+        )
+    return student._replace(evidence=settings)
+
+
 def _apl_terms(settings: AplSettings, context: MethodContext) -> dict[str, Term]:
     beta, contrast = settings.unlabelled_weight, settings.contrast
     return {
@@ -176,3 +214,4 @@ register_method("supervised", SupervisedSettings, build_supervised)
 register_method("apl", AplSettings, build_apl)
 register_method("nontarget", NonTargetSettings, build_nontarget)
 register_method("apl_nontarget", AplNonTargetSettings, build_apl_nontarget)
+register_method("auto", AutoSettings, build_auto)

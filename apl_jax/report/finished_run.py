@@ -47,12 +47,18 @@ class FinishedRun:
     @property
     def selection_chain(self) -> list[str]:
         """The links of the selection of pseudo labels, by name."""
-        return self.document["learning"]["selection"]["chain"]
+        return self._selection["chain"]
 
     def selection_setting(self, name: str) -> Any:
         """A setting of the first link of the selection that has one of this name; None where none has."""
-        links = (self.document["learning"]["selection"].get(link, {}) for link in self.selection_chain)
+        links = (self._selection.get(link, {}) for link in self.selection_chain)
         return next((link[name] for link in links if name in link), None)
+
+    @property
+    def _selection(self) -> dict[str, Any]:
+        """The selection as configured, or as it was decided."""
+        decided = self.results.get("decisions", {}).get("learning")
+        return (decided or self.document["learning"])["selection"]
 
     def known(self, role: str) -> Annotations:
         """By what the videos of a role (labelled, unlabelled or evaluation) are judged."""

@@ -16,6 +16,7 @@ from apl_jax.data.files import write_text
 from apl_jax.declarations import SettingsError, flat, override, to_dict
 from apl_jax.evaluation.average_precision import instances_from_annotations
 from apl_jax.report import figures as plots
+from apl_jax.report.decisions import decision_section
 from apl_jax.report.elements import drawn, folded_classes, number_table
 from apl_jax.report.figures import FULL_WIDTH_IN
 from apl_jax.report.finished_run import FinishedRun, open_run
@@ -50,6 +51,7 @@ def write_report(workdir: Path) -> Path:
         colours, scored_colours = _class_colours(run, "labelled", "unlabelled"), _class_colours(run, "evaluation")
     sections = [
         Section("Results", "results", _results(run)),
+        Section("What was decided, and why", "decisions", decision_section(run)),
         Section("Average precision per class", "per_class", _per_class(run)),
         Section("Training", "training", _training(run)),
         Section("Pseudo labels", "pseudo_labels", pseudo_label_section(run, colours)),
@@ -143,5 +145,5 @@ def _changed_settings(document: Mapping[str, Any]) -> list[tuple[str, Any, Any]]
     values, usual = flat(document), flat(to_dict(Settings()))
     names = {path: value for path, value in values.items() if path.endswith((".name", ".chain"))}
     with contextlib.suppress(SettingsError):  # a choice that is not registered here: its defaults are not known
-        usual = flat(to_dict(override(Settings(), names))) | {path: usual[path] for path in names}
+        usual = flat(to_dict(override(Settings(), names))) | {path: usual[path] for path in names if path in usual}
     return [(path, v, usual.get(path, "–")) for path, v in values.items() if v != usual.get(path)]

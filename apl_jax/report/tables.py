@@ -7,6 +7,7 @@ from typing import Any
 
 from apl_jax.report.figures import MEASURES as _FIGURE_3C
 from apl_jax.report.figures import SET_NAMES
+from apl_jax.runs.evidence import MODEL, TEACHER
 from apl_jax.text import one_line, say
 
 MEASURES = _FIGURE_3C | {"precision": "precision", "recall": "recall"}
@@ -48,7 +49,11 @@ def print_table(results: dict[str, Any]) -> None:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The end of a run, ``results.json``, as text: mAP of every variant, then the quality of every round's labels."""
+    decided = decisions(results)
     parts = [headline(results), aligned(map_rows(results)), not_scored(results)]
+    parts += (
+        ["\n".join(["Decided by held-out labelled recordings:", *(f"  {text}" for text in decided)])] if decided else []
+    )
     parts += [protocol(results), gain(results), no_pseudo_labels(results)]
     for name, labels in results["pseudo_labels"].items():
         parts += [f"{stage_name(name)}: {counts(labels)}", aligned(quality_rows(labels["quality"]))]
@@ -151,6 +156,27 @@ def map_rows(results: Mapping[str, Any]) -> list[list[str]]:
         percent_cells = percents([*values, score["average_map"]])
         rows.append([variant_name(variant), "–" if steps is None else f"{steps:,}", *percent_cells])
     return rows
+
+
+def decisions(results: Mapping[str, Any]) -> list[str]:
+    """The decisions of a run, a sentence each, with their evidence; what to beware of; what became of the promised
+    precision. Empty for a run that decided nothing."""
+    made = results.get("decisions", {})
+    if TEACHER not in made:
+        return []
+    words = [*made[TEACHER]["because"], *made.get(MODEL, {}).get("because", ())]
+    words += [f"warning: {text}" for text in made[TEACHER]["warnings"]]
+    return words + _promised(results, made[TEACHER])
+
+
+def _promised(results: Mapping[str, Any], decision: Mapping[str, Any]) -> list[str]:
+    """The precision that held-out recordings promised for the first round's labels, against the true one."""
+    point, labels = decision["operating_point"], next(iter(results["pseudo_labels"].values()), None)
+    found = labels["quality"]["before_icd"]["precision"] if labels else None
+    if not point or found is None:
+        return []
+    promised = f"precision of pseudo labels at the threshold: {point['precision']:.2f} promised, {found:.2f} true"
+    return [f"{promised} (annotations of the unlabelled recordings, where there are any, are read for this line only)"]
 
 
 def quality_rows(quality: Mapping[str, Any]) -> list[list[str]]:

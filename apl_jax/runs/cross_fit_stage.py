@@ -1,9 +1,9 @@
-"""Cross-fitting: what a teacher trained on some labelled recordings finds in those that it has not seen.
+"""Cross-fitting: what networks trained on some labelled recordings find in those that they have not seen.
 
 The labelled recordings are divided into folds (by subject, where known); one network for each fold is trained on all
-others, all of them at once (training/fold_training.py), and predicts its own. From these honest detections follows what
-no rule can know: how precise which confidence is, how many steps are enough, whether a pretext helps. No annotation of
-an unlabelled or evaluated recording is read.
+others, all in one program (training/fold_training.py), and predicts its own. From these honest detections follows what
+no rule can know: how precise which confidence is, how many steps are enough, whether a pretext helps, whether a student
+is better than its teacher. No annotation of an unlabelled or evaluated recording is read.
 """
 
 from __future__ import annotations
@@ -15,27 +15,36 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save
 
+from apl_jax.data.annotations import read_annotations
+from apl_jax.data.batching import build_targets
+from apl_jax.data.files import write_bytes
 from apl_jax.data.folds import make_folds
-from apl_jax.declarations import Choice
+from apl_jax.data.tensors import read_tensors
+from apl_jax.declarations import Chain, Choice, SettingsError
 from apl_jax.detectors import build_detector
 from apl_jax.devices import place, replicated, to_host
+from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.detections import predict_batch, to_instances
 from apl_jax.evaluation.scoring import score
-from apl_jax.evaluation.submission import write_submission
-from apl_jax.learning.icd import InstanceBank
-from apl_jax.learning.method import INSTANCES, LABELLED, Objective, build_objective
+from apl_jax.feeds.resident import Feed
+from apl_jax.learning.icd import DISCRIMINATOR, InstanceBank, class_members, mean_similarity
+from apl_jax.learning.method import INSTANCES, LABELLED, PSEUDO_LABELLED, Method, build_objective
+from apl_jax.learning.selection import UNKNOWN_SIMILARITY, Known
+from apl_jax.nn.discriminator import build_discriminator
 from apl_jax.runs.artefacts import CHECKPOINTS
 from apl_jax.runs.context import StageInputs
-from apl_jax.runs.training_stage import build_method, stage_key
+from apl_jax.runs.labelling_stage import LabellingPart, as_annotations, build_selection, select_from
+from apl_jax.runs.training_stage import build_method, most_instances, stage_key
 from apl_jax.settings import StageSettings
-from apl_jax.structs import Array, PyTree, leaves_by_name
+from apl_jax.structs import Batch, DataFacts, Detections, PyTree
 from apl_jax.training.checkpoint import Checkpoints
-from apl_jax.training.fold_training import build_fold_step, fold_feed, fold_states
+from apl_jax.training.fold_training import FoldTable, build_fold_step, fold_feed, fold_states
 from apl_jax.training.loop import Plan, fit
 from apl_jax.training.optimizer import build_optimizer
-from apl_jax.training.state import TrainState
 from apl_jax.training.step import build_dispatch
 from apl_jax.training.writers import open_writers
 
@@ -47,88 +56,216 @@ class CrossFitPart:
     name: str
     seed: int
     detector: Choice
-    method: Choice  # of the teacher
-    stage: StageSettings
-    milestones: tuple[int, ...]  # steps after which held-out recordings are predicted; the last one is the end
+    method: Choice
+    stage: StageSettings  # its steps are those after which training ends
+    milestones: tuple[int, ...]  # rising steps after which held-out recordings are predicted; the last one is the end
     folds: int  # at most
     tiou: tuple[float, ...]
-    crop_t: int
     steps_per_dispatch: int
     start: str = ""  # stage whose averaged parameters all networks begin with
+    networks: str = ""  # cross-fitting stage, and the milestone, whose networks these go on from: stage/steps
+    labels: str = ""  # stage that left the pseudo labels of each network
+
+
+@dataclass(frozen=True)
+class CrossFitLabelPart:
+    """What a stage is handed that selects the pseudo labels of each network."""
+
+    name: str
+    detector: Choice
+    selection: Chain
+    candidates: str  # ignore | background: what unselected candidates are in training
+    folds: int
+    networks: str  # cross-fitting stage, and the milestone, whose networks label: stage/steps
+
+
+def folds_of(inputs: StageInputs, most: int) -> np.ndarray:
+    """The fold ``[V]`` of each labelled recording.
+
+    Raises :class:`~apl_jax.declarations.SettingsError` where nothing can be held out.
+    """
+    records = inputs.table("labelled").records
+    folds = make_folds(records, most, len(inputs.classes))
+    if folds.max() < 1:
+        raise SettingsError(
+            f"`learning.method`: found {len(records)} labelled recordings of one subject, expected recordings of two "
+            "at least, for one is held out to judge by. Try: `learning.method.name=apl`, which decides nothing by "
+            "itself, or more labelled recordings."
+        )
+    if inputs.streamed:
+        raise SettingsError(
+            "`learning.method`: found features that are streamed, for they do not fit the devices; expected all "
+            "features on the devices, where the networks of all folds are trained. Try: `learning.method.name=apl`."
+        )
+    return folds
 
 
 def cross_fit(part: CrossFitPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
-    """Trains a network for each fold and scores, at each milestone, what they find in the recordings held out."""
-    table = inputs.table("labelled")
-    folds = make_folds(table.records, part.folds, len(inputs.classes))
-    count = int(folds.max()) + 1
-    if count < 2:
-        return {"folds": 1, "held_out": {}}
-    steps = part.milestones[-1]
-    key = stage_key(inputs.mesh, part.seed, part.name)
-    network = dataclasses.replace(part.stage, steps=steps)
-    method, context = build_method(part.method, part.detector, network, inputs.facts)
+    """Trains a network for each fold and keeps, at each milestone, what they find in the recordings held out."""
+    folds = folds_of(inputs, part.folds)
+    count, key = int(folds.max()) + 1, stage_key(inputs.mesh, part.seed, part.name)
+    method, context = build_method(part.method, part.detector, part.stage, inputs.facts)
     objective = build_objective(method, context)
-    optimizer = build_optimizer(part.stage.optimizer, objective.groups, steps)
-    inherited = leaves_by_name(inputs.parameters(part.start)) if part.start else {}
+    optimizer = build_optimizer(part.stage.optimizer, objective.groups, part.stage.steps)
     begin = jax.jit(
         lambda k, old: fold_states(k, count, objective, optimizer, old), out_shardings=replicated(inputs.mesh)
     )
+    inherited = _inherited(part, inputs, count)
     shapes = jax.eval_shape(begin, jax.random.key(0), inherited)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(inputs.mesh)), shapes)
     store = Checkpoints(folder / CHECKPOINTS, inputs.runtime.checkpoint_every)
     state = store.resume(like) or begin(key, inherited)
-    dispatch, feed = _dispatches(part, inputs, objective, optimizer, bool(method.constants), folds)
-    held_out: dict[str, Any] = {}
-    with contextlib.closing(open_writers(folder, int(to_host(state.step)), inputs.first_process)) as writer:
-        for milestone in part.milestones:
-            plan = Plan(part.name, milestone, part.steps_per_dispatch, inputs.runtime)
-            state = fit(state, dispatch, key, feed, plan, store, writer)
-            held_out[str(milestone)] = _score(part, inputs, state, folds, folder / f"held_out_{milestone}.json")
-    store.close()
-    return {"folds": count, "held_out": held_out}
-
-
-def _dispatches(
-    part: CrossFitPart, inputs: StageInputs, objective: Objective, optimizer: Any, with_bank: bool, folds: np.ndarray
-) -> tuple[Any, Any]:
-    """The compiled step by number of steps, and the batches of all folds."""
-    everywhere = lambda tree: place(tree, replicated(inputs.mesh))
-    seen = folds != np.arange(int(folds.max()) + 1)[:, None]  # [K, V]
-    bank = inputs.bank if with_bank else None
-
-    def constants(bank: InstanceBank | None, mask: Array) -> dict[str, PyTree]:
-        if bank is None:
-            return {}
-        rows_each = len(bank.mask) // len(mask)  # a recording's rows follow one another
-        return {INSTANCES: dataclasses.replace(bank, mask=bank.mask & mask.repeat(rows_each))}
-
-    videos = jax.tree.map(lambda x: x[: len(folds)], to_host(inputs.resident("labelled")))
-    feed = fold_feed(videos, seen, part.stage.labelled_batch, LABELLED, constants, bank)
-    feed = feed._replace(arrays=everywhere(to_host(feed.arrays)))
-    step = build_fold_step(objective, optimizer, part.stage.optimizer)
+    feed = _feed(part, inputs, method, folds)
+    at_once = inputs.mesh.devices.flat[0].platform != "cpu"
+    step = build_fold_step(objective, optimizer, part.stage.optimizer, at_once)
     compiled: dict[int, Any] = {}
 
-    def dispatch(count: int) -> Any:
-        if count not in compiled:
-            compiled[count] = build_dispatch(step, feed, inputs.mesh, count)
-        return compiled[count]
+    def dispatch(steps: int) -> Any:
+        if steps not in compiled:
+            compiled[steps] = build_dispatch(step, feed, inputs.mesh, steps)
+        return compiled[steps]
 
-    return dispatch, feed
+    done = int(to_host(state.step))
+    with contextlib.closing(open_writers(folder, done, inputs.first_process)) as writer:
+        for milestone in part.milestones:
+            if done > milestone:  # resumed beyond it: what was found then is in its folder
+                continue
+            plan = Plan(part.name, milestone, part.steps_per_dispatch, inputs.runtime)
+            state = fit(state, dispatch, key, feed, plan, store, writer)
+            inputs.write_parameters(folder / str(milestone), state.ema_params)
+            found = _held_out(part.detector, inputs, state.ema_params, folds)
+            if inputs.first_process:
+                write_held_out(folder / str(milestone), *found)
+    store.close()
+    records, scores = inputs.table("labelled").records, {}
+    for milestone in part.milestones:
+        instances, _ = read_held_out(folder / str(milestone))
+        scores[str(milestone)] = score(records, instances, inputs.classes, part.tiou, ())["average_map"]
+    return {"folds": count, "held_out_map": scores}
 
 
-def _score(part: CrossFitPart, inputs: StageInputs, state: TrainState, folds: np.ndarray, path: Path) -> dict[str, Any]:
-    """What every network finds in its own fold, written and scored."""
-    detector, table = build_detector(part.detector, inputs.facts), inputs.table("labelled")
-    predict = lambda params, videos: predict_batch(detector, params, videos)
-    of_fold = lambda tree, k: jax.tree.map(lambda x: x[k], tree)
-    count = int(folds.max()) + 1
-    each = [
-        to_host(inputs.map_videos("labelled", predict, of_fold(state.ema_params["detector"], k))) for k in range(count)
+def _inherited(part: CrossFitPart, inputs: StageInputs, count: int) -> PyTree:
+    """The parameters that the networks begin with, with a leading K; None: fresh ones."""
+    if part.networks:
+        return inputs.parameters(part.networks)
+    if not part.start:
+        return None
+    repeat = lambda x: jnp.broadcast_to(x, (count, *x.shape))
+    return jax.tree.map(repeat, inputs.parameters(part.start))
+
+
+def _feed(part: CrossFitPart, inputs: StageInputs, method: Method, folds: np.ndarray) -> Feed:
+    """The batches of all networks."""
+    everywhere = lambda tree: place(to_host(tree), replicated(inputs.mesh))
+    seen = folds != np.arange(int(folds.max()) + 1)[:, None]  # [K, V]
+    tables: dict[str, FoldTable] = {}
+    for role in sorted(method.videos):
+        name = {PSEUDO_LABELLED: "unlabelled"}.get(role, role)
+        count = len(inputs.table(name).ids)
+        videos = jax.tree.map(lambda x, n=count: x[:n], inputs.resident(name))
+        if role == LABELLED:
+            tables[role] = FoldTable(videos, seen, part.stage.labelled_batch)
+            continue
+        every = np.ones((len(seen), count), bool)
+        targets = _pseudo_targets(part, inputs, len(seen)) if role == PSEUDO_LABELLED else None
+        tables[role] = FoldTable(videos, every, part.stage.unlabelled_batch, targets)
+    bank = inputs.bank if method.constants else None
+    feed = fold_feed(tables, _bank_of_fold, bank, seen)
+    return feed._replace(arrays=everywhere(feed.arrays))
+
+
+def _pseudo_targets(part: CrossFitPart, inputs: StageInputs, count: int) -> PyTree:
+    """The pseudo labels of each network ``[K, V, N, ...]``."""
+    table, tables = inputs.table("unlabelled"), []
+    for k in range(count):
+        found = read_annotations(inputs.folder(part.labels) / f"fold_{k}.json", inputs.classes).videos
+        tables.append(dataclasses.replace(table, records=tuple(found[video] for video in table.ids)))
+    most = max(map(most_instances, tables))
+    each = [build_targets(one.records, one.grids, most) for one in tables]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+
+def _bank_of_fold(bank: InstanceBank | None, seen: Any) -> dict[str, PyTree]:
+    """The labelled instances of the recordings that a network has seen."""
+    if bank is None:
+        return {}
+    rows_each = len(bank.mask) // len(seen)  # a recording's rows follow one another; rows of no recording come last
+    mask = jnp.resize(jnp.repeat(seen, rows_each), bank.mask.shape) & bank.mask
+    return {INSTANCES: dataclasses.replace(bank, mask=mask)}
+
+
+def known_of_folds(inputs: StageInputs, params: PyTree, folds: np.ndarray) -> list[Known]:
+    """What each network knows: its parameters, and the labelled instances of the recordings that it has seen."""
+    count, rows_each = int(folds.max()) + 1, inputs.resident("labelled").targets.mask.shape[1]
+    bank, known = to_host(inputs.bank), []
+    members = []
+    for k in range(count):
+        mask = np.zeros_like(bank.mask)
+        mask[: len(folds) * rows_each] = np.repeat(folds != k, rows_each)
+        own = dataclasses.replace(bank, mask=bank.mask & mask)
+        members.append(to_host(class_members(own, len(inputs.classes))))
+        known.append(own)
+    most = max(m.rows.shape[1] for m in members)  # one shape for all folds, so that one program serves them
+    pad = lambda x: np.pad(x, ((0, 0), (0, most - x.shape[1])))
+    everywhere = lambda tree: place(tree, replicated(inputs.mesh))
+    return [
+        Known(jax.tree.map(lambda x, k=k: x[k], params), everywhere(own), everywhere(jax.tree.map(pad, member)))
+        for k, (own, member) in enumerate(zip(known, members, strict=True))
     ]
-    held_out = lambda *leaves: np.stack([leaves[k][v] for v, k in enumerate(folds)])
-    found = jax.tree.map(held_out, *each)
-    instances, _ = to_instances(found, table.grids, None, [record.duration_s for record in table.records])
-    if inputs.first_process:
-        write_submission(path, instances, table.ids, inputs.classes)
-    return score(table.records, instances, inputs.classes, part.tiou, ())
+
+
+def _held_out(detector: Choice, inputs: StageInputs, params: PyTree, folds: np.ndarray) -> tuple[Instances, np.ndarray]:
+    """What every network finds in its own fold, and how similar ICD thinks it to labelled instances of its class."""
+    built, table = build_detector(detector, inputs.facts), inputs.table("labelled")
+
+    def predict(known: Known, videos: Batch) -> tuple[Detections, Any]:
+        found = predict_batch(built, known.params["detector"], videos)
+        if DISCRIMINATOR not in known.params:
+            return found, jnp.full_like(found.confidence, UNKNOWN_SIMILARITY)
+        hidden = known.params[DISCRIMINATOR]["kernel"].shape[1]
+        return found, mean_similarity(known, videos, found, build_discriminator(hidden=hidden, symmetric=True))
+
+    each = [to_host(inputs.map_videos("labelled", predict, known)) for known in known_of_folds(inputs, params, folds)]
+    of_own_fold = lambda *leaves: np.stack([leaves[k][v] for v, k in enumerate(folds)])
+    found, similarity = jax.tree.map(of_own_fold, *each)
+    return to_instances(found, table.grids, similarity, [record.duration_s for record in table.records])
+
+
+_HELD_OUT = "held_out.safetensors"
+_REMEDY = "remove the folder of that stage, and run the same command again"
+
+
+def write_held_out(folder: Path, found: Instances, similarity: np.ndarray) -> None:
+    """Keeps detections on held-out recordings; the video row is the place in the labelled list."""
+    columns = {name: np.ascontiguousarray(getattr(found, name)) for name in ("video", "label", "segments_s", "score")}
+    write_bytes(folder / _HELD_OUT, save({**columns, "similarity": np.ascontiguousarray(similarity)}))
+
+
+def read_held_out(folder: Path) -> tuple[Instances, np.ndarray]:
+    """What :func:`write_held_out` kept."""
+    columns = read_tensors(folder / _HELD_OUT, _REMEDY)
+    return Instances(**{n: columns[n] for n in ("video", "label", "segments_s", "score")}), columns["similarity"]
+
+
+def label_for_folds(part: CrossFitLabelPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
+    """The pseudo labels that each network would learn from, as annotations: ``fold_0.json`` and so on."""
+    folds = folds_of(inputs, part.folds)
+    detector, link = build_detector(part.detector, inputs.facts), build_selection(part.selection, inputs.facts)
+    as_written = LabellingPart(part.name, part.detector, part.selection, part.candidates, part.networks)
+    chosen = []
+    select = select_from(detector, link, inputs)
+    for k, known in enumerate(known_of_folds(inputs, inputs.parameters(part.networks), folds)):
+        _, labels = select(known, link.init())
+        inputs.write(folder / f"fold_{k}.json", as_annotations(as_written, inputs, labels))
+        chosen.append(int((np.asarray(labels.weight) > 0).sum()))
+    return {"labels": chosen}
+
+
+def needs_nothing_else(facts: DataFacts, detector: Choice) -> None:
+    """Refuses a detector that wants proposals: those of labelled recordings come from a generator that has seen
+    them."""
+    if build_detector(detector, facts).facts.wants_proposals:
+        raise SettingsError(
+            f"`learning.method`: found 'auto' with the detector {detector.name!r}, which wants proposals; expected a "
+            "detector that finds segments by itself. Try: `learning.method.name=apl`."
+        )

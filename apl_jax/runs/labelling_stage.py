@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from apl_jax.data.files import refusal, write_bytes
 from apl_jax.data.tensors import read_tensors
 from apl_jax.declarations import Chain, Choice
 from apl_jax.detectors import build_detector
+from apl_jax.detectors.base import Detector
 from apl_jax.devices import place, replicated, to_host
 from apl_jax.evaluation.detections import predict_batch, to_instances, to_rows
 from apl_jax.evaluation.label_quality import BACKGROUND, LEFT_ASIDE, SELECTED
@@ -61,10 +63,23 @@ def label(part: LabellingPart, inputs: StageInputs, folder: Path) -> dict[str, A
 
 
 def select_pseudo_labels(part: LabellingPart, inputs: StageInputs, folder: Path) -> PseudoLabels:
-    """The decision on every detection, as numpy; all of it is masked computation on the devices: every video is
-    predicted and observed by the chain, then the whole set is selected from."""
+    """The decision on every detection, as numpy."""
     detector, link = build_detector(part.detector, inputs.facts), build_selection(part.selection, inputs.facts)
     known = Known(inputs.parameters(part.teacher), inputs.bank, inputs.members)
+    state = read_selection_state(link, inputs.folder(part.before)) if part.before else link.init()
+    state, labels = select_from(detector, link, inputs)(known, state)
+    write_selection_state(state, folder, inputs.first_process)
+    return labels
+
+
+def select_from(
+    detector: Detector, link: Link, inputs: StageInputs
+) -> Callable[[Known, PyTree], tuple[PyTree, PseudoLabels]]:
+    """``select(known, state) -> (state, labels)`` of the whole unlabelled set, as numpy.
+
+    All of it is masked computation on the devices: every video is predicted and observed by the chain, then the whole
+    set is selected from. What is compiled serves every teacher of the same shapes.
+    """
 
     def predict_and_observe(known: Known, videos: Batch) -> tuple[Detections, PyTree]:
         detections = predict_batch(detector, known.params["detector"], videos)
@@ -74,11 +89,11 @@ def select_pseudo_labels(part: LabellingPart, inputs: StageInputs, folder: Path)
     def select(state: PyTree, detections: Detections, observed: PyTree) -> tuple[PyTree, PseudoLabels]:
         return link.select(state, unselected(detections), observed)
 
-    state = read_selection_state(link, inputs.folder(part.before)) if part.before else link.init()
-    state = place(jax.tree.map(jnp.asarray, state), replicated(inputs.mesh))
-    state, labels = to_host(select(state, *inputs.map_videos("unlabelled", predict_and_observe, known)))
-    write_selection_state(state, folder, inputs.first_process)
-    return labels
+    def select_all(known: Known, state: PyTree) -> tuple[PyTree, PseudoLabels]:
+        state = place(jax.tree.map(jnp.asarray, state), replicated(inputs.mesh))
+        return to_host(select(state, *inputs.map_videos("unlabelled", predict_and_observe, known)))
+
+    return select_all
 
 
 def write_selection_state(state: PyTree, folder: Path, first_process: bool) -> None:

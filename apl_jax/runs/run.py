@@ -23,8 +23,9 @@ from apl_jax.feeds.passes import BatchPlan
 from apl_jax.inference.model import CARD, FOLDER, GENERATOR, PARAMETERS, ModelCard, write_card
 from apl_jax.interruption import stop_if_requested
 from apl_jax.runs.context import EVALUATION_TRUTH, UNLABELLED_TRUTH, RunContext
+from apl_jax.runs.evidence import MODEL, TEACHER, decided, final_stage, known_stages
 from apl_jax.runs.ledger import Ledger, check_workdir
-from apl_jax.runs.plans import check_split, generator_of, plan_stages, total_steps
+from apl_jax.runs.plans import check_split, generator_of, total_steps
 from apl_jax.runs.settings import Settings, default_settings, plain_detector
 from apl_jax.runs.stages import Stage, stage_fingerprint
 from apl_jax.structs import DataFacts
@@ -43,7 +44,7 @@ def open_run(settings: Settings, workdir: Path) -> RunContext:
     enable_compile_cache()
     # Impossible settings are refused before anything is written, and as far as can be before anything is read.
     check_protocol(settings.evaluation)
-    plan_stages(settings, DataFacts(1, 1, settings.data.max_length_t))
+    known_stages(settings, DataFacts(1, 1, settings.data.max_length_t), {})
     if jax.process_index() == 0:
         log.info("reading the data in %s", data_root(settings.data))
     dataset = open_dataset(settings.data, settings.runtime.host_share * host_bytes())
@@ -97,12 +98,14 @@ def run(settings: Settings, workdir: Path, command: str = "") -> dict[str, Any]:
             write_split(workdir / "split.json", context.dataset.split)
         fingerprints: dict[str, str] = {}
         results: dict[str, Any] = {}
-        stages = plan_stages(settings, context.facts)
-        for number, stage in enumerate(stages, 1):
-            fingerprints[stage.name] = stage_fingerprint(stage, context, fingerprints)
-            results[stage.name] = carry_out(stage, fingerprints[stage.name], context, f"{number}/{len(stages)}")
-            if "steps" in results[stage.name] and stage.name not in UNSCORED and ledger.first_process:
-                write_card(ledger.folder(stage.name) / FOLDER, describe_model(settings, context, stage.name))
+        while todo := [s for s in known_stages(settings, context.facts, results) if s.name not in results]:
+            count = len(results) + len(todo)
+            for stage in todo:
+                fingerprints[stage.name] = stage_fingerprint(stage, context, fingerprints)
+                position = f"{len(results) + 1}/{count}"
+                results[stage.name] = carry_out(stage, fingerprints[stage.name], context, position)
+                if "steps" in results[stage.name] and stage.name not in UNSCORED and ledger.first_process:
+                    write_card(ledger.folder(stage.name) / FOLDER, describe_model(settings, context, stage.name))
         summary = summarise(settings, context, results) | {"command": command}
         if ledger.first_process:
             _write_final_model(context, summary["final_variant"])
@@ -124,6 +127,8 @@ def carry_out(stage: Stage, mark: str, context: RunContext, position: str) -> di
     context.ledger.finish(stage.name, mark, result)
     headline = _headline(result)
     log.info("%s %s: %.1f s%s", position, stage.name, result["seconds"], headline)
+    for sentence in (*result.get("because", ()), *result.get("warnings", ())):
+        log.info("    %s", sentence)
     return result
 
 
@@ -192,7 +197,8 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
     variants = {n.removesuffix(_EVALUATION): value for n, value in results.items() if n.endswith(_EVALUATION)}
     dataset, data = context.dataset, settings.data
     trained = [name for name in variants if name.startswith("self_train")]
-    final = trained[-1] if trained else next(reversed(variants), None)
+    final = final_stage(results) or (trained[-1] if trained else next(reversed(variants), None))
+    chosen = decided(settings, context.facts, results)
     return {
         "version": __version__,
         "settings_fingerprint": fingerprint(settings),
@@ -215,8 +221,15 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
         "seed": settings.seed,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
-        "steps": {name: value["steps"] for name, value in results.items() if "steps" in value},
-        "matched_steps": total_steps(settings, context.facts),
+        "steps": {
+            name: value["steps"] for name, value in results.items()
+            if "steps" in value and (name != "pretrain" or chosen.learning.pretrain.steps > 0)
+        },
+        "matched_steps": total_steps(chosen, context.facts),
+        "decisions": {
+            **{name: results[name] for name in (TEACHER, MODEL) if name in results},
+            **({"learning": to_dict(chosen.learning)} if TEACHER in results else {}),
+        },
         "variants": variants,
         "final_variant": final,
         "average_map": variants[final]["average_map"] if final else None,

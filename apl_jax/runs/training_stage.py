@@ -145,7 +145,7 @@ def build_feed(part: TrainingPart, inputs: StageInputs, method: Method, key: Arr
         sizes[videos] = size
     constants = {INSTANCES: inputs.bank} if method.constants else {}
     # N is rounded up to a power of two, so that another round of labels seldom means another program.
-    most = {name: _most_instances(table) if name == PSEUDO_LABELLED else None for name, table in tables.items()}
+    most = {name: most_instances(table) if name == PSEUDO_LABELLED else None for name, table in tables.items()}
     if inputs.streamed:
         window_t = math.ceil(part.stream_window * part.crop_t)
         steps = part.stage.steps
@@ -157,7 +157,8 @@ def build_feed(part: TrainingPart, inputs: StageInputs, method: Method, key: Arr
     return device_feed(placed, {name: len(table.ids) for name, table in tables.items()}, sizes, constants)
 
 
-def _most_instances(table: VideoTable) -> int:
+def most_instances(table: VideoTable) -> int:
+    """The most instances of a recording, rounded up to a power of two."""
     most = max((len(record.labels) for record in table.records), default=0)
     return 1 << max(most - 1, 0).bit_length()
 

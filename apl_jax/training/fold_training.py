@@ -1,14 +1,16 @@
-"""One small network for each fold, all trained at once: the training step under one ``vmap``.
+"""One network for each fold, trained side by side in one program.
 
 Everything that belongs to a network has a leading axis of K folds; the number of steps done is one for all. So a
-:class:`~apl_jax.training.state.TrainState` of folds is saved, restored and trained as any other.
+:class:`~apl_jax.training.state.TrainState` of folds is saved, restored and trained as any other. On accelerators all
+networks take a step at once (``vmap``); on a CPU one after the other within the same program, which compiles like a
+single network and, where there are no idle cores, is no slower.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,62 +20,96 @@ import optax
 from apl_jax.feeds.resident import Feed, draw_rows, role_key
 from apl_jax.learning.method import Objective
 from apl_jax.settings import OptimizerSettings
-from apl_jax.structs import Array, Batch, PyTree
+from apl_jax.structs import Array, Batch, PyTree, Targets, leaves_by_name
 from apl_jax.training.state import TrainState, initial_state
 from apl_jax.training.step import build_step
 
-_AXES: Any = TrainState(step=None, params=0, ema_params=0, optimizer=0, terms=0)  # pyright: ignore[reportArgumentType]
+
+class FoldTable(NamedTuple):
+    """Recordings of one role as K networks see them."""
+
+    videos: Batch  # [V, ...], on the devices
+    seen: np.ndarray  # [K, V] bool, which of them each network draws from
+    batch: int  # of recordings that each network draws in a step
+    targets: Targets | None = None  # [K, V, N, ...]: each network's own annotations, in place of those of ``videos``
 
 
 def fold_states(
-    key: Array, folds: int, objective: Objective, optimizer: optax.GradientTransformation,
-    inherited: dict[str, Array] | None = None,
+    key: Array, folds: int, objective: Objective, optimizer: optax.GradientTransformation, inherited: PyTree = None,
 ) -> TrainState:  # fmt: skip
-    """Fresh states of K networks, which begin alike: what tells them apart is what they see."""
-    state = initial_state(key, objective, optimizer, inherited)
-    repeat = lambda x: jnp.broadcast_to(x, (folds, *x.shape)).copy()
-    return dataclasses.replace(jax.tree.map(repeat, state), step=state.step)
+    """Fresh states of K networks, which begin alike: what tells them apart is what they see.
+
+    ``inherited``: parameters by owner that they begin with, all of them with a leading K; None: fresh ones.
+    """
+    if inherited is None:
+        state = initial_state(key, objective, optimizer)
+        repeat = lambda x: jnp.broadcast_to(x, (folds, *x.shape)).copy()
+        return dataclasses.replace(jax.tree.map(repeat, state), step=state.step)
+    one = lambda old: initial_state(key, objective, optimizer, leaves_by_name(old))
+    state = jax.vmap(one)(inherited)
+    return dataclasses.replace(state, step=jnp.int32(0))
 
 
 def build_fold_step(
-    objective: Objective, optimizer: optax.GradientTransformation, settings: OptimizerSettings
+    objective: Objective, optimizer: optax.GradientTransformation, settings: OptimizerSettings, at_once: bool = True
 ) -> Callable:
     """``step(state, key, batches) -> (state, metrics)`` of K networks; batches have a leading K, metrics are means over
-    folds."""
-    step = jax.vmap(build_step(objective, optimizer, settings), in_axes=(_AXES, None, 0), out_axes=(_AXES, 0))
+    folds. ``at_once``: under one ``vmap``, else one network after the other."""
+    step = build_step(objective, optimizer, settings)
 
     def mean_step(state: TrainState, key: Array, batches: dict) -> tuple[TrainState, dict[str, Array]]:
-        state, metrics = step(state, key, batches)
-        return state, jax.tree.map(lambda x: x.mean(0), metrics)
+        def one(own: tuple[PyTree, dict]) -> tuple[PyTree, dict[str, Array]]:
+            after, metrics = step(TrainState(state.step, *own[0]), key, own[1])
+            return _own(after), metrics
+
+        own, metrics = (jax.vmap(one) if at_once else lambda x: jax.lax.map(one, x))((_own(state), batches))
+        return TrainState(state.step + 1, *own), jax.tree.map(lambda x: x.mean(0), metrics)
 
     return mean_step
 
 
+def _own(state: TrainState) -> tuple[Any, ...]:
+    """What each network has for itself."""
+    return state.params, state.ema_params, state.optimizer, state.terms
+
+
 def fold_feed(
-    table: Batch, seen: np.ndarray, batch: int, role: str, constants: Callable[[PyTree, Array], dict[str, PyTree]],
-    shared: PyTree,
+    tables: Mapping[str, FoldTable], constants: Callable[[PyTree, Array], dict[str, PyTree]], shared: PyTree,
+    seen: np.ndarray,
 ) -> Feed:  # fmt: skip
     """Batches ``[K, B, ...]`` of the recordings that each fold's network may see.
 
     Args:
-        table: all labelled recordings, on the devices.
-        seen: ``[K, V]`` bool, which of them each network trains on.
-        batch: B.
-        role: which of ``learning.method.VIDEOS`` they are.
+        tables: by role, one of ``learning.method.VIDEOS``.
         constants: ``constants(shared, seen [V])``, what the terms of one network's objective ask for.
         shared: what ``constants`` is made from.
+        seen: ``[K, V]`` bool, which labelled recordings each network may see.
     """
-    most = int(seen.sum(1).max())
-    rows = np.stack([np.resize(np.flatnonzero(mask), most) for mask in seen])
+    roles = sorted(tables)
+    most = {role: int(table.seen.sum(1).max()) for role, table in tables.items()}
+    # A network that sees fewer recordings than another draws some of them more often.
+    rows_of = lambda table, count: np.stack([np.resize(np.flatnonzero(mask), count) for mask in table.seen])
 
     def batches(arrays: PyTree, key: Array, step: Array) -> dict:
-        def one(own: Array, mask: Array, fold_key: Array) -> dict:
-            drawn = own[draw_rows(role_key(fold_key, 0), step, most, batch)]
-            found = {role: jax.tree.map(lambda x: x[drawn], arrays["table"])}
-            return found | constants(arrays["shared"], mask)
+        def one(own: PyTree) -> dict:
+            found = {}
+            for i, role in enumerate(roles):
+                videos, size = arrays["videos"][role], tables[role].batch
+                order = draw_rows(role_key(own["key"], i), step, most[role], size)
+                drawn = own["rows"][role][order]
+                found[role] = jax.tree.map(lambda x, rows=drawn: x[rows], videos)
+                if role in own["targets"]:
+                    targets = jax.tree.map(lambda x, rows=drawn: x[rows], own["targets"][role])
+                    found[role] = dataclasses.replace(found[role], targets=targets)
+            return found | constants(arrays["shared"], own["seen"])
 
-        keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(len(rows)))
-        return jax.vmap(one)(arrays["rows"], arrays["seen"], keys)
+        keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(len(seen)))
+        return jax.vmap(one)({"key": keys, **arrays["own"]})
 
-    arrays = {"table": table, "rows": jnp.asarray(rows, jnp.int32), "seen": jnp.asarray(seen), "shared": shared}
-    return Feed(arrays, batches, {})
+    own = {
+        "rows": {role: jnp.asarray(rows_of(tables[role], most[role]), jnp.int32) for role in roles},
+        "targets": {role: table.targets for role, table in tables.items() if table.targets is not None},
+        "seen": jnp.asarray(seen),
+    }
+    videos = {role: table.videos for role, table in tables.items()}
+    return Feed({"videos": videos, "own": own, "shared": shared}, batches, {})

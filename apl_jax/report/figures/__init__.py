@@ -16,6 +16,7 @@ from apl_jax.report.figures.drawing import (
     embeddings,
     quality_bars,
     reason_histograms,
+    reliability,
     term_colours,
     training_curves,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "embeddings",
     "quality_bars",
     "reason_histograms",
+    "reliability",
     "term_colours",
     "timeline_height",
     "timelines",

@@ -244,3 +244,16 @@ def calibration(figure: Figure, estimates: Mapping[str, np.ndarray], tiou: np.nd
         axes.set(ylim=(-0.02, 1.02), xlabel=name)
         axes.grid()
     grid[0].set_ylabel("tIoU with the truth")
+
+
+@styled
+def reliability(figure: Figure, diagrams: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Share of right detections against the precision that was promised, a line for each name; on the diagonal both are
+    equal. A diagram is that of :func:`~apl_jax.evaluation.held_out.reliability`."""
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#B5BDC5", lw=0.8)
+    for (name, rows), colour in zip(diagrams.items(), ("#4C88C4", INK), strict=False):
+        axes.plot([row[0] for row in rows], [row[1] for row in rows], "o-", color=colour, ms=3.5, lw=1.3, label=name)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="promised", ylabel="share of right detections")
+    axes.legend(loc="upper left")
+    axes.grid()

@@ -7,14 +7,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fixtures import build_kind, random_bank, random_batch, tiny_choice
+import pytest
+from fixtures import build_kind, random_bank, random_batch, rarely, tiny_choice
 
 from apl_jax.devices import build_mesh, place, replicated, to_host
 from apl_jax.feeds.resident import device_feed
 from apl_jax.learning.method import INSTANCES, LABELLED
 from apl_jax.settings import OptimizerSettings, PerturbSettings
 from apl_jax.structs import Array, PyTree
-from apl_jax.training.fold_training import build_fold_step, fold_feed, fold_states
+from apl_jax.training.fold_training import FoldTable, build_fold_step, fold_feed, fold_states
 from apl_jax.training.optimizer import build_optimizer
 from apl_jax.training.state import initial_state
 from apl_jax.training.step import build_dispatch, build_step
@@ -25,7 +26,8 @@ OPTIMIZER = OptimizerSettings(learning_rate=1e-2, epsilon=1e-4)
 PERTURB = PerturbSettings(crop_ratio=0.7, noise=0.1)
 
 
-def test_each_network_is_that_of_its_recordings_alone() -> None:
+@pytest.mark.parametrize("at_once", rarely((True, False), lambda at_once: not at_once))
+def test_each_network_is_that_of_its_recordings_alone(at_once: bool) -> None:
     mesh = build_mesh(1)
     objective = build_kind("supervised", tiny_choice("conv"), LENGTH, PERTURB)
     optimizer = build_optimizer(OPTIMIZER, objective.groups, STEPS)
@@ -35,11 +37,11 @@ def test_each_network_is_that_of_its_recordings_alone() -> None:
     def constants(bank: PyTree, mask: Array) -> dict[str, PyTree]:
         return {INSTANCES: dataclasses.replace(bank, mask=bank.mask & mask.repeat(2))}
 
-    feed = fold_feed(videos, seen, BATCH, LABELLED, constants, bank)
+    feed = fold_feed({LABELLED: FoldTable(videos, seen, BATCH)}, constants, bank, seen)
     feed = feed._replace(arrays=place(to_host(feed.arrays), replicated(mesh)))
     key = jax.random.key(3)
     state = jax.jit(lambda k: fold_states(k, 2, objective, optimizer))(key)
-    state, _ = build_dispatch(build_fold_step(objective, optimizer, OPTIMIZER), feed, mesh, STEPS)(
+    state, _ = build_dispatch(build_fold_step(objective, optimizer, OPTIMIZER, at_once), feed, mesh, STEPS)(
         state, key, feed.arrays
     )
     assert int(state.step) == STEPS

@@ -1,0 +1,135 @@
+"""What honest detections tell: those of networks on labelled recordings that they have not been trained on.
+
+How well confidence predicts precision, at which confidence a detection is worth a label, and whether the similarity
+that ICD measures tells right detections from wrong ones. Everything is host code on a few thousand rows at most.
+
+A detection is *right* as pseudo labels are (:mod:`apl_jax.evaluation.label_quality`): of the class of an instance, at
+tIoU .5, and the surest on that instance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from sklearn.isotonic import IsotonicRegression
+from sklearn.metrics import roc_auc_score
+
+from apl_jax.evaluation.average_precision import (
+    Instances,
+    average_precision,
+    divide_truth,
+    find_overlaps,
+    match,
+    on_ignored,
+    ranking,
+)
+from apl_jax.evaluation.label_quality import POSITIVE_TIOU
+
+BINS = 10  # of equal count, of a reliability diagram
+
+
+@dataclass(frozen=True)
+class Judged:
+    """M detections on held-out recordings, surest first; those on truth that is to be ignored are left out."""
+
+    confidence: np.ndarray  # [M]
+    right: np.ndarray  # [M] bool
+    label: np.ndarray  # [M]
+    similarity: np.ndarray  # [M], ICD's; .5 where nothing was compared
+    truth: np.ndarray  # [N] class of each instance that can be found
+
+
+def judge(truth: Instances, found: Instances, similarity: np.ndarray) -> Judged:
+    """Which detections are right."""
+    (truth, ignored), levels = divide_truth(truth), np.array([POSITIVE_TIOU])
+    order = ranking(found)
+    ranked, similarity = found.select(order), np.asarray(similarity)[order]
+    right = match(find_overlaps(truth, ranked, floor=POSITIVE_TIOU), levels)[0]
+    judged = right | ~on_ignored(ignored, ranked, levels)[0]
+    rows = np.flatnonzero(judged)
+    rows = rows[np.argsort(-ranked.score[rows], kind="stable")]
+    return Judged(ranked.score[rows], right[rows], ranked.label[rows], similarity[rows], truth.label)
+
+
+def pooled_average_precision(truth: Instances, found: Instances, tiou: Sequence[float], classes: int) -> float:
+    """AP of all classes in one ranking, averaged over thresholds; a detection must still have its instance's class.
+
+    The mean over classes gives a class with one labelled instance, which no network that saw it can be asked about, as
+    much weight as one with twenty. One ranking counts instances, and so varies less where recordings are few.
+    """
+    apart = lambda table: replace(table, video=table.video * classes + table.label, label=table.label * 0)
+    return average_precision(apart(truth), apart(found), tiou, 1).average
+
+
+@dataclass(frozen=True)
+class Operating:
+    """A threshold of confidence, and what reaching it meant on held-out recordings."""
+
+    threshold: float
+    precision: float
+    recall: float
+    count: int  # detections that reach it
+
+
+def best_operating_point(judged: Judged, beta: float, least: float) -> Operating | None:
+    """The threshold with the best F-score, (1 + beta^2) P R / (beta^2 P + R), of those above ``least``.
+
+    ``beta`` below 1 weighs precision more. None where no detection above ``least`` is right.
+    """
+    rows = judged.confidence > least
+    confidence, right = judged.confidence[rows], judged.right[rows]
+    if not right.any():
+        return None
+    last = np.append(np.flatnonzero(np.diff(confidence)), len(confidence) - 1)  # equal scores stand or fall together
+    hits, count = np.cumsum(right)[last], last + 1
+    score = (1 + beta**2) * hits / (count + beta**2 * len(judged.truth))
+    best = int(np.argmax(score))
+    precision, recall = hits[best] / count[best], hits[best] / len(judged.truth)
+    return Operating(float(confidence[last[best]]), float(precision), float(recall), int(count[best]))
+
+
+def calibrate(confidence: np.ndarray, right: np.ndarray) -> IsotonicRegression:
+    """Precision as a rising function of confidence, by isotonic regression; outside the range its end values."""
+    return IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(confidence, right)
+
+
+def reliability(predicted: np.ndarray, right: np.ndarray) -> list[tuple[float, float, int]]:
+    """A reliability diagram: mean prediction, share of right ones and count of bins of about equal count."""
+    order = np.argsort(predicted, kind="stable")
+    parts = [part for part in np.array_split(order, BINS) if len(part)]
+    return [(float(predicted[p].mean()), float(right[p].mean()), len(p)) for p in parts]
+
+
+def calibration_error(predicted: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error: the mean distance of :func:`reliability`, weighed by count."""
+    rows = np.array(reliability(predicted, right)).reshape(-1, 3)
+    return float((np.abs(rows[:, 0] - rows[:, 1]) * rows[:, 2]).sum() / max(rows[:, 2].sum(), 1))
+
+
+def discrimination(judged: Judged, least: float) -> float | None:
+    """AUC of ICD's similarity for right against wrong detections above ``least``; None where one kind is missing."""
+    rows = judged.confidence > least
+    right = judged.right[rows]
+    return float(roc_auc_score(right, judged.similarity[rows])) if 0 < right.sum() < len(right) else None
+
+
+def better_share(truth: Instances, one: Instances, other: Instances, tiou: Sequence[float], classes: int) -> float:
+    """In which share of 200 draws of the recordings, with repetition, ``one`` has the higher pooled AP; ties count
+    half."""
+    videos, generator = np.unique(truth.video), np.random.default_rng(0)
+    won = []
+    for _ in range(200):
+        drawn = generator.choice(videos, len(videos))
+        tables = [_redrawn(table, drawn) for table in (truth, one, other)]
+        first, second = (pooled_average_precision(tables[0], table, tiou, classes) for table in tables[1:])
+        won.append(0.5 if first == second else float(first > second))
+    return float(np.mean(won))
+
+
+def _redrawn(table: Instances, videos: np.ndarray) -> Instances:
+    """The instances of drawn recordings, each draw being a recording of its own."""
+    rows = [np.flatnonzero(table.video == video) for video in videos]
+    place = np.repeat(np.arange(len(videos)), [len(part) for part in rows])
+    return replace(table.select(np.concatenate(rows)), video=place)

@@ -1,0 +1,185 @@
+"""The stages of a run whose choices are made by evidence (``learning.method.name=auto``), as far as they are known.
+
+First come cross-fitting and the two decisions (runs/cross_fit_stage.py, runs/decision_stage.py); what they decide is an
+ordinary tree of settings, from which the rest follows as for any other method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from apl_jax.declarations import Chain, Choice
+from apl_jax.learning.icd import IcdSettings
+from apl_jax.learning.methods import AutoSettings
+from apl_jax.learning.selection import DynamicSettings, FixedSettings
+from apl_jax.runs import context as reads
+from apl_jax.runs.cross_fit_stage import (
+    CrossFitLabelPart,
+    CrossFitPart,
+    cross_fit,
+    label_for_folds,
+    needs_nothing_else,
+)
+from apl_jax.runs.decision_stage import Arm, ModelDecisionPart, TeacherDecisionPart, decide_model, decide_teacher
+from apl_jax.runs.plans import chosen_method, plan_stages, training_stage
+from apl_jax.runs.settings import Settings, plain_detector, plain_method
+from apl_jax.runs.stages import Stage
+from apl_jax.settings import StageSettings
+from apl_jax.structs import DataFacts
+
+TEACHER, MODEL = "decide_teacher", "decide_model"  # the stages that decide
+PRETRAIN, NONE, PLAIN = "pretrain", "none", "plain"
+_READS = (reads.TRAINING, reads.LABELLED)
+
+Results = Mapping[str, Any]  # of stages that are done, by name
+
+
+def known_stages(settings: Settings, facts: DataFacts, results: Results) -> list[Stage]:
+    """The stages that are known once those in ``results`` are done; the same as ``results`` when nothing is left."""
+    auto = evidence_of(settings, facts)
+    if auto is None:
+        return plan_stages(settings, facts)
+    needs_nothing_else(facts, settings.detector)
+    stages = _about_teachers(settings, facts, auto)
+    if TEACHER in results:
+        stages += _about_students(settings, auto, results[TEACHER])
+    if MODEL not in results:
+        return stages
+    chosen = decided(settings, facts, results)
+    return stages + _baselines(settings, facts, results) + [s for s in _rest(chosen, facts) if s.name != PRETRAIN]
+
+
+def evidence_of(settings: Settings, facts: DataFacts) -> AutoSettings | None:
+    """The settings of cross-fitting, of a method that leaves choices to evidence; else None."""
+    return chosen_method(settings, facts).evidence if "semi_supervised" in settings.variants else None
+
+
+def decided(settings: Settings, facts: DataFacts, results: Results) -> Settings:
+    """The settings after the decisions that ``results`` hold, as anybody could have written them by hand."""
+    auto = evidence_of(settings, facts)
+    if auto is None or TEACHER not in results:
+        return settings
+    learning, decision = settings.learning, results[TEACHER]
+    learning = dataclasses.replace(
+        learning,
+        method=auto.student,
+        pretrain=_longer(learning.pretrain, 0 if decision["teacher"]["name"] == NONE else learning.pretrain.steps),
+        supervised=_longer(learning.supervised, decision["teacher"]["steps"]),
+        self_train=_longer(learning.self_train, _student_steps(settings, decision)),
+        selection=_selection(learning.selection, decision),
+    )
+    return dataclasses.replace(settings, learning=learning)
+
+
+def final_stage(results: Results) -> str | None:
+    """The stage whose model stays, as decided; None where nothing was."""
+    if MODEL not in results:
+        return None
+    students = [name for name in results if name.startswith("self_train") and "_" not in name[len("self_train_") :]]
+    return {PLAIN: "supervised", "teacher": "teacher", "student": students[-1]}[results[MODEL]["model"]]
+
+
+def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) -> list[Stage]:
+    """Networks of folds, with and without pre-training and of the plain detector, and what follows from them."""
+    learning, stages = settings.learning, []
+    starts = {NONE: ""}
+    if learning.pretrain.steps > 0:
+        stages.append(training_stage(settings, PRETRAIN, learning.pretext, learning.pretrain))
+        starts[learning.pretext.name] = PRETRAIN
+    milestones = tuple(dict.fromkeys(max(round(n * learning.supervised.steps), 1) for n in auto.lengths))
+    teachers: list[Arm] = []
+    for name, start in starts.items():
+        part = _cross_fit(settings, auto, f"cross_fit_{name}", learning.supervised, milestones, start=start)
+        stages.append(Stage(part.name, (start,) if start else (), _READS, part, cross_fit))
+        teachers += [Arm(name, steps, f"{part.name}/{steps}") for steps in milestones]
+    plain: list[Arm] = []
+    if "supervised" in settings.variants:
+        part = _cross_fit(settings, auto, f"cross_fit_{PLAIN}", learning.supervised, milestones)
+        part = dataclasses.replace(part, detector=plain_detector(settings.detector), method=plain_method())
+        stages.append(Stage(part.name, (), _READS, part, cross_fit))
+        plain = [Arm(PLAIN, steps, f"{part.name}/{steps}") for steps in milestones]
+    needs = tuple(stage.name for stage in stages if stage.name != PRETRAIN)
+    decide = TeacherDecisionPart(
+        auto, tuple(teachers), tuple(plain), _tau_neg(learning.selection), settings.evaluation.tiou
+    )
+    return [*stages, Stage(TEACHER, needs, _READS, decide, decide_teacher)]
+
+
+def _about_students(settings: Settings, auto: AutoSettings, decision: dict[str, Any]) -> list[Stage]:
+    """Students of the chosen teachers of folds, and which of all stays."""
+    learning, place = settings.learning, decision["teacher"]["place"]
+    teacher, stages = place.partition("/")[0], []
+    labels = CrossFitLabelPart(
+        "cross_fit_labels", settings.detector, _selection(learning.selection, decision), learning.candidates,
+        auto.folds, place,
+    )  # fmt: skip
+    stages.append(Stage(labels.name, (teacher, TEACHER), _READS, labels, label_for_folds))
+    steps = _student_steps(settings, decision)
+    part = _cross_fit(settings, auto, "cross_fit_student", learning.self_train, (steps,))
+    part = dataclasses.replace(part, method=auto.student, networks=place, labels=labels.name)
+    stages.append(Stage(part.name, (teacher, labels.name), _READS, part, cross_fit))
+    arms = [Arm("student", steps, f"{part.name}/{steps}"), Arm("teacher", decision["teacher"]["steps"], place)]
+    if decision["plain"]:
+        arms.append(Arm(**decision["plain"]))
+    needs = tuple(dict.fromkeys(arm.place.partition("/")[0] for arm in arms))
+    decide = ModelDecisionPart(tuple(arms), settings.evaluation.tiou)
+    return [*stages, Stage(MODEL, needs, _READS, decide, decide_model)]
+
+
+def _baselines(settings: Settings, facts: DataFacts, results: Results) -> list[Stage]:
+    """The plain detector, for the number of steps that cross-fitting chose for it."""
+    plain = results[TEACHER]["plain"]
+    if not plain:
+        return []
+    learning = dataclasses.replace(settings.learning, supervised=_longer(settings.learning.supervised, plain["steps"]))
+    return plan_stages(dataclasses.replace(settings, variants=("supervised",), learning=learning), facts)
+
+
+def _rest(chosen: Settings, facts: DataFacts) -> list[Stage]:
+    variants = tuple(name for name in chosen.variants if name != "supervised")
+    return plan_stages(dataclasses.replace(chosen, variants=variants), facts)
+
+
+def _cross_fit(
+    settings: Settings, auto: AutoSettings, name: str, stage: StageSettings, milestones: tuple[int, ...],
+    start: str = "",
+) -> CrossFitPart:  # fmt: skip
+    return CrossFitPart(
+        name, settings.seed, settings.detector, settings.learning.teacher, _longer(stage, milestones[-1]), milestones,
+        auto.folds, settings.evaluation.tiou, settings.runtime.steps_per_dispatch, start,
+    )  # fmt: skip
+
+
+def _longer(stage: StageSettings, steps: int) -> StageSettings:
+    return dataclasses.replace(stage, steps=steps)
+
+
+def _student_steps(settings: Settings, decision: dict[str, Any]) -> int:
+    """As many more as the teacher got."""
+    learning = settings.learning
+    share = decision["teacher"]["steps"] / max(learning.supervised.steps, 1)
+    return max(round(learning.self_train.steps * share), 1)
+
+
+def _tau_neg(selection: Chain) -> float:
+    """The confidence at most which a detection is not considered, of the configured chain."""
+    found = [link.settings.tau_neg for link in selection.links if hasattr(link.settings, "tau_neg")]
+    return found[0] if found else DynamicSettings().tau_neg
+
+
+def _selection(selection: Chain, decision: dict[str, Any]) -> Chain:
+    """The chain that was decided: a threshold, and ICD where it tells right from wrong."""
+    point, icd = decision["operating_point"], decision["icd"]
+    links = [link for link in selection.links if link.name != "icd"]
+    if point:
+        threshold = min(max(point["threshold"], 0.0), 1.0)
+        links = [Choice("fixed", FixedSettings(threshold, min(_tau_neg(selection), threshold)))]
+    if icd["enabled"]:
+        settings = dataclasses.replace(
+            selection.settings_of("icd") or IcdSettings(), eliminate_below=icd["eliminate_below"],
+            promote_above=icd["promote_above"], promote_overlap=0.1, least_instances=2,
+        )  # fmt: skip
+        links.append(Choice("icd", settings))
+    return Chain(tuple(links))

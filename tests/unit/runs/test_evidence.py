@@ -1,0 +1,105 @@
+"""Which stages `method=auto` has, and the settings that follow from its decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fixtures import smoke_settings
+
+from apl_jax.declarations import SettingsError
+from apl_jax.runs.context import EVALUATION, EVALUATION_TRUTH, UNLABELLED_TRUTH
+from apl_jax.runs.evidence import MODEL, TEACHER, decided, final_stage, known_stages
+from apl_jax.structs import DataFacts
+
+FACTS = DataFacts(feature_width=8, num_classes=4)
+AUTO = {"learning.method.name": "auto", "learning.supervised.steps": 10, "learning.self_train.steps": 20}
+
+
+def decision(teacher: str, steps: int, icd: bool, threshold: float = 0.4) -> dict[str, Any]:
+    place = f"cross_fit_{teacher}/{steps}"
+    similarity = {"enabled": True, "eliminate_below": 0.2, "promote_above": 0.8} if icd else {"enabled": False}
+    return {
+        "teacher": {"name": teacher, "steps": steps, "place": place},
+        "plain": {"name": "plain", "steps": 20, "place": "cross_fit_plain/20"},
+        "operating_point": {"threshold": threshold, "precision": 0.9, "recall": 0.5, "count": 12},
+        "icd": similarity,
+    }  # fmt: skip
+
+
+def test_stages_become_known_as_decisions_are_made() -> None:
+    settings, results = smoke_settings(AUTO), {}
+    first = [stage.name for stage in known_stages(settings, FACTS, results)]
+    assert first == ["pretrain", "cross_fit_none", "cross_fit_contrast", "cross_fit_plain", TEACHER]
+    results |= {name: {} for name in first} | {TEACHER: decision("none", 20, icd=False)}
+    second = [stage.name for stage in known_stages(settings, FACTS, results)]
+    assert second == [*first, "cross_fit_labels", "cross_fit_student", MODEL]
+    results |= {name: {} for name in second[len(first) :]} | {MODEL: {"model": "student"}}
+    last = {stage.name: stage for stage in known_stages(settings, FACTS, results)}
+    assert list(last)[: len(second)] == second and len(last) == len(set(last))
+    assert last["supervised"].handed.stage.steps == 20  # as chosen for the plain detector
+    assert last["teacher"].handed.stage.steps == 20 and last["teacher"].handed.start == ""
+    assert last["self_train_1"].handed.stage.steps == 40  # twice as many, as the teacher got
+    assert last["self_train_1"].handed.method.name == "apl"
+    assert last["supervised_matched"].handed.stage.steps == 60
+    assert last["pseudo_label_1"].handed.selection.names == ("fixed",)
+    assert last["pseudo_label_1"].handed.selection.settings_of("fixed").threshold == 0.4
+
+
+def test_no_deciding_stage_reads_what_training_must_not_see() -> None:
+    results: dict[str, Any] = {TEACHER: decision("contrast", 10, icd=True)}
+    stages = known_stages(smoke_settings(AUTO), FACTS, results)
+    assert stages[-1].name == MODEL
+    for stage in stages:
+        assert not {EVALUATION, EVALUATION_TRUTH, UNLABELLED_TRUTH} & set(stage.reads), stage.name
+
+
+def test_pre_training_and_icd_stay_where_they_help() -> None:
+    settings = smoke_settings(AUTO)
+    found = decided(settings, FACTS, {TEACHER: decision("contrast", 10, icd=True, threshold=0.01)}).learning
+    assert found.pretrain == settings.learning.pretrain
+    assert found.selection.names == ("fixed", "icd")
+    assert found.selection.settings_of("fixed").tau_neg == 0.01  # never above the threshold
+    icd = found.selection.settings_of("icd")
+    assert (icd.eliminate_below, icd.promote_above, icd.promote_overlap, icd.least_instances) == (0.2, 0.8, 0.1, 2)
+    without = decided(settings, FACTS, {TEACHER: decision("none", 20, icd=False) | {"operating_point": None}}).learning
+    assert without.pretrain.steps == 0
+    assert without.selection.names == ("dynamic",)  # no threshold was found: the configured rule
+
+
+@pytest.mark.parametrize(
+    ("model", "stage"), [("plain", "supervised"), ("teacher", "teacher"), ("student", "self_train_2")]
+)
+def test_the_model_that_stays_is_that_of_the_decision(model: str, stage: str) -> None:
+    names = (
+        "supervised",
+        "teacher",
+        "self_train_1",
+        "self_train_1_evaluation",
+        "self_train_2",
+        "self_train_2_evaluation",
+    )
+    assert final_stage({name: {} for name in names} | {MODEL: {"model": model}}) == stage
+    assert final_stage({name: {} for name in names}) is None
+
+
+def test_without_the_supervised_variant_the_plain_detector_is_not_tried() -> None:
+    settings = smoke_settings({**AUTO, "variants": ("semi_supervised",)})
+    assert "cross_fit_plain" not in [stage.name for stage in known_stages(settings, FACTS, {})]
+
+
+def test_another_method_is_planned_as_ever() -> None:
+    settings = smoke_settings()
+    assert known_stages(settings, FACTS, {})[0].name == "supervised"
+    assert decided(settings, FACTS, {}) == settings
+
+
+def test_a_student_without_pseudo_labels_is_refused() -> None:
+    with pytest.raises(SettingsError, match="`student`: found 'nontarget', which learns from no pseudo labels"):
+        known_stages(smoke_settings({**AUTO, "learning.method.student.name": "nontarget"}), FACTS, {})
+
+
+@pytest.mark.parametrize("lengths", [(), (2.0, 1.0), (1.0, 1.0)])
+def test_lengths_rise(lengths: tuple[float, ...]) -> None:
+    with pytest.raises(SettingsError, match=r"`learning\.method\.lengths`: found"):
+        smoke_settings({**AUTO, "learning.method.lengths": lengths})
