@@ -59,7 +59,9 @@ def carry_out(data: str, seed: int, rung: str, ratio: float, out: Path, further:
         shutil.copytree(first, workdir)
         (workdir / "results.json").unlink()
     variants = [] if rung == "apl" else ["--config.variants=('semi_supervised',)"]
-    flags = [f"--config={config}", f"--workdir={workdir}", "--config.runtime.progress=False", *variants, *RUNGS[rung]]
+    method = "--config.learning.method.name=apl"
+    flags = [f"--config={config}", f"--workdir={workdir}", "--config.runtime.progress=False", method]
+    flags += [*variants, *RUNGS[rung]]
     done = subprocess.run(command("run", *flags, *further), capture_output=True, text=True)
     print(workdir.name, "done" if done.returncode == 0 else done.stderr[-500:], flush=True)
 

@@ -19,6 +19,8 @@ def _declare(parser: Parser) -> None:
     parser.flag("stage", "NAME", words, default="", shown="that of the final variant")
     words = "annotation JSON with frame rates and durations of the videos; its instances are drawn, not used"
     parser.flag("annotations", "FILE", words, path)
+    words = "subset of the annotations whose videos are predicted, such as test"
+    parser.flag("subset", "NAME", words, default="", shown="all videos")
     words = "samples or frames per second of the recordings"
     parser.flag("fps", "RATE", words, number, shown="that of training, if it had one")
     words = "length of the recording in seconds, of a single one"
@@ -41,6 +43,7 @@ def _carry_out(arguments: Namespace) -> None:
     request = Request(
         arguments.features, arguments.stage, arguments.annotations, arguments.fps, arguments.duration,
         arguments.thresholds, arguments.min_score, arguments.top_k, arguments.out, arguments.timelines,
+        arguments.subset,
     )  # fmt: skip
     found = predict(arguments.workdir, request)
     instances, videos = counted(len(found.instances), "instance"), counted(len(found.records), "video")

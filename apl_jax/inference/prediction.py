@@ -57,6 +57,7 @@ class Request:
     top_k: int | None = None  # per video
     out: Path | None = None  # .json or .csv
     timelines: Path | None = None  # .html, or a folder for one .png per video
+    subset: str = ""  # of the annotations: only its videos are predicted; "" = all
 
     def __post_init__(self) -> None:
         checks = (
@@ -110,11 +111,26 @@ def predict(workdir: Path, request: Request) -> Predictions:
     log.info("videos: %d, model: %s of %s", len(source.ids), model.card.stage, workdir)
     clock = Clock(request.fps, source.manifest and source.manifest.fps, model.card.fps, grid.fps)
     records = tuple(_records(source, annotations, classes, str(request.annotations), request.duration_s))
+    records = _of_subset(records, request)
     clock.note([record.fps for record in records], grid)
     records = tuple(dataclasses.replace(record, fps=clock.rate(record.fps)[0]) for record in records)
     records, instances = predict_videos(model, source, records)
     chosen = select_confident(instances, request.min_score, thresholds, request.top_k)
     return Predictions(chosen, records, classes, model.card.stage)
+
+
+def _of_subset(records: tuple[VideoRecord, ...], request: Request) -> tuple[VideoRecord, ...]:
+    """The records of the subset that is asked for."""
+    if not request.subset:
+        return records
+    if request.annotations is None:
+        raise refusal("`subset`", repr(request.subset), "annotations that name subsets", "`annotations=<json>` as well")
+    chosen = tuple(record for record in records if record.subset == request.subset.lower())
+    if not chosen:
+        found = ", ".join(sorted({record.subset or "(none)" for record in records}))
+        where, remedy = f"{request.annotations}: `subset`", "one of these, or none"
+        raise refusal(where, f"subsets {found}", f"videos of {request.subset!r}", remedy)
+    return chosen
 
 
 def _records(

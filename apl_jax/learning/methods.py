@@ -82,8 +82,9 @@ class AutoSettings(Checked):
 
     student: Choice = choice(METHODS, "apl")  # what the student learns by
     folds: int = number(4, at_least=2, at_most=1000)  # of the labelled recordings, at most
-    # numbers of steps that are tried, as multiples of learning.supervised.steps, rising
-    lengths: tuple[float, ...] = numbers((1.0, 2.0), above=0, at_most=1000)
+    # numbers of steps that are tried, as multiples of learning.supervised.steps, rising; the last one says how long
+    # cross-fitting takes, the others cost nothing
+    lengths: tuple[float, ...] = numbers((0.5, 1.0), above=0, at_most=1000)
     # beta of the F-score whose best threshold selects labels: below 1, a wrong label counts more than a missed one,
     # which the ignored candidates around the threshold make harmless
     recall_weight: float = number(0.5, above=0, at_most=100)

@@ -124,9 +124,10 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
     seen: set[tuple[Any, ...]] = set()
     first: dict[tuple[int, int], float] = {}
     for group in groups:
-        variants = dict.fromkeys(variant for results in group.results.values() for variant in results["variants"])
+        scores_of = {seeds: _scores(results) for seeds, results in group.results.items()}
+        variants = dict.fromkeys(variant for scores in scores_of.values() for variant in scores)
         for variant in variants:
-            runs = {seeds: r["variants"][variant] for seeds, r in group.results.items() if variant in r["variants"]}
+            runs = {seeds: scores[variant] for seeds, scores in scores_of.items() if variant in scores}
             scored = {seeds: run for seeds, run in runs.items() if run["average_map"] is not None}
             averages = {seeds: run["average_map"] for seeds, run in scored.items()}
             mark = (variant, *sorted(averages.items()))
@@ -142,6 +143,13 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
             values = (f"{100 * averages[s]:.1f}" if s in averages else "–" for s in all_seeds)
             by_seed.append([name, *values, spread(gains, "+")])
     return rows, by_seed
+
+
+def _scores(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of a run by variant; where the run decided which model stays, those of that one as well."""
+    variants, final = results["variants"], results["final_variant"]
+    stays = {"model that stays": variants[final]} if results.get("decisions") and final in variants else {}
+    return {**variants, **stays}
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:

@@ -93,7 +93,11 @@ def split_words(found: Inspection) -> str:
 
 
 def class_rows(found: Inspection, most: int = 0) -> list[list[str]]:
-    """Instances of each class by subset and in the labelled part, the most frequent first; ``most`` 0: all."""
+    """Instances of each class by subset and in the labelled part, the most frequent first; ``most`` 0: all.
+
+    A single class more than ``most`` is shown: the line that counts it would be as long.
+    """
+    most += most > 0 and len(found.classes) == most + 1
     total = np.sum(list(found.class_counts.values()), axis=0)
     order = [int(c) for c in np.argsort(-total, kind="stable")]
     rows = [["instances", *(subset or "(none)" for subset in found.class_counts), "labelled part"]]

@@ -52,7 +52,16 @@ def results_table(results: Mapping[str, Any]) -> str:
     decided = decisions(results)
     parts = [headline(results), aligned(map_rows(results)), not_scored(results)]
     parts += (
-        ["\n".join(["Decided by held-out labelled recordings:", *(f"  {text}" for text in decided)])] if decided else []
+        [
+            "\n".join(
+                [
+                    "* stays, as the run's model. Decided by held-out labelled recordings:",
+                    *(f"  {text}" for text in decided),
+                ]
+            )
+        ]
+        if decided
+        else []
     )
     parts += [protocol(results), gain(results), no_pseudo_labels(results)]
     for name, labels in results["pseudo_labels"].items():
@@ -154,7 +163,8 @@ def map_rows(results: Mapping[str, Any]) -> list[list[str]]:
         steps = total_steps(results, variant)
         values = [score["map"].get(t) for t in thresholds]
         percent_cells = percents([*values, score["average_map"]])
-        rows.append([variant_name(variant), "–" if steps is None else f"{steps:,}", *percent_cells])
+        stays = " *" if variant == results["final_variant"] and results.get("decisions") else ""
+        rows.append([variant_name(variant) + stays, "–" if steps is None else f"{steps:,}", *percent_cells])
     return rows
 
 

@@ -15,10 +15,12 @@ from apl_jax.learning.icd import IcdSettings
 from apl_jax.learning.methods import AutoSettings
 from apl_jax.learning.selection import DynamicSettings, FixedSettings
 from apl_jax.runs import context as reads
+from apl_jax.runs.context import RunContext
 from apl_jax.runs.cross_fit_stage import (
     CrossFitLabelPart,
     CrossFitPart,
     cross_fit,
+    folds_of,
     label_for_folds,
     needs_nothing_else,
 )
@@ -54,6 +56,13 @@ def known_stages(settings: Settings, facts: DataFacts, results: Results) -> list
 def evidence_of(settings: Settings, facts: DataFacts) -> AutoSettings | None:
     """The settings of cross-fitting, of a method that leaves choices to evidence; else None."""
     return chosen_method(settings, facts).evidence if "semi_supervised" in settings.variants else None
+
+
+def check_evidence(settings: Settings, context: RunContext) -> None:
+    """Refuses, before anything is trained, data from which nothing can be held out."""
+    auto = evidence_of(settings, context.facts)
+    if auto is not None:
+        folds_of(context.inputs(_READS), auto.folds)
 
 
 def decided(settings: Settings, facts: DataFacts, results: Results) -> Settings:

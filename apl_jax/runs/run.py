@@ -23,7 +23,7 @@ from apl_jax.feeds.passes import BatchPlan
 from apl_jax.inference.model import CARD, FOLDER, GENERATOR, PARAMETERS, ModelCard, write_card
 from apl_jax.interruption import stop_if_requested
 from apl_jax.runs.context import EVALUATION_TRUTH, UNLABELLED_TRUTH, RunContext
-from apl_jax.runs.evidence import MODEL, TEACHER, decided, final_stage, known_stages
+from apl_jax.runs.evidence import MODEL, TEACHER, check_evidence, decided, final_stage, known_stages
 from apl_jax.runs.ledger import Ledger, check_workdir
 from apl_jax.runs.plans import check_split, generator_of, total_steps
 from apl_jax.runs.settings import Settings, default_settings, plain_detector
@@ -64,6 +64,7 @@ def open_run(settings: Settings, workdir: Path) -> RunContext:
         pretrains=settings.learning.pretrain.steps > 0 and "semi_supervised" in settings.variants,
     )
     build_detector(settings.detector, context.facts)  # refuses what cannot be built for these data
+    check_evidence(settings, context)
     _note_protocol(settings, context)
     return context
 

@@ -54,6 +54,7 @@ def fit(
     portion = feed.most_steps or plan.steps_per_dispatch
     done = int(to_host(state.step))
     progress = tqdm(total=plan.steps, initial=done, desc=plan.name, unit="step", disable=not plan.runtime.progress)
+    progress.set_postfix_str("compiling, for up to a minute")
     while done < plan.steps:
         count = min(portion - done % portion, plan.steps - done)
         inputs = feed.inputs(done, count)

@@ -25,6 +25,7 @@ DETECTOR = "conv"  # of examples/plugin.py: quickly compiled
 def auto_settings() -> Settings:
     changes = {
         "detector.name": DETECTOR, "learning.method.name": "auto", "learning.method.folds": 3,
+        "learning.method.lengths": (1.0, 2.0),
         "learning.pretrain.steps": 0, "learning.supervised.steps": STEPS, "learning.self_train.steps": STEPS,
         "evaluation.label_space.enabled": False, "variants": ("supervised", "semi_supervised"),
     }  # fmt: skip

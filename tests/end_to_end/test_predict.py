@@ -333,3 +333,14 @@ def test_model_that_cannot_predict_says_what_to_do(orphan: Path, tmp_path: Path)
     parameters.unlink()
     with pytest.raises(DataError, match=r"params\.safetensors: found no such file"):
         predict(orphan, request)
+
+
+def test_one_subset_of_a_folder_is_predicted(orphan: Path, small_run: Path) -> None:
+    root = embedded_root()
+    request = Request(root, annotations=root / "annotations.json", subset="Test")
+    found = predict(orphan, request)
+    assert {record.id for record in found.records} == set(load_json(small_run / "split.json")["evaluation"])
+    with pytest.raises(DataError, match=r"`subset`: found subsets test, training; expected videos of 'validation'"):
+        predict(orphan, dataclasses.replace(request, subset="validation"))
+    with pytest.raises(DataError, match=r"`subset`: found 'test'; expected annotations that name subsets"):
+        predict(orphan, Request(root, subset="test"))

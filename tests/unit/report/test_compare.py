@@ -135,3 +135,21 @@ def test_point_5_runs_of_other_features_are_rows_of_their_own(runs: list[Path], 
     table = comparison([folders[0], tmp_path / "corrected"])
     assert "[old, identity 1a]" in table and "[old, identity 1a, truth 3c]" in table and "±" not in table
     assert "identity" not in comparison(folders[:2]) and "identity" not in comparison(folders[3:])
+
+
+def test_runs_that_decide_have_a_row_of_the_models_that_stay(made: Path) -> None:
+    """One run keeps its teacher, another its student: neither row of the two is what the method is worth."""
+    folders = []
+    for seed, final in enumerate(("teacher", "self_train_1")):
+        out = put(made, seed, 0.6, "apl-jax run --config=mine.py --workdir=x", 7.0)
+        results = load_json(out / "results.json")
+        student = results["variants"]["self_train_1"]
+        teacher = {**student, "average_map": 0.8, "map": dict.fromkeys(student["map"], 0.8)}
+        variants = {"teacher": teacher, "self_train_1": student}
+        write_json(
+            out / "results.json", results | {"variants": variants, "final_variant": final, "decisions": {"a": 1}}
+        )
+        folders.append(out)
+    rows = [line for line in comparison(folders).split("\n") if line.startswith("mine, model that stays")]
+    assert len(rows) == 2 and all("80.0" in rows[1] and "60.0" in row for row in rows[1:])
+    assert rows[0].split()[-3:] == ["70.0", "±", "14.1"]

@@ -13,7 +13,12 @@ from apl_jax.runs.evidence import MODEL, TEACHER, decided, final_stage, known_st
 from apl_jax.structs import DataFacts
 
 FACTS = DataFacts(feature_width=8, num_classes=4)
-AUTO = {"learning.method.name": "auto", "learning.supervised.steps": 10, "learning.self_train.steps": 20}
+AUTO = {
+    "learning.method.name": "auto",
+    "learning.supervised.steps": 10,
+    "learning.self_train.steps": 20,
+    "learning.method.lengths": (1.0, 2.0),
+}
 
 
 def decision(teacher: str, steps: int, icd: bool, threshold: float = 0.4) -> dict[str, Any]:
