@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
@@ -115,21 +116,35 @@ def discrimination(judged: Judged, least: float) -> float | None:
     return float(roc_auc_score(right, judged.similarity[rows])) if 0 < right.sum() < len(right) else None
 
 
-def better_share(truth: Instances, one: Instances, other: Instances, tiou: Sequence[float], classes: int) -> float:
-    """In which share of 200 draws of the recordings, with repetition, ``one`` has the higher pooled AP; ties count
-    half."""
-    videos, generator = np.unique(truth.video), np.random.default_rng(0)
-    won = []
-    for _ in range(200):
-        drawn = generator.choice(videos, len(videos))
-        tables = [_redrawn(table, drawn) for table in (truth, one, other)]
-        first, second = (pooled_average_precision(tables[0], table, tiou, classes) for table in tables[1:])
-        won.append(0.5 if first == second else float(first > second))
-    return float(np.mean(won))
+def found_instances(truth: Instances, found: Instances) -> np.ndarray:
+    """Which instances ``[N]`` are found: by one of the 2 N surest detections of all recordings together, of their class
+    and at tIoU .5.
+
+    The rank has to be limited, for with enough detections everything is found.
+    """
+    surest = found.select(np.argsort(-found.score, kind="stable")[: 2 * len(truth)])
+    overlaps = find_overlaps(truth, surest, floor=POSITIVE_TIOU)
+    hit = np.zeros(len(truth), bool)
+    hit[overlaps.truth] = True
+    return hit
 
 
-def _redrawn(table: Instances, videos: np.ndarray) -> Instances:
-    """The instances of drawn recordings, each draw being a recording of its own."""
-    rows = [np.flatnonzero(table.video == video) for video in videos]
-    place = np.repeat(np.arange(len(videos)), [len(part) for part in rows])
-    return replace(table.select(np.concatenate(rows)), video=place)
+@dataclass(frozen=True)
+class Contest:
+    """How many held-out instances only one of two networks finds, and how surprising that is."""
+
+    gained: int  # only the challenger
+    lost: int  # only the incumbent
+    p_value: float  # sign test, one-sided: of as many gains or more if neither were better
+
+
+def contest(challenger: np.ndarray, incumbent: np.ndarray) -> Contest:
+    """Compares two answers of :func:`found_instances`.
+
+    Average precision of few instances hangs on the order of a handful of detections: where two ways of training found
+    all but one of the same instances, it differed by .07, in 92 % of bootstrap redraws (docs/results.md). Instances
+    gained and lost say plainly how little that is.
+    """
+    gained, lost = int((challenger & ~incumbent).sum()), int((incumbent & ~challenger).sum())
+    test = binomtest(gained, gained + lost, 0.5, alternative="greater") if gained + lost else None
+    return Contest(gained, lost, float(test.pvalue) if test else 1.0)

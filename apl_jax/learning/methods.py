@@ -88,6 +88,9 @@ class AutoSettings(Checked):
     # beta of the F-score whose best threshold selects labels: below 1, a wrong label counts more than a missed one,
     # which the ignored candidates around the threshold make harmless
     recall_weight: float = number(0.5, above=0, at_most=100)
+    # largest p-value (sign test on held-out instances) at which another way replaces the plain one, which is: no
+    # pre-training, all steps, the student
+    doubt: float = number(0.1, above=0, at_most=0.5)
     least_auc: float = number(0.65, at_least=0.5, at_most=1)  # of ICD's similarity, to be asked at all
     # share of right labels that dropping by similarity may cost
     lost_share: float = number(0.05, at_least=0, at_most=1)

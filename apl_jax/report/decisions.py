@@ -21,11 +21,11 @@ def decision_section(run: FinishedRun) -> dict[str, Any] | None:
         return None
     made = run.results["decisions"]
     tried = made[TEACHER]["tried"] | made.get(MODEL, {}).get("tried", {})
-    rows = [["held-out recordings, %", "steps", "AP, all classes together", "mAP"]]
-    rows += [
-        [s["name"], f"{s['steps']:,}", percent(s["pooled"]), percent(s["average_map"])] for s in tried.values()
-    ]  # fmt: skip
-    return {"words": words, "table": number_table(rows, plain=2), "figures": _figures(made[TEACHER]["calibration"])}
+    rows = [["held-out recordings", "steps", "found", "AP of all classes together, %", "mAP, %"]]
+    for entry in tried.values():
+        scores = percent(entry["pooled"]), percent(entry["average_map"])
+        rows.append([entry["name"], f"{entry['steps']:,}", f"{entry['found']:,}", *scores])
+    return {"words": words, "table": number_table(rows, plain=3), "figures": _figures(made[TEACHER]["calibration"])}
 
 
 def _figures(calibration: Mapping[str, Any]) -> list[Drawing]:

@@ -16,11 +16,13 @@ import numpy as np
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
 from apl_jax.evaluation.held_out import (
     Judged,
+    Operating,
     best_operating_point,
-    better_share,
     calibrate,
     calibration_error,
+    contest,
     discrimination,
+    found_instances,
     judge,
     pooled_average_precision,
     reliability,
@@ -30,7 +32,8 @@ from apl_jax.learning.methods import AutoSettings
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.cross_fit_stage import read_held_out
 
-HANDFUL = 10  # right detections; a threshold chosen from fewer is named in a warning
+HANDFUL = 10  # detections; from fewer nothing is chosen
+PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class TeacherDecisionPart:
     """What the stage is handed that chooses the network that labels, and what becomes a label."""
 
     auto: AutoSettings
-    teachers: tuple[Arm, ...]
+    teachers: tuple[Arm, ...]  # the first is taken unless another is better beyond doubt
     plain: tuple[Arm, ...]  # the plain detector's, to choose its number of steps; none where it is not wanted
     tau_neg: float
     tiou: tuple[float, ...]
@@ -57,60 +60,66 @@ class TeacherDecisionPart:
 class ModelDecisionPart:
     """What the stage is handed that chooses the model that stays."""
 
-    arms: tuple[Arm, ...]  # plain, teacher, student
+    arms: tuple[Arm, ...]  # student, teacher, plain
+    doubt: float
     tiou: tuple[float, ...]
 
 
 def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
     """Pretext, number of steps, threshold of labels, and whether ICD is asked."""
     del folder
-    tried = _scores(part.teachers, inputs, part.tiou)
-    teacher = max(part.teachers, key=lambda arm: tried[arm.place]["pooled"])
-    plain_tried = _scores(part.plain, inputs, part.tiou)
-    plain = max(part.plain, key=lambda arm: plain_tried[arm.place]["pooled"], default=None)
+    teacher, words = _choose(part.teachers, inputs, part.auto.doubt)
+    plain, _ = _choose(part.plain, inputs, part.auto.doubt) if part.plain else (None, [])
     found, similarity = read_held_out(inputs.folder(teacher.place))
-    truth = _truth(inputs)
-    judged = judge(truth, found, similarity)
+    judged = judge(_truth(inputs), found, similarity)
     point = best_operating_point(judged, part.auto.recall_weight, 0.0)
+    enough = point is not None and point.count * point.precision >= HANDFUL
     auc = discrimination(judged, part.tau_neg)
     icd = _icd(part.auto, judged, part.tau_neg, auc)
-    other = max(
-        (arm for arm in part.teachers if arm.name != teacher.name),
-        key=lambda arm: tried[arm.place]["pooled"], default=None,
-    )  # fmt: skip
-    words = [_teacher_words(teacher, other, tried, inputs, truth, part.tiou)]
-    words.append(
-        f"label threshold {point.threshold:.2f}: {point.precision:.0%} of {point.count} held-out detections that reach "
-        f"it are right, {point.recall:.0%} of the instances found"
-        if point else "label threshold as configured: no held-out detection is right"
-    )  # fmt: skip
-    words.append(_icd_words(icd, auc, part.auto))
     return {
         "teacher": dataclasses.asdict(teacher),
         "plain": dataclasses.asdict(plain) if plain else None,
-        "tried": tried | plain_tried,
-        "operating_point": dataclasses.asdict(point) if point else None,
+        "tried": _scores((*part.teachers, *part.plain), inputs, part.tiou),
+        "operating_point": dataclasses.asdict(point) if point and enough else None,
         "icd": icd,
         "icd_auc": auc,
         "calibration": _calibration(judged),
-        "because": words,
-        "warnings": _warnings(inputs, judged, point.count if point else 0),
+        "because": [*words, _threshold_words(point, enough), _icd_words(icd, auc, part.auto)],
+        "warnings": _warnings(inputs, judged),
     }
 
 
 def decide_model(part: ModelDecisionPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
-    """Which of plain detector, teacher and student stays: the best on held-out recordings."""
+    """Which of student, teacher and plain detector stays."""
     del folder
-    tried, truth = _scores(part.arms, inputs, part.tiou), _truth(inputs)
-    ranked = sorted(part.arms, key=lambda arm: -tried[arm.place]["pooled"])
-    best, words = ranked[0], []
-    for other in ranked[1:]:
-        share = _share(best, other, inputs, truth, part.tiou)
-        words.append(
-            f"{best.name} and not {other.name}: held-out {_percent(tried[best.place])} against "
-            f"{_percent(tried[other.place])}, ahead in {share:.0%} of redraws of the recordings"
-        )
-    return {"model": best.name, "tried": tried, "because": words}
+    best, words = _choose(part.arms, inputs, part.doubt)
+    return {"model": best.name, "tried": _scores(part.arms, inputs, part.tiou), "because": words}
+
+
+def _choose(arms: tuple[Arm, ...], inputs: StageInputs, doubt: float) -> tuple[Arm, list[str]]:
+    """The first arm, unless another finds more held-out instances than chance would explain; and why, in words."""
+    truth = _truth(inputs)
+    hits = [found_instances(truth, read_held_out(inputs.folder(arm.place))[0]) for arm in arms]
+    contests = [contest(hit, hits[0]) for hit in hits]
+    best = min(range(len(arms)), key=lambda i: (contests[i].p_value if contests[i].p_value <= doubt else 1.0, i))
+    counts = lambda i: f"{_described(arms[i], arms)} finds {int(hits[i].sum())} of {len(truth)} held-out instances"
+    words = [f"{_described(arms[best], arms)} is taken: {counts(best)}"]
+    for i, result in enumerate(contests):
+        if i != best and i > 0:
+            sure = "more than chance" if result.p_value <= doubt else f"no sure gain, p = {result.p_value:.2f}"
+            words.append(f"{counts(i)}: {result.gained} gained, {result.lost} lost against the first ({sure})")
+    if best > 0:
+        result = contests[best]
+        words.append(f"{counts(0)}: {result.gained} gained, {result.lost} lost by {_described(arms[best], arms)} "
+                     f"(p = {result.p_value:.3f})")  # fmt: skip
+    return arms[best], words
+
+
+def _described(arm: Arm, arms: tuple[Arm, ...]) -> str:
+    """An arm in words; how long it is trained where that tells it from others."""
+    name = {"none": "no pre-training", PLAIN: "the plain detector"}.get(arm.name, arm.name)
+    several = sum(other.name == arm.name for other in arms) > 1
+    return f"{name}, {arm.steps} steps," if several else name
 
 
 def _truth(inputs: StageInputs) -> Instances:
@@ -118,50 +127,43 @@ def _truth(inputs: StageInputs) -> Instances:
 
 
 def _scores(arms: tuple[Arm, ...], inputs: StageInputs, tiou: tuple[float, ...]) -> dict[str, dict[str, Any]]:
-    """By place: name, steps, pooled AP and mAP of each arm."""
+    """By place: name, steps, instances found, AP of one ranking over all classes, and mAP of each arm."""
     truth, records, scores = _truth(inputs), inputs.table("labelled").records, {}
     for arm in arms:
         found, _ = read_held_out(inputs.folder(arm.place))
-        mean_ap = score(records, found, inputs.classes, tiou, ())["average_map"]
-        pooled = pooled_average_precision(truth, found, tiou, len(inputs.classes))
-        scores[arm.place] = {"name": arm.name, "steps": arm.steps, "pooled": pooled, "average_map": mean_ap}
+        scores[arm.place] = {
+            "name": arm.name, "steps": arm.steps, "found": int(found_instances(truth, found).sum()),
+            "pooled": pooled_average_precision(truth, found, tiou, len(inputs.classes)),
+            "average_map": score(records, found, inputs.classes, tiou, ())["average_map"],
+        }  # fmt: skip
     return scores
 
 
-def _share(one: Arm, other: Arm, inputs: StageInputs, truth: Instances, tiou: tuple[float, ...]) -> float:
-    first, second = (read_held_out(inputs.folder(arm.place))[0] for arm in (one, other))
-    return better_share(truth, first, second, tiou, len(inputs.classes))
-
-
-def _percent(scores: dict[str, Any]) -> str:
-    return f"{100 * scores['pooled']:.1f}"
-
-
-def _teacher_words(
-    teacher: Arm, other: Arm | None, tried: dict, inputs: StageInputs, truth: Instances, tiou: tuple[float, ...]
-) -> str:
-    text = f"pre-training: {teacher.name}, {teacher.steps} steps: held-out AP {_percent(tried[teacher.place])}"
-    if other is None:
-        return text
-    share = _share(teacher, other, inputs, truth, tiou)
-    against = f"{_percent(tried[other.place])} ({other.name}, {other.steps} steps)"
-    return f"{text} against {against}, ahead in {share:.0%} of redraws of the recordings"
+def _threshold_words(point: Operating | None, enough: bool) -> str:
+    if point is None:
+        return "label threshold by the configured rule: no held-out detection is right"
+    reached = f"{point.precision:.0%} of {point.count} held-out detections that reach {point.threshold:.2f} are right"
+    if not enough:
+        return f"label threshold by the configured rule: {reached}, fewer than the {HANDFUL} that a choice asks for"
+    return f"label threshold {point.threshold:.2f}: {reached}, {point.recall:.0%} of the instances are found"
 
 
 def _icd(auto: AutoSettings, judged: Judged, tau_neg: float, auc: float | None) -> dict[str, Any]:
     """Whether ICD is asked, and its thresholds: quantiles of the similarity of right and of wrong detections."""
-    if auc is None or auc < auto.least_auc:
-        return {"enabled": False}
     rows = judged.confidence > tau_neg
+    few = min(int((rows & judged.right).sum()), int((rows & ~judged.right).sum())) < HANDFUL
+    if few or auc is None or auc < auto.least_auc:
+        return {"enabled": False}
     right, wrong = judged.similarity[rows & judged.right], judged.similarity[rows & ~judged.right]
     below = float(np.quantile(right, auto.lost_share))
     return {"enabled": True, "eliminate_below": below, "promote_above": max(float(np.quantile(wrong, 0.9)), below)}
 
 
 def _icd_words(icd: dict[str, Any], auc: float | None, auto: AutoSettings) -> str:
-    known = "not known, too few detections" if auc is None else f"{auc:.2f}"
+    known = "not known" if auc is None else f"{auc:.2f}"
     if not icd["enabled"]:
-        return f"ICD off: AUC of right against wrong held-out detections {known}, less than {auto.least_auc:g}"
+        wanted = f"{auto.least_auc:g}, of {HANDFUL} detections of each kind, is asked for"
+        return f"ICD off: AUC of right against wrong held-out detections {known}; {wanted}"
     return f"ICD on: AUC {known}; drops below {icd['eliminate_below']:.2f}, promotes above {icd['promote_above']:.2f}"
 
 
@@ -183,15 +185,11 @@ def _calibration(judged: Judged) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _warnings(inputs: StageInputs, judged: Judged, count: int) -> list[str]:
+def _warnings(inputs: StageInputs, judged: Judged) -> list[str]:
     counts = np.bincount(judged.truth, minlength=len(inputs.classes))
     alone = [name for name, n in zip(inputs.classes, counts, strict=True) if n == 1]
-    found = []
-    if alone:
-        found.append(
-            f"{len(alone)} of {len(counts)} classes have one labelled instance, which cannot be both learnt and held "
-            f"out: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}"
-        )
-    if count < HANDFUL:
-        found.append(f"the label threshold was chosen from {count} held-out detections: it may be far off")
-    return found
+    if not alone:
+        return []
+    names = f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}"
+    share = f"{len(alone)} of {len(counts)} classes have one labelled instance"
+    return [f"{share}, which cannot be both learnt and held out: {names}"]

@@ -24,7 +24,7 @@ from apl_jax.runs.cross_fit_stage import (
     label_for_folds,
     needs_nothing_else,
 )
-from apl_jax.runs.decision_stage import Arm, ModelDecisionPart, TeacherDecisionPart, decide_model, decide_teacher
+from apl_jax.runs.decision_stage import PLAIN, Arm, ModelDecisionPart, TeacherDecisionPart, decide_model, decide_teacher
 from apl_jax.runs.plans import chosen_method, plan_stages, training_stage
 from apl_jax.runs.settings import Settings, plain_detector, plain_method
 from apl_jax.runs.stages import Stage
@@ -32,7 +32,7 @@ from apl_jax.settings import StageSettings
 from apl_jax.structs import DataFacts
 
 TEACHER, MODEL = "decide_teacher", "decide_model"  # the stages that decide
-PRETRAIN, NONE, PLAIN = "pretrain", "none", "plain"
+PRETRAIN, NONE = "pretrain", "none"
 _READS = (reads.TRAINING, reads.LABELLED)
 
 Results = Mapping[str, Any]  # of stages that are done, by name
@@ -102,13 +102,13 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
     for name, start in starts.items():
         part = _cross_fit(settings, auto, f"cross_fit_{name}", learning.supervised, milestones, start=start)
         stages.append(Stage(part.name, (start,) if start else (), _READS, part, cross_fit))
-        teachers += [Arm(name, steps, f"{part.name}/{steps}") for steps in milestones]
+        teachers += [Arm(name, steps, f"{part.name}/{steps}") for steps in reversed(milestones)]
     plain: list[Arm] = []
     if "supervised" in settings.variants:
         part = _cross_fit(settings, auto, f"cross_fit_{PLAIN}", learning.supervised, milestones)
         part = dataclasses.replace(part, detector=plain_detector(settings.detector), method=plain_method())
         stages.append(Stage(part.name, (), _READS, part, cross_fit))
-        plain = [Arm(PLAIN, steps, f"{part.name}/{steps}") for steps in milestones]
+        plain = [Arm(PLAIN, steps, f"{part.name}/{steps}") for steps in reversed(milestones)]
     needs = tuple(stage.name for stage in stages if stage.name != PRETRAIN)
     decide = TeacherDecisionPart(
         auto, tuple(teachers), tuple(plain), _tau_neg(learning.selection), settings.evaluation.tiou
@@ -133,7 +133,7 @@ def _about_students(settings: Settings, auto: AutoSettings, decision: dict[str, 
     if decision["plain"]:
         arms.append(Arm(**decision["plain"]))
     needs = tuple(dict.fromkeys(arm.place.partition("/")[0] for arm in arms))
-    decide = ModelDecisionPart(tuple(arms), settings.evaluation.tiou)
+    decide = ModelDecisionPart(tuple(arms), auto.doubt, settings.evaluation.tiou)
     return [*stages, Stage(MODEL, needs, _READS, decide, decide_model)]
 
 
@@ -178,10 +178,18 @@ def _tau_neg(selection: Chain) -> float:
     return found[0] if found else DynamicSettings().tau_neg
 
 
+def _of_mean_and_deviation(link: Choice) -> Choice:
+    """The rule of a threshold from the confidences themselves as published: other numbers of deviations are tuned to
+    one data set."""
+    if not isinstance(link.settings, DynamicSettings):
+        return link
+    return dataclasses.replace(link, settings=dataclasses.replace(link.settings, deviations=1.0))
+
+
 def _selection(selection: Chain, decision: dict[str, Any]) -> Chain:
     """The chain that was decided: a threshold, and ICD where it tells right from wrong."""
     point, icd = decision["operating_point"], decision["icd"]
-    links = [link for link in selection.links if link.name != "icd"]
+    links = [_of_mean_and_deviation(link) for link in selection.links if link.name != "icd"]
     if point:
         threshold = min(max(point["threshold"], 0.0), 1.0)
         links = [Choice("fixed", FixedSettings(threshold, min(_tau_neg(selection), threshold)))]

@@ -10,10 +10,11 @@ from apl_jax.evaluation.held_out import (
     BINS,
     Judged,
     best_operating_point,
-    better_share,
     calibrate,
     calibration_error,
+    contest,
     discrimination,
+    found_instances,
     judge,
     pooled_average_precision,
     reliability,
@@ -92,9 +93,24 @@ def test_discrimination_is_the_share_of_pairs_in_the_right_order() -> None:
     assert discrimination(judged, 0.85) is None  # nothing wrong among them
 
 
-def test_the_better_one_is_ahead_in_most_redraws_and_equals_share_them() -> None:
-    generator = np.random.default_rng(3)
-    truth, noise = random_instances(generator, 30), random_instances(generator, 60)
-    good = Instances(truth.video, truth.label, truth.segments_s, np.ones(len(truth)))
-    assert better_share(truth, good, noise, TIOU, 3) == 1
-    assert better_share(truth, noise, noise, TIOU, 3) == 0.5
+def test_instances_are_found_by_the_surest_detections_of_their_class() -> None:
+    truth = Instances(np.array([0, 1]), np.array([0, 1]), np.array([[0, 10], [0, 10.0]]), np.zeros(2))
+    segments = np.array([[0, 10], [2, 10], [0, 10], [0, 10], [0, 10.0]])
+    video, label = np.array([1, 0, 0, 0, 1]), np.array([0, 0, 1, 1, 1])
+    found = Instances(video, label, segments, np.array([0.9, 0.8, 0.7, 0.6, 0.5]))
+    assert found_instances(truth, found).tolist() == [True, False]  # the second one's is the fifth of four
+    surer = Instances(video, label, segments, np.array([0.9, 0.8, 0.1, 0.2, 0.5]))
+    assert found_instances(truth, surer).tolist() == [True, True]
+    nothing = found.select(np.zeros(5, bool))
+    assert found_instances(truth, nothing).tolist() == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p_value"), [(0, 0, 1.0), (1, 1, 0.75), (4, 0, 1 / 16), (3, 1, 5 / 16), (0, 2, 1.0)]
+)
+def test_a_contest_is_the_sign_test_of_gains_and_losses(gained: int, lost: int, p_value: float) -> None:
+    challenger, incumbent = np.ones(12, bool), np.ones(12, bool)
+    incumbent[:gained], challenger[gained : gained + lost] = False, False
+    result = contest(challenger, incumbent)
+    assert (result.gained, result.lost) == (gained, lost)
+    assert result.p_value == pytest.approx(p_value)

@@ -69,6 +69,7 @@ def test_pre_training_and_icd_stay_where_they_help() -> None:
     assert (icd.eliminate_below, icd.promote_above, icd.promote_overlap, icd.least_instances) == (0.2, 0.8, 0.1, 2)
     without = decided(settings, FACTS, {TEACHER: decision("none", 20, icd=False) | {"operating_point": None}}).learning
     assert without.pretrain.steps == 0
+    assert without.selection.settings_of("dynamic").deviations == 1.0  # as published
     assert without.selection.names == ("dynamic",)  # no threshold was found: the configured rule
 
 
@@ -108,3 +109,17 @@ def test_a_student_without_pseudo_labels_is_refused() -> None:
 def test_lengths_rise(lengths: tuple[float, ...]) -> None:
     with pytest.raises(SettingsError, match=r"`learning\.method\.lengths`: found"):
         smoke_settings({**AUTO, "learning.method.lengths": lengths})
+
+
+def test_the_plain_way_comes_first_and_so_is_the_one_that_must_be_beaten() -> None:
+    results: dict[str, Any] = {TEACHER: decision("contrast", 10, icd=True)}
+    stages = {stage.name: stage for stage in known_stages(smoke_settings(AUTO), FACTS, results)}
+    teachers, plain = stages[TEACHER].handed.teachers, stages[TEACHER].handed.plain
+    assert [(arm.name, arm.steps) for arm in teachers] == [
+        ("none", 20),
+        ("none", 10),
+        ("contrast", 20),
+        ("contrast", 10),
+    ]
+    assert [arm.steps for arm in plain] == [20, 10]
+    assert [arm.name for arm in stages[MODEL].handed.arms] == ["student", "teacher", "plain"]
