@@ -11,6 +11,8 @@ only stride / fps = duration / rows enters; an unknown rate counts as 1. Rows an
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from apl_jax.data.files import refusal
@@ -42,9 +44,10 @@ def place_rows(
     else:
         samples = count_samples(len(array), windowed, settings)
         tolerance = settings.length_tolerance
-        turned = _turned(array, windowed, fps, duration_s, settings)
+        remedy = _turned(array, windowed, fps, duration_s, settings)
+        remedy += _agreeing_stride(array, windowed, fps, duration_s, settings)
         grid = build_grid(
-            fps, samples, window, stride, video=video, duration_s=duration_s, tolerance=tolerance, remedy=turned
+            fps, samples, window, stride, video=video, duration_s=duration_s, tolerance=tolerance, remedy=remedy
         )
         rows = array if windowed else window_signal(array, window, stride)
     if settings.grid == "rows":
@@ -82,6 +85,18 @@ def _turned(array: np.ndarray, windowed: bool, fps: float, duration_s: float | N
     off_s = abs(count_samples(array.shape[1], windowed, settings) / fps - duration_s)
     fits = off_s <= max(settings.length_tolerance * duration_s, settings.stride / fps)
     return "; or, if this array is transposed, [D, T], turn it" if fits else ""
+
+
+def _agreeing_stride(
+    array: np.ndarray, windowed: bool, fps: float, duration_s: float | None, settings: GridSettings
+) -> str:
+    """The stride at which ready-made rows would be as long as their recording, where there is another than the set
+    one."""
+    if not windowed or duration_s is None or not (0 < duration_s < math.inf and 0 < fps < math.inf and len(array)):
+        return ""
+    stride = round(duration_s * fps / len(array))
+    fits = abs(stride * len(array) / fps - duration_s) <= settings.length_tolerance * duration_s
+    return f"; `data.stride={stride}` would agree" if stride >= 1 and fits and stride != settings.stride else ""
 
 
 def build_grid(

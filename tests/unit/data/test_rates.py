@@ -50,3 +50,15 @@ def test_point_15_the_tolerance_is_a_setting_and_transposed_rows_are_called_so()
         place_rows(rows, True, 100.0, 11.0, SETTINGS, "v")
     with pytest.raises(DataError, match=r"within 5 %.* if this array is transposed, \[D, T\], turn it"):
         place_rows(rows.T, True, 100.0, 9.7, SETTINGS, "v")
+
+
+def test_a_wrong_stride_is_answered_with_the_right_one() -> None:
+    rows = np.zeros((240, 32), np.float32)
+    with pytest.raises(DataError, match=r"`data.stride=10` would agree"):
+        place_rows(rows, True, 100.0, 24.2, SETTINGS, "v")
+    with pytest.raises(DataError) as wrong:  # no whole number of samples: something else is wrong
+        place_rows(rows, True, 100.0, 3.5, SETTINGS, "v")
+    assert "would agree" not in str(wrong.value)
+    with pytest.raises(DataError) as signal:  # samples have no stride
+        place_rows(rows, False, 100.0, 24.2, SETTINGS, "v")
+    assert "would agree" not in str(signal.value)
