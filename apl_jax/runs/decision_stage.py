@@ -102,16 +102,18 @@ def _choose(arms: tuple[Arm, ...], inputs: StageInputs, doubt: float) -> tuple[A
     hits = [found_instances(truth, read_held_out(inputs.folder(arm.place))[0]) for arm in arms]
     contests = [contest(hit, hits[0]) for hit in hits]
     best = min(range(len(arms)), key=lambda i: (contests[i].p_value if contests[i].p_value <= doubt else 1.0, i))
-    counts = lambda i: f"{_described(arms[i], arms)} finds {int(hits[i].sum())} of {len(truth)} held-out instances"
-    words = [f"{_described(arms[best], arms)} is taken: {counts(best)}"]
-    for i, result in enumerate(contests):
-        if i != best and i > 0:
+    words = [f"{_described(arms[best], arms)}: taken, {int(hits[best].sum())} of {len(truth)} held-out instances found"]
+    for i, (arm, hit, result) in enumerate(zip(arms, hits, contests, strict=True)):
+        count = f"{_described(arm, arms)}: {int(hit.sum())} found"
+        if i == 0 and best > 0:
+            words.append(
+                f"{count}: {contests[best].lost} more, {contests[best].gained} fewer (p = {contests[best].p_value:.3f})"
+            )
+        elif i not in (0, best):
             sure = "more than chance" if result.p_value <= doubt else f"no sure gain, p = {result.p_value:.2f}"
-            words.append(f"{counts(i)}: {result.gained} gained, {result.lost} lost against the first ({sure})")
-    if best > 0:
-        result = contests[best]
-        words.append(f"{counts(0)}: {result.gained} gained, {result.lost} lost by {_described(arms[best], arms)} "
-                     f"(p = {result.p_value:.3f})")  # fmt: skip
+            words.append(
+                f"{count}: {result.gained} gained, {result.lost} lost against {_described(arms[0], arms)} ({sure})"
+            )
     return arms[best], words
 
 
@@ -119,7 +121,7 @@ def _described(arm: Arm, arms: tuple[Arm, ...]) -> str:
     """An arm in words; how long it is trained where that tells it from others."""
     name = {"none": "no pre-training", PLAIN: "the plain detector"}.get(arm.name, arm.name)
     several = sum(other.name == arm.name for other in arms) > 1
-    return f"{name}, {arm.steps} steps," if several else name
+    return f"{name}, {arm.steps} steps" if several else name
 
 
 def _truth(inputs: StageInputs) -> Instances:

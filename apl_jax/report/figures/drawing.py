@@ -23,8 +23,13 @@ HISTOGRAM_BINS = 40  # of 0.025: the usual thresholds are edges
 MOST_BARS = 20  # classes in one bar chart
 CLASS_LABEL = 18  # characters of a class name on an axis
 
-_MUTED = ["#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499"]
-_TONES = ((1.0, 0.45), (0.0, 0.42))  # (grey level mixed in, its share): paler and darker versions of the nine
+# Paul Tol's nine muted colours; then, one by one, the colour of at most their strength that lies farthest from all
+# before it in CIELAB, from white, from the ink and from OTHER_CLASS. The nearest two are 22 apart.
+_CLASS_COLOURS = (
+    "#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499", "#995511",
+    "#5577BB", "#33DD99", "#771111", "#DD9977", "#DD99DD", "#555511", "#77BB55", "#775577", "#9977DD", "#557755",
+    "#117799", "#553311", "#113377", "#11DDDD", "#99BB99", "#99DD99", "#3355BB",
+)  # fmt: skip
 OTHER_CLASS = "#9AA0A6"
 REASON_COLOURS = {
     Reason.KEPT: "#1B9E77", Reason.PROMOTED: "#7570B3", Reason.DROPPED: "#D95F02", Reason.CANDIDATE: "#A6A6A6",
@@ -55,9 +60,8 @@ def class_colours(frequency: np.ndarray) -> list[str]:
 
     Up to 27 classes are told apart; where there are more, the rarest share :data:`OTHER_CLASS`.
     """
-    palette = [*_MUTED, *(mixed(colour, grey, part) for grey, part in _TONES for colour in _MUTED)]
-    colours = [OTHER_CLASS] * len(frequency)
-    for colour, c in zip(palette, sorted(np.argsort(-frequency, kind="stable")[: len(palette)]), strict=False):
+    colours, most = [OTHER_CLASS] * len(frequency), len(_CLASS_COLOURS)
+    for colour, c in zip(_CLASS_COLOURS, sorted(np.argsort(-frequency, kind="stable")[:most]), strict=False):
         colours[c] = colour
     return colours
 
@@ -88,12 +92,15 @@ def reason_histograms(
     for axes, (name, column) in zip(grid, values.items(), strict=True):
         _stack(axes, column, reason)
         axes.set_xlabel(name)
-        for value, words in marks.get(name, ()):
+        line, before = 0, -1.0
+        for value, words in sorted(marks.get(name, ())):
             right = value > 0.8
+            line = line + 1 if value - before < 0.3 else 0  # words that would meet stand below each other
+            before = value
             axes.axvline(value, color=INK, lw=1, ls=(0, (4, 2)))
             axes.annotate(
-                f"{words} {value:.2f}", (value, 0.98), (-4 if right else 4, 0), ha="right" if right else "left",
-                va="top", xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
+                f"{words} {value:.2f}", (value, 0.98 - 0.09 * line), (-4 if right else 4, 0),
+                ha="right" if right else "left", va="top", xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
             )  # fmt: skip
     grid[0].set_ylabel("detections")
     handles, names = grid[0].get_legend_handles_labels()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_runs import TIOU, make_run
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from apl_jax.data.files import DataError, load_json, write_json
@@ -255,8 +256,30 @@ def test_table_of_one_prediction_file(capsys: pytest.CaptureFixture[str]) -> Non
 # Figures
 
 
+def _lab(colour: str) -> np.ndarray:
+    """CIELAB of a colour, in which distances are about those that eyes see."""
+    red_green_blue = np.array(to_rgb(colour))
+    linear = np.where(red_green_blue > 0.04045, ((red_green_blue + 0.055) / 1.055) ** 2.4, red_green_blue / 12.92)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.array(to_xyz) @ linear / [0.9505, 1.0, 1.089])  # exact but for the darkest colours
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("marks", [(0.15, 0.2), (0.15, 0.4), (0.5, 0.95), (0.82, 0.9)])
+def test_words_of_thresholds_do_not_meet(marks: tuple[float, float]) -> None:
+    figure = Figure((5.25, 2.6), layout="constrained")
+    values = {"confidence": np.linspace(0, 1, 50)}
+    named = {"confidence": [(marks[1], "τ pos"), (marks[0], "τ neg")]}
+    plots.reason_histograms(figure, values, np.full(50, int(Reason.KEPT)), named)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 2 and not boxes[0].overlaps(boxes[1])
+
+
 def test_class_colours_tell_classes_apart_and_stay() -> None:
-    assert len(set(plots.class_colours(np.ones(27, int)))) == 27
+    lab = np.array([_lab(colour) for colour in [*plots.class_colours(np.ones(27, int)), plots.OTHER_CLASS, "white"]])
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+    assert distance[~np.eye(29, dtype=bool)].min() > 20
     frequency = np.arange(200)
     colours = plots.class_colours(frequency)
     assert colours.count(plots.OTHER_CLASS) == 200 - 27 and plots.OTHER_CLASS not in colours[-27:]
