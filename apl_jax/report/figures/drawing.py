@@ -100,7 +100,8 @@ def reason_histograms(
             axes.axvline(value, color=INK, lw=1, ls=(0, (4, 2)))
             axes.annotate(
                 f"{words} {value:.2f}", (value, 0.98 - 0.09 * line), (-4 if right else 4, 0),
-                ha="right" if right else "left", va="top", xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
+                ha="right" if right else "left", va="top", fontsize=8,
+                xycoords=("data", "axes fraction"), textcoords="offset points",
             )  # fmt: skip
     grid[0].set_ylabel("detections")
     handles, names = grid[0].get_legend_handles_labels()
