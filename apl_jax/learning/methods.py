@@ -92,8 +92,13 @@ class AutoSettings(Checked):
     # pre-training, all steps, the student
     doubt: float = number(0.1, above=0, at_most=0.5)
     least_auc: float = number(0.65, at_least=0.5, at_most=1)  # of ICD's similarity, to be asked at all
-    # share of right labels that dropping by similarity may cost
+    # share of right labels that dropping by similarity may cost, and of wrong detections that promoting may let in
     lost_share: float = number(0.05, at_least=0, at_most=1)
+    wrong_share: float = number(0.1, at_least=0, at_most=1)
+    # largest tIoU of a promoted detection with a surer label of its class (learning.selection.icd.promote_overlap)
+    promote_overlap: float = number(0.1, at_least=0, at_most=1)
+    # right held-out detections that a threshold is chosen from, and right and wrong ones that ICD is judged by
+    least_detections: int = number(10, at_least=1, at_most=1_000_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

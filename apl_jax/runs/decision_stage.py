@@ -32,7 +32,8 @@ from apl_jax.learning.methods import AutoSettings
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.cross_fit_stage import read_held_out
 
-HANDFUL = 10  # detections; from fewer nothing is chosen
+_SHOWN_CONFIDENCE = 0.01  # detections of less are left out of the reliability diagram
+_PARTS = 5  # of the detections: each is calibrated by the others
 PLAIN = "plain"
 
 
@@ -73,7 +74,7 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
     found, similarity = read_held_out(inputs.folder(teacher.place))
     judged = judge(_truth(inputs), found, similarity)
     point = best_operating_point(judged, part.auto.recall_weight, 0.0)
-    enough = point is not None and point.count * point.precision >= HANDFUL
+    enough = point is not None and round(point.count * point.precision) >= part.auto.least_detections
     auc = discrimination(judged, part.tau_neg)
     icd = _icd(part.auto, judged, part.tau_neg, auc)
     return {
@@ -84,7 +85,7 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
         "icd": icd,
         "icd_auc": auc,
         "calibration": _calibration(judged),
-        "because": [*words, _threshold_words(point, enough), _icd_words(icd, auc, part.auto)],
+        "because": [*words, _threshold_words(point, enough, part.auto), _icd_words(icd, auc, part.auto)],
         "warnings": _warnings(inputs, judged),
     }
 
@@ -141,30 +142,35 @@ def _scores(arms: tuple[Arm, ...], inputs: StageInputs, tiou: tuple[float, ...])
     return scores
 
 
-def _threshold_words(point: Operating | None, enough: bool) -> str:
+def _threshold_words(point: Operating | None, enough: bool, auto: AutoSettings) -> str:
     if point is None:
         return "label threshold by the configured rule: no held-out detection is right"
     reached = f"{point.precision:.0%} of {point.count} held-out detections that reach {point.threshold:.2f} are right"
     if not enough:
-        return f"label threshold by the configured rule: {reached}, fewer than the {HANDFUL} that a choice asks for"
+        fewer = f"fewer right ones than the {auto.least_detections} that a choice asks for"
+        return f"label threshold by the configured rule: {reached}, {fewer}"
     return f"label threshold {point.threshold:.2f}: {reached}, {point.recall:.0%} of the instances are found"
 
 
 def _icd(auto: AutoSettings, judged: Judged, tau_neg: float, auc: float | None) -> dict[str, Any]:
     """Whether ICD is asked, and its thresholds: quantiles of the similarity of right and of wrong detections."""
     rows = judged.confidence > tau_neg
-    few = min(int((rows & judged.right).sum()), int((rows & ~judged.right).sum())) < HANDFUL
+    few = min(int((rows & judged.right).sum()), int((rows & ~judged.right).sum())) < auto.least_detections
     if few or auc is None or auc < auto.least_auc:
         return {"enabled": False}
     right, wrong = judged.similarity[rows & judged.right], judged.similarity[rows & ~judged.right]
     below = float(np.quantile(right, auto.lost_share))
-    return {"enabled": True, "eliminate_below": below, "promote_above": max(float(np.quantile(wrong, 0.9)), below)}
+    return {
+        "enabled": True,
+        "eliminate_below": below,
+        "promote_above": max(float(np.quantile(wrong, 1 - auto.wrong_share)), below),
+    }
 
 
 def _icd_words(icd: dict[str, Any], auc: float | None, auto: AutoSettings) -> str:
     known = "not known" if auc is None else f"{auc:.2f}"
     if not icd["enabled"]:
-        wanted = f"{auto.least_auc:g}, of {HANDFUL} detections of each kind, is asked for"
+        wanted = f"{auto.least_auc:g}, of {auto.least_detections} detections of each kind, is asked for"
         return f"ICD off: AUC of right against wrong held-out detections {known}; {wanted}"
     return f"ICD on: AUC {known}; drops below {icd['eliminate_below']:.2f}, promotes above {icd['promote_above']:.2f}"
 
@@ -172,13 +178,13 @@ def _icd_words(icd: dict[str, Any], auc: float | None, auto: AutoSettings) -> st
 def _calibration(judged: Judged) -> dict[str, Any]:
     """Expected calibration error of confidence as it is, and as isotonic regression on four fifths of the detections
     corrects it on the last."""
-    rows = judged.confidence > 0.01
+    rows = judged.confidence > _SHOWN_CONFIDENCE
     confidence, right = judged.confidence[rows], judged.right[rows]
-    if len(right) < 2 * HANDFUL or not 0 < right.sum() < len(right):
+    if len(right) < 2 * _PARTS or not 0 < right.sum() < len(right):
         return {}
-    parts = np.arange(len(right)) % 5  # sorted by confidence: each part has all confidences
+    parts = np.arange(len(right)) % _PARTS  # sorted by confidence: each part has all confidences
     corrected = np.zeros(len(right))
-    for p in range(5):
+    for p in range(_PARTS):
         corrected[parts == p] = calibrate(confidence[parts != p], right[parts != p]).predict(confidence[parts == p])
     return {
         "error": calibration_error(confidence, right), "corrected_error": calibration_error(corrected, right),

@@ -77,7 +77,7 @@ def decided(settings: Settings, facts: DataFacts, results: Results) -> Settings:
         pretrain=_longer(learning.pretrain, 0 if decision["teacher"]["name"] == NONE else learning.pretrain.steps),
         supervised=_longer(learning.supervised, decision["teacher"]["steps"]),
         self_train=_longer(learning.self_train, _student_steps(settings, decision)),
-        selection=_selection(learning.selection, decision),
+        selection=_selection(learning.selection, auto, decision),
     )
     return dataclasses.replace(settings, learning=learning)
 
@@ -121,7 +121,7 @@ def _about_students(settings: Settings, auto: AutoSettings, decision: dict[str, 
     learning, place = settings.learning, decision["teacher"]["place"]
     teacher, stages = place.partition("/")[0], []
     labels = CrossFitLabelPart(
-        "cross_fit_labels", settings.detector, _selection(learning.selection, decision), learning.candidates,
+        "cross_fit_labels", settings.detector, _selection(learning.selection, auto, decision), learning.candidates,
         auto.folds, place,
     )  # fmt: skip
     stages.append(Stage(labels.name, (teacher, TEACHER), _READS, labels, label_for_folds))
@@ -186,8 +186,11 @@ def _of_mean_and_deviation(link: Choice) -> Choice:
     return dataclasses.replace(link, settings=dataclasses.replace(link.settings, deviations=1.0))
 
 
-def _selection(selection: Chain, decision: dict[str, Any]) -> Chain:
-    """The chain that was decided: a threshold, and ICD where it tells right from wrong."""
+def _selection(selection: Chain, auto: AutoSettings, decision: dict[str, Any]) -> Chain:
+    """The chain that was decided: a threshold, and ICD where it tells right from wrong.
+
+    A class with one labelled instance says nothing about others of its kind, so that ICD asks for two (spec A19).
+    """
     point, icd = decision["operating_point"], decision["icd"]
     links = [_of_mean_and_deviation(link) for link in selection.links if link.name != "icd"]
     if point:
@@ -196,7 +199,7 @@ def _selection(selection: Chain, decision: dict[str, Any]) -> Chain:
     if icd["enabled"]:
         settings = dataclasses.replace(
             selection.settings_of("icd") or IcdSettings(), eliminate_below=icd["eliminate_below"],
-            promote_above=icd["promote_above"], promote_overlap=0.1, least_instances=2,
+            promote_above=icd["promote_above"], promote_overlap=auto.promote_overlap, least_instances=2,
         )  # fmt: skip
         links.append(Choice("icd", settings))
     return Chain(tuple(links))
