@@ -55,6 +55,7 @@ def test_a_plugin_fits_on_three_pages() -> None:
     assert len(PLUGIN.read_text("utf-8").splitlines()) <= 150
 
 
+@pytest.mark.exhaustive  # trains once more what the command has trained
 def test_command_and_python_give_the_same_numbers(commanded: Path, tmp_path: Path) -> None:
     apl.load_plugin(str(PLUGIN))
     run = apl.train(str(CONFIG), workdir=tmp_path / "run", overrides=FEW)
