@@ -34,7 +34,6 @@ def carry_out(data: str, seed: int, ratio: float, out: Path, further: list[str])
         known = [f"--config.data.label_ratio={ratio}", f"--config.data.split_seed={seed}", f"--config.seed={seed}"]
         subprocess.run([*ENTRY, "configure", *root, f"--out={config}", *known], check=True, capture_output=True)
     flags = [f"--config={config}", f"--workdir={workdir}", "--config.runtime.progress=False"]
-    flags += [] if any("method.name" in f for f in further) else ["--config.learning.method.name=auto"]
     done = subprocess.run([*ENTRY, "run", *flags, *further], capture_output=True, text=True)
     (out / f"{name}.log").write_text(done.stdout + done.stderr)
     print(name, "done" if done.returncode == 0 else done.stderr[-500:], flush=True)

@@ -60,7 +60,7 @@ def render(proposal: Proposal, facts: Facts, asked: Mapping[str, Any]) -> str:
         "",
         "",
         "def get_config() -> ConfigDict:",
-        "    # Decides steps, pretext and thresholds on held-out labelled recordings; 'apl' takes those below.",
+        "    # auto tries steps, pretext and thresholds on held-out labelled recordings; apl takes the values below.",
         "    config = default_config(method='auto')",
         *(f"    config.{path} = {value!r}" for path, value in asked.items()),
         *(_line(line.path, line.value, line.reason) for line in proposal.lines),

@@ -37,7 +37,6 @@ class Judged:
 
     confidence: np.ndarray  # [M]
     right: np.ndarray  # [M] bool
-    label: np.ndarray  # [M]
     similarity: np.ndarray  # [M], ICD's; .5 where nothing was compared
     truth: np.ndarray  # [N] class of each instance that can be found
 
@@ -51,7 +50,7 @@ def judge(truth: Instances, found: Instances, similarity: np.ndarray) -> Judged:
     judged = right | ~on_ignored(ignored, ranked, levels)[0]
     rows = np.flatnonzero(judged)
     rows = rows[np.argsort(-ranked.score[rows], kind="stable")]
-    return Judged(ranked.score[rows], right[rows], ranked.label[rows], similarity[rows], truth.label)
+    return Judged(ranked.score[rows], right[rows], similarity[rows], truth.label)
 
 
 def pooled_average_precision(truth: Instances, found: Instances, tiou: Sequence[float], classes: int) -> float:
@@ -74,13 +73,12 @@ class Operating:
     count: int  # detections that reach it
 
 
-def best_operating_point(judged: Judged, beta: float, least: float) -> Operating | None:
-    """The threshold with the best F-score, (1 + beta^2) P R / (beta^2 P + R), of those above ``least``.
+def best_operating_point(judged: Judged, beta: float) -> Operating | None:
+    """The threshold with the best F-score, (1 + beta^2) P R / (beta^2 P + R).
 
-    ``beta`` below 1 weighs precision more. None where no detection above ``least`` is right.
+    ``beta`` below 1 weighs precision more. None where no detection is right.
     """
-    rows = judged.confidence > least
-    confidence, right = judged.confidence[rows], judged.right[rows]
+    confidence, right = judged.confidence, judged.right
     if not right.any():
         return None
     last = np.append(np.flatnonzero(np.diff(confidence)), len(confidence) - 1)  # equal scores stand or fall together
@@ -120,8 +118,9 @@ def found_instances(truth: Instances, found: Instances) -> np.ndarray:
     """Which instances ``[N]`` are found: by one of the 2 N surest detections of all recordings together, of their class
     and at tIoU .5.
 
-    The rank has to be limited, for with enough detections everything is found.
+    The rank has to be limited, for with enough detections everything is found. Truth that is to be ignored is left out.
     """
+    truth, _ = divide_truth(truth)
     surest = found.select(np.argsort(-found.score, kind="stable")[: 2 * len(truth)])
     overlaps = find_overlaps(truth, surest, floor=POSITIVE_TIOU)
     hit = np.zeros(len(truth), bool)

@@ -31,10 +31,9 @@ from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.detections import predict_batch, to_instances
 from apl_jax.evaluation.scoring import score
 from apl_jax.feeds.resident import Feed
-from apl_jax.learning.icd import DISCRIMINATOR, InstanceBank, class_members, mean_similarity
+from apl_jax.learning.icd import DISCRIMINATOR, IcdSettings, InstanceBank, build_icd, class_members
 from apl_jax.learning.method import INSTANCES, LABELLED, PSEUDO_LABELLED, Method, build_objective
 from apl_jax.learning.selection import UNKNOWN_SIMILARITY, Known
-from apl_jax.nn.discriminator import build_discriminator
 from apl_jax.runs.artefacts import CHECKPOINTS
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.labelling_stage import LabellingPart, as_annotations, build_selection, select_from
@@ -217,13 +216,13 @@ def known_of_folds(inputs: StageInputs, params: PyTree, folds: np.ndarray) -> li
 def _held_out(detector: Choice, inputs: StageInputs, params: PyTree, folds: np.ndarray) -> tuple[Instances, np.ndarray]:
     """What every network finds in its own fold, and how similar ICD thinks it to labelled instances of its class."""
     built, table = build_detector(detector, inputs.facts), inputs.table("labelled")
+    similarity_of = build_icd(IcdSettings(), inputs.facts).observe
 
     def predict(known: Known, videos: Batch) -> tuple[Detections, Any]:
         found = predict_batch(built, known.params["detector"], videos)
         if DISCRIMINATOR not in known.params:
             return found, jnp.full_like(found.confidence, UNKNOWN_SIMILARITY)
-        hidden = known.params[DISCRIMINATOR]["kernel"].shape[1]
-        return found, mean_similarity(known, videos, found, build_discriminator(hidden=hidden, symmetric=True))
+        return found, similarity_of(known, videos, found)
 
     each = [to_host(inputs.map_videos("labelled", predict, known)) for known in known_of_folds(inputs, params, folds)]
     of_own_fold = lambda *leaves: np.stack([leaves[k][v] for v, k in enumerate(folds)])
@@ -261,7 +260,7 @@ def label_for_folds(part: CrossFitLabelPart, inputs: StageInputs, folder: Path) 
     return {"labels": chosen}
 
 
-def needs_nothing_else(facts: DataFacts, detector: Choice) -> None:
+def refuse_proposals(facts: DataFacts, detector: Choice) -> None:
     """Refuses a detector that wants proposals: those of labelled recordings come from a generator that has seen
     them."""
     if build_detector(detector, facts).facts.wants_proposals:

@@ -34,7 +34,7 @@ from apl_jax.runs.cross_fit_stage import read_held_out
 
 _SHOWN_CONFIDENCE = 0.01  # detections of less are left out of the reliability diagram
 _PARTS = 5  # of the detections: each is calibrated by the others
-PLAIN = "plain"
+NONE, PRETRAINED, PLAIN = "none", "pretrained", "plain"  # ways of training that are tried
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
     plain, _ = _choose(part.plain, inputs, part.auto.doubt) if part.plain else (None, [])
     found, similarity = read_held_out(inputs.folder(teacher.place))
     judged = judge(_truth(inputs), found, similarity)
-    point = best_operating_point(judged, part.auto.recall_weight, 0.0)
+    point = best_operating_point(judged, part.auto.recall_weight)
     enough = point is not None and round(point.count * point.precision) >= part.auto.least_detections
     auc = discrimination(judged, part.tau_neg)
     icd = _icd(part.auto, judged, part.tau_neg, auc)
@@ -103,7 +103,9 @@ def _choose(arms: tuple[Arm, ...], inputs: StageInputs, doubt: float) -> tuple[A
     hits = [found_instances(truth, read_held_out(inputs.folder(arm.place))[0]) for arm in arms]
     contests = [contest(hit, hits[0]) for hit in hits]
     best = min(range(len(arms)), key=lambda i: (contests[i].p_value if contests[i].p_value <= doubt else 1.0, i))
-    words = [f"{_described(arms[best], arms)}: taken, {int(hits[best].sum())} of {len(truth)} held-out instances found"]
+    words = [
+        f"{_described(arms[best], arms)}: taken, {int(hits[best].sum())} of {len(hits[best])} held-out instances found"
+    ]
     for i, (arm, hit, result) in enumerate(zip(arms, hits, contests, strict=True)):
         count = f"{_described(arm, arms)}: {int(hit.sum())} found"
         if i == 0 and best > 0:
@@ -120,7 +122,7 @@ def _choose(arms: tuple[Arm, ...], inputs: StageInputs, doubt: float) -> tuple[A
 
 def _described(arm: Arm, arms: tuple[Arm, ...]) -> str:
     """An arm in words; how long it is trained where that tells it from others."""
-    name = {"none": "no pre-training", PLAIN: "the plain detector"}.get(arm.name, arm.name)
+    name = {NONE: "no pre-training", PRETRAINED: "pre-training", PLAIN: "the plain detector"}.get(arm.name, arm.name)
     several = sum(other.name == arm.name for other in arms) > 1
     return f"{name}, {arm.steps} steps" if several else name
 

@@ -22,9 +22,18 @@ from apl_jax.runs.cross_fit_stage import (
     cross_fit,
     folds_of,
     label_for_folds,
-    needs_nothing_else,
+    refuse_proposals,
 )
-from apl_jax.runs.decision_stage import PLAIN, Arm, ModelDecisionPart, TeacherDecisionPart, decide_model, decide_teacher
+from apl_jax.runs.decision_stage import (
+    NONE,
+    PLAIN,
+    PRETRAINED,
+    Arm,
+    ModelDecisionPart,
+    TeacherDecisionPart,
+    decide_model,
+    decide_teacher,
+)
 from apl_jax.runs.plans import chosen_method, plan_stages, training_stage
 from apl_jax.runs.settings import Settings, plain_detector, plain_method
 from apl_jax.runs.stages import Stage
@@ -32,7 +41,7 @@ from apl_jax.settings import StageSettings
 from apl_jax.structs import DataFacts
 
 TEACHER, MODEL = "decide_teacher", "decide_model"  # the stages that decide
-PRETRAIN, NONE = "pretrain", "none"
+PRETRAIN = "pretrain"
 _READS = (reads.TRAINING, reads.LABELLED)
 
 Results = Mapping[str, Any]  # of stages that are done, by name
@@ -43,7 +52,7 @@ def known_stages(settings: Settings, facts: DataFacts, results: Results) -> list
     auto = evidence_of(settings, facts)
     if auto is None:
         return plan_stages(settings, facts)
-    needs_nothing_else(facts, settings.detector)
+    refuse_proposals(facts, settings.detector)
     stages = _about_teachers(settings, facts, auto)
     if TEACHER in results:
         stages += _about_students(settings, auto, results[TEACHER])
@@ -86,8 +95,10 @@ def final_stage(results: Results) -> str | None:
     """The stage whose model stays, as decided; None where nothing was."""
     if MODEL not in results:
         return None
-    students = [name for name in results if name.startswith("self_train") and "_" not in name[len("self_train_") :]]
-    return {PLAIN: "supervised", "teacher": "teacher", "student": students[-1]}[results[MODEL]["model"]]
+    trained = [
+        name for name, result in results.items() if "steps" in result
+    ]  # the student of the last round comes last
+    return {PLAIN: "supervised", "teacher": "teacher", "student": trained[-1]}[results[MODEL]["model"]]
 
 
 def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) -> list[Stage]:
@@ -96,7 +107,7 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
     starts = {NONE: ""}
     if learning.pretrain.steps > 0:
         stages.append(training_stage(settings, PRETRAIN, learning.pretext, learning.pretrain))
-        starts[learning.pretext.name] = PRETRAIN
+        starts[PRETRAINED] = PRETRAIN
     milestones = tuple(dict.fromkeys(max(round(n * learning.supervised.steps), 1) for n in auto.lengths))
     teachers: list[Arm] = []
     for name, start in starts.items():

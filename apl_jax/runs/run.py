@@ -23,7 +23,7 @@ from apl_jax.feeds.passes import BatchPlan
 from apl_jax.inference.model import CARD, FOLDER, GENERATOR, PARAMETERS, ModelCard, write_card
 from apl_jax.interruption import stop_if_requested
 from apl_jax.runs.context import EVALUATION_TRUTH, UNLABELLED_TRUTH, RunContext
-from apl_jax.runs.evidence import MODEL, TEACHER, check_evidence, decided, final_stage, known_stages
+from apl_jax.runs.evidence import MODEL, PRETRAIN, TEACHER, check_evidence, decided, final_stage, known_stages
 from apl_jax.runs.ledger import Ledger, check_workdir
 from apl_jax.runs.plans import check_split, generator_of, total_steps
 from apl_jax.runs.settings import Settings, default_settings, plain_detector
@@ -224,7 +224,7 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
         "jax": jax.__version__,
         "steps": {
             name: value["steps"] for name, value in results.items()
-            if "steps" in value and (name != "pretrain" or chosen.learning.pretrain.steps > 0)
+            if "steps" in value and (name != PRETRAIN or chosen.learning.pretrain.steps > 0)
         },
         "matched_steps": total_steps(chosen, context.facts),
         "decisions": {

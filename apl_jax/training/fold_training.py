@@ -2,8 +2,8 @@
 
 Everything that belongs to a network has a leading axis of K folds; the number of steps done is one for all. So a
 :class:`~apl_jax.training.state.TrainState` of folds is saved, restored and trained as any other. On accelerators all
-networks take a step at once (``vmap``); on a CPU one after the other within the same program, which compiles like a
-single network and, where there are no idle cores, is no slower.
+networks take a step at once (``vmap``); on a CPU one after the other within the same program, which compiles like that
+of a single network.
 """
 
 from __future__ import annotations

@@ -57,19 +57,19 @@ def test_the_operating_point_has_the_best_f_score_of_all_thresholds(beta: float)
     generator = np.random.default_rng(1)
     confidence = np.sort(generator.choice(np.linspace(0.05, 0.95, 19), 40))[::-1]  # with ties
     right = generator.uniform(size=40) < confidence
-    judged = Judged(confidence, right, np.zeros(40), np.zeros(40), np.zeros(30))
-    point = best_operating_point(judged, beta, 0.2)
-    assert point is not None and point.threshold > 0.2
+    judged = Judged(confidence, right, np.zeros(40), np.zeros(30))
+    point = best_operating_point(judged, beta)
+    assert point is not None
     scores = {}
-    for threshold in np.unique(confidence[confidence > 0.2]):
+    for threshold in np.unique(confidence):
         chosen = confidence >= threshold
         precision, recall = right[chosen].mean(), right[chosen].sum() / 30
         scores[threshold] = (1 + beta**2) * precision * recall / max(beta**2 * precision + recall, 1e-12)
     assert scores[point.threshold] == pytest.approx(max(scores.values()))
     assert point.precision == right[confidence >= point.threshold].mean()
     assert point.count == (confidence >= point.threshold).sum()
-    nothing = Judged(confidence, right & False, judged.label, judged.similarity, judged.truth)
-    assert best_operating_point(nothing, beta, 0.2) is None
+    nothing = Judged(confidence, right & False, judged.similarity, judged.truth)
+    assert best_operating_point(nothing, beta) is None
 
 
 def test_calibration_mends_confidences_that_are_too_high() -> None:
@@ -88,7 +88,7 @@ def test_calibration_mends_confidences_that_are_too_high() -> None:
 def test_discrimination_is_the_share_of_pairs_in_the_right_order() -> None:
     right = np.array([True, False, True, False, True])
     similarity, confidence = np.array([0.9, 0.2, 0.4, 0.6, 0.1]), np.array([0.9, 0.8, 0.7, 0.6, 0.1])
-    judged = Judged(confidence, right, np.zeros(5), similarity, np.zeros(3))
+    judged = Judged(confidence, right, similarity, np.zeros(3))
     assert discrimination(judged, 0.5) == 3 / 4  # of .9 and .4 against .2 and .6
     assert discrimination(judged, 0.85) is None  # nothing wrong among them
 
@@ -101,6 +101,8 @@ def test_instances_are_found_by_the_surest_detections_of_their_class() -> None:
     assert found_instances(truth, found).tolist() == [True, False]  # the second one's is the fifth of four
     surer = Instances(video, label, segments, np.array([0.9, 0.8, 0.1, 0.2, 0.5]))
     assert found_instances(truth, surer).tolist() == [True, True]
+    ignored = Instances(truth.video, truth.label, truth.segments_s, truth.score, np.array([False, True]))
+    assert found_instances(ignored, surer).tolist() == [True]  # the second is not asked for
     nothing = found.select(np.zeros(5, bool))
     assert found_instances(truth, nothing).tolist() == [False, False]
 

@@ -35,7 +35,7 @@ def decision(teacher: str, steps: int, icd: bool, threshold: float = 0.4) -> dic
 def test_stages_become_known_as_decisions_are_made() -> None:
     settings, results = smoke_settings(AUTO), {}
     first = [stage.name for stage in known_stages(settings, FACTS, results)]
-    assert first == ["pretrain", "cross_fit_none", "cross_fit_contrast", "cross_fit_plain", TEACHER]
+    assert first == ["pretrain", "cross_fit_none", "cross_fit_pretrained", "cross_fit_plain", TEACHER]
     results |= {name: {} for name in first} | {TEACHER: decision("none", 20, icd=False)}
     second = [stage.name for stage in known_stages(settings, FACTS, results)]
     assert second == [*first, "cross_fit_labels", "cross_fit_student", MODEL]
@@ -52,7 +52,7 @@ def test_stages_become_known_as_decisions_are_made() -> None:
 
 
 def test_no_deciding_stage_reads_what_training_must_not_see() -> None:
-    results: dict[str, Any] = {TEACHER: decision("contrast", 10, icd=True)}
+    results: dict[str, Any] = {TEACHER: decision("pretrained", 10, icd=True)}
     stages = known_stages(smoke_settings(AUTO), FACTS, results)
     assert stages[-1].name == MODEL
     for stage in stages:
@@ -61,7 +61,7 @@ def test_no_deciding_stage_reads_what_training_must_not_see() -> None:
 
 def test_pre_training_and_icd_stay_where_they_help() -> None:
     settings = smoke_settings(AUTO)
-    found = decided(settings, FACTS, {TEACHER: decision("contrast", 10, icd=True, threshold=0.01)}).learning
+    found = decided(settings, FACTS, {TEACHER: decision("pretrained", 10, icd=True, threshold=0.01)}).learning
     assert found.pretrain == settings.learning.pretrain
     assert found.selection.names == ("fixed", "icd")
     assert found.selection.settings_of("fixed").tau_neg == 0.01  # never above the threshold
@@ -77,16 +77,10 @@ def test_pre_training_and_icd_stay_where_they_help() -> None:
     ("model", "stage"), [("plain", "supervised"), ("teacher", "teacher"), ("student", "self_train_2")]
 )
 def test_the_model_that_stays_is_that_of_the_decision(model: str, stage: str) -> None:
-    names = (
-        "supervised",
-        "teacher",
-        "self_train_1",
-        "self_train_1_evaluation",
-        "self_train_2",
-        "self_train_2_evaluation",
-    )
-    assert final_stage({name: {} for name in names} | {MODEL: {"model": model}}) == stage
-    assert final_stage({name: {} for name in names}) is None
+    trained = {name: {"steps": 20} for name in ("supervised", "teacher", "self_train_1", "self_train_2")}
+    results = trained | {f"{name}_evaluation": {} for name in trained}
+    assert final_stage(results | {MODEL: {"model": model}}) == stage
+    assert final_stage(results) is None
 
 
 def test_without_the_supervised_variant_the_plain_detector_is_not_tried() -> None:
@@ -112,14 +106,14 @@ def test_lengths_rise(lengths: tuple[float, ...]) -> None:
 
 
 def test_the_plain_way_comes_first_and_so_is_the_one_that_must_be_beaten() -> None:
-    results: dict[str, Any] = {TEACHER: decision("contrast", 10, icd=True)}
+    results: dict[str, Any] = {TEACHER: decision("pretrained", 10, icd=True)}
     stages = {stage.name: stage for stage in known_stages(smoke_settings(AUTO), FACTS, results)}
     teachers, plain = stages[TEACHER].handed.teachers, stages[TEACHER].handed.plain
     assert [(arm.name, arm.steps) for arm in teachers] == [
         ("none", 20),
         ("none", 10),
-        ("contrast", 20),
-        ("contrast", 10),
+        ("pretrained", 20),
+        ("pretrained", 10),
     ]
     assert [arm.steps for arm in plain] == [20, 10]
     assert [arm.name for arm in stages[MODEL].handed.arms] == ["student", "teacher", "plain"]
