@@ -192,45 +192,53 @@ def _write_final_model(context: RunContext, stage: str | None) -> None:
         write_bytes(target / name, read_bytes(source / name, "a file of the model that was trained"))
 
 
+def _decisions(chosen: Settings, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What was decided, with its evidence, and the settings that followed; empty where nothing was."""
+    made = {name: results[name] for name in (TEACHER, MODEL) if name in results}
+    return made | {"learning": to_dict(chosen.learning)} if made else {}
+
+
+def _about_data(settings: Settings, context: RunContext) -> dict[str, Any]:
+    """Which data a run was made with, and how it was split."""
+    dataset, data = context.dataset, settings.data
+    return {
+        "name": dataset.name, "variant": dataset.variant,
+        "features": "synthetic" if dataset.synthetic else "read",
+        "identity": dataset.identity, "digest": dataset.digest, "classes": list(dataset.classes),
+        "label_ratio": data.label_ratio, "split_seed": data.split_seed,
+        "split_digest": dataset.split.digest, "labelled": len(dataset.split.labelled),
+        "unlabelled": len(dataset.split.unlabelled), "evaluated": len(dataset.split.evaluation),
+        "excluded": {"count": len(dataset.excluded), "digest": fingerprint(list(dataset.excluded))},
+        "length_tolerance": data.length_tolerance,
+        "evaluated_on": "validation subjects" if data.validation_subjects else "test subset",
+        "truth": {name: context.digest(read) for name, read in TRUTHS.items()},
+    }  # fmt: skip
+
+
 def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any]) -> dict[str, Any]:
     """What ``results.json`` holds: variants with their mAP, pseudo-label quality per round, and where they come
     from."""
     variants = {n.removesuffix(_EVALUATION): value for n, value in results.items() if n.endswith(_EVALUATION)}
-    dataset, data = context.dataset, settings.data
-    trained = [name for name in variants if name.startswith("self_train")]
-    final = final_stage(results) or (trained[-1] if trained else next(reversed(variants), None))
+    students = [name for name in variants if name.startswith("self_train")]
+    final = final_stage(results) or (students[-1] if students else next(reversed(variants), None))
     chosen = decided(settings, context.facts, results)
+    # Pre-training that was tried and left out leads to no variant.
+    left_out = () if chosen.learning.pretrain.steps > 0 else (PRETRAIN,)
+    trained = [name for name, result in results.items() if "steps" in result and name not in left_out]
     return {
         "version": __version__,
         "settings_fingerprint": fingerprint(settings),
-        "data": {
-            "name": dataset.name, "variant": dataset.variant,
-            "features": "synthetic" if dataset.synthetic else "read",
-            "identity": dataset.identity, "digest": dataset.digest, "classes": list(dataset.classes),
-            "label_ratio": data.label_ratio, "split_seed": data.split_seed,
-            "split_digest": dataset.split.digest, "labelled": len(dataset.split.labelled),
-            "unlabelled": len(dataset.split.unlabelled), "evaluated": len(dataset.split.evaluation),
-            "excluded": {"count": len(dataset.excluded), "digest": fingerprint(list(dataset.excluded))},
-            "length_tolerance": data.length_tolerance,
-            "evaluated_on": "validation subjects" if data.validation_subjects else "test subset",
-            "truth": {name: context.digest(read) for name, read in TRUTHS.items()},
-        },
+        "data": _about_data(settings, context),
         "detector": settings.detector.name,
         "method": settings.learning.method.name,
-        "protocol": protocol_words(settings.evaluation, data.class_agnostic),
+        "protocol": protocol_words(settings.evaluation, settings.data.class_agnostic),
         "external_digest": external_digest(settings.evaluation),
         "seed": settings.seed,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
-        "steps": {
-            name: value["steps"] for name, value in results.items()
-            if "steps" in value and (name != PRETRAIN or chosen.learning.pretrain.steps > 0)
-        },
+        "steps": {name: results[name]["steps"] for name in trained},
         "matched_steps": total_steps(chosen, context.facts),
-        "decisions": {
-            **{name: results[name] for name in (TEACHER, MODEL) if name in results},
-            **({"learning": to_dict(chosen.learning)} if TEACHER in results else {}),
-        },
+        "decisions": _decisions(chosen, results),
         "variants": variants,
         "final_variant": final,
         "average_map": variants[final]["average_map"] if final else None,
