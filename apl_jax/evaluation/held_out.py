@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import binomtest
-from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import roc_auc_score
 
 from apl_jax.evaluation.average_precision import (
     Instances,
@@ -27,6 +25,9 @@ from apl_jax.evaluation.average_precision import (
     ranking,
 )
 from apl_jax.evaluation.label_quality import POSITIVE_TIOU
+
+if TYPE_CHECKING:
+    from sklearn.isotonic import IsotonicRegression  # scikit-learn takes a second to import: only where it is used
 
 BINS = 10  # of equal count, of a reliability diagram
 
@@ -91,6 +92,8 @@ def best_operating_point(judged: Judged, beta: float) -> Operating | None:
 
 def calibrate(confidence: np.ndarray, right: np.ndarray) -> IsotonicRegression:
     """Precision as a rising function of confidence, by isotonic regression; outside the range its end values."""
+    from sklearn.isotonic import IsotonicRegression
+
     return IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(confidence, right)
 
 
@@ -109,6 +112,8 @@ def calibration_error(predicted: np.ndarray, right: np.ndarray) -> float:
 
 def discrimination(judged: Judged, least: float) -> float | None:
     """AUC of ICD's similarity for right against wrong detections above ``least``; None where one kind is missing."""
+    from sklearn.metrics import roc_auc_score
+
     rows = judged.confidence > least
     right = judged.right[rows]
     return float(roc_auc_score(right, judged.similarity[rows])) if 0 < right.sum() < len(right) else None
@@ -144,6 +149,8 @@ def contest(challenger: np.ndarray, incumbent: np.ndarray) -> Contest:
     all but one of the same instances, it differed by .07, in 92 % of bootstrap redraws (docs/results.md). Instances
     gained and lost say plainly how little that is.
     """
+    from scipy.stats import binomtest
+
     gained, lost = int((challenger & ~incumbent).sum()), int((incumbent & ~challenger).sum())
     test = binomtest(gained, gained + lost, 0.5, alternative="greater") if gained + lost else None
     return Contest(gained, lost, float(test.pvalue) if test else 1.0)
