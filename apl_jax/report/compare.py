@@ -22,6 +22,9 @@ from apl_jax.report.tables import aligned, total_steps, variant_name
 from apl_jax.report.truth import check_present_truths
 
 _NO_DIFFERENCE = "data.split_seed", "data.root", "runtime."  # settings in which the runs of one row may differ
+_LONGEST_NAME = 60  # characters of a row's name; a longer one stands below the table
+_REFERENCE = "supervised_matched"  # variant whose scores the others' gains are counted from; without it the first row
+_MARK = " (*)"  # behind the name of that row
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,29 @@ def comparison(folders: Sequence[Path]) -> str:
     Raises :class:`~apl_jax.data.files.DataError` for a folder that holds no finished run, for two runs of the same
     settings and seeds, and for runs of different protocols: those must not stand in one column.
     """
-    groups = gather(folders)
+    groups, notes = _with_short_names(gather(folders))
     tables = []
     for setting in dict.fromkeys(group.setting for group in groups):
         rows, seeds = _rows([group for group in groups if group.setting == setting])
         tables.append("\n\n".join([setting, aligned(rows), aligned(seeds)]))
-    return "\n\n\n".join(tables)
+    return "\n\n\n".join(tables) + ("\n\n" + "\n".join(notes) if notes else "")
+
+
+def _with_short_names(groups: list[Group]) -> tuple[list[Group], list[str]]:
+    """The groups with names that fit a table, and what was left out of them: changes that all rows have in common, and
+    whole names that are too long."""
+    words = [group.name.split(" ") for group in groups]
+    common = [w for w in words[0] if "=" in w and all(w in other for other in words)] if len(groups) > 1 else []
+    notes = [f"all rows: {' '.join(common)}"] if common else []
+    short = []
+    for group, own in zip(groups, words, strict=True):
+        name = " ".join(w for w in own if w not in common) or group.name
+        if len(name) > _LONGEST_NAME:
+            letter = f"[{len(short) + 1}]"
+            notes.append(f"{letter}: {name}")
+            name = f"{own[0][: _LONGEST_NAME - len(letter) - 1]} {letter}"
+        short.append(replace(group, name=name))
+    return short, notes
 
 
 def gather(folders: Sequence[Path]) -> list[Group]:
@@ -120,9 +140,9 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
     thresholds = list(dict.fromkeys(t for score in scores for t in score["map"]))
     all_seeds = sorted({seeds for group in groups for seeds in group.results})
     rows = [["mAP, %", "runs", "steps", *(f"tIoU {t}" for t in thresholds), "average"]]
-    by_seed = [["average mAP, %", *(_seed_name(seeds) for seeds in all_seeds), "minus the first"]]
+    by_seed = [["average mAP, %", *(_seed_name(seeds) for seeds in all_seeds), f"gain over{_MARK}"]]
     seen: set[tuple[Any, ...]] = set()
-    first: dict[tuple[int, int], float] = {}
+    *reference, first = _reference(groups)
     for group in groups:
         scores_of = {seeds: _scores(results) for seeds, results in group.results.items()}
         variants = dict.fromkeys(variant for scores in scores_of.values() for variant in scores)
@@ -130,19 +150,32 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
             runs = {seeds: scores[variant] for seeds, scores in scores_of.items() if variant in scores}
             scored = {seeds: run for seeds, run in runs.items() if run["average_map"] is not None}
             averages = {seeds: run["average_map"] for seeds, run in scored.items()}
-            mark = (variant, *sorted(averages.items()))
-            if averages and mark in seen:
+            told = (variant, *sorted(averages.items()))
+            if averages and told in seen:
                 continue
-            seen.add(mark)
+            seen.add(told)
             steps = total_steps(next(iter(group.results.values())), variant)
-            name = f"{group.name}, {variant_name(variant)}"
+            mark = _MARK if [group.name, variant] == reference else ""
+            name = f"{group.name}, {variant_name(variant)}{mark}"
             cells = [spread([run["map"][t] for run in scored.values() if t in run["map"]]) for t in thresholds]
             rows.append([name, str(len(runs)), f"{steps or 0:,}", *cells, spread(list(averages.values()))])
-            first = first or averages
             gains = [averages[seeds] - first[seeds] for seeds in averages if seeds in first]
             values = (f"{100 * averages[s]:.1f}" if s in averages else "–" for s in all_seeds)
             by_seed.append([name, *values, spread(gains, "+")])
     return rows, by_seed
+
+
+def _reference(groups: Sequence[Group]) -> tuple[str, str, dict[tuple[int, int], float]]:
+    """The row that gains are counted from, by group and variant, and its averages: the plain detector with as many
+    steps, else the first row that is scored."""
+    rows = {}
+    for group in groups:
+        for seeds, results in group.results.items():
+            for variant, scores in results["variants"].items():
+                if scores["average_map"] is not None:
+                    rows.setdefault((group.name, variant), {})[seeds] = scores["average_map"]
+    chosen = next((row for row in rows if row[1] == _REFERENCE), next(iter(rows), ("", "")))
+    return *chosen, rows.get(chosen, {})
 
 
 def _scores(results: Mapping[str, Any]) -> dict[str, Any]:
