@@ -1,9 +1,10 @@
 """Detects in one recording with the exported model beside this file; needs numpy, jax and flatbuffers, nothing else.
 
-    python example.py RECORDING.npy [FPS [DURATION]]
+    python example.py RECORDING.npy [FPS [DURATION [LEAST]]]
 
 RECORDING.npy holds an array [time, channels] of the kind that model.json calls "features": ready-made feature "rows",
-or a raw "signal". FPS (0 = unknown) is needed where model.json has none, DURATION (seconds) where its stride is 0.
+or a raw "signal". FPS (0 = unknown) is needed where model.json has none, DURATION (seconds, 0 = unknown) where its
+stride is 0. Detections below the confidence LEAST, 0.1, are not shown.
 """
 
 import json
@@ -39,10 +40,10 @@ def place(values: np.ndarray, card: dict, fps: float, duration_s: float) -> tupl
     return rows, [0.5 * covered_s / len(rows), covered_s / len(rows), duration_s]
 
 
-def main(recording: str, fps: str = "", duration_s: str = "0") -> None:
+def main(recording: str, fps: str = "0", duration_s: str = "0", least: str = "0.1") -> None:
     card = json.loads((FOLDER / "model.json").read_text("utf-8"))
     program = export.deserialize(bytearray((FOLDER / "model.stablehlo").read_bytes()))
-    rows, clocks = place(np.load(recording), card, float(fps or card["fps"] or 0), float(duration_s))
+    rows, clocks = place(np.load(recording), card, float(fps) or card["fps"] or 0.0, float(duration_s))
     if len(rows) > card["length"]:
         sys.exit(f"{recording}: {len(rows)} rows, the model takes {card['length']}: export with --length={len(rows)}")
     features = np.zeros((1, card["length"], card["feature_width"]), np.float32)
@@ -50,7 +51,7 @@ def main(recording: str, fps: str = "", duration_s: str = "0") -> None:
     length, clocks = np.array([len(rows)], np.int32), np.array(clocks, np.float32)[:, None]
     results: dict = program.call(features, length, *clocks)  # pyright: ignore[reportAssignmentType]
     found = {name: np.asarray(array)[0] for name, array in results.items()}
-    for k in np.flatnonzero(found["mask"]):
+    for k in np.flatnonzero(found["mask"] & (found["confidence"] >= float(least))):
         start_s, end_s = found["segments_s"][k]
         print(f"{start_s:.6f},{end_s:.6f},{card['classes'][found['labels'][k]]},{found['confidence'][k]:.6f}")
 

@@ -42,10 +42,13 @@ def record(folder: Path, samples: int, channels: int, seed: int = 0) -> Path:
     return path
 
 
-def run_example(out: Path, recording: Path, *rate: str) -> list[list[str]]:
+def run_example(
+    out: Path, recording: Path, rate: str = "0", duration_s: str = "0", least: str = "0"
+) -> list[list[str]]:
     """What the example prints in a process that cannot import this package, nor from its folder."""
+    words = str(out / "example.py"), str(recording), rate, duration_s, least
     result = subprocess.run(
-        [sys.executable, "-I", "-c", BLOCKER, str(out / "example.py"), str(recording), *rate],
+        [sys.executable, "-I", "-c", BLOCKER, *words],
         cwd=out, capture_output=True, text=True, encoding="utf-8", timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
