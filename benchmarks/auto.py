@@ -1,16 +1,18 @@
-"""``configure`` and ``run`` with method=auto on several data sets, against the plain detector trained in three ways.
+"""``configure`` and ``run`` with method=auto on several data sets, against the plain detector trained in four ways.
 
-    python benchmarks/auto.py --data=spsw,../shared/data/sfinge --seeds=0,1,2 --out=runs/auto [--same_time]
+    python benchmarks/auto.py --data=spsw,../shared/data/sfinge --seeds=0,1,2 --out=runs/auto [--same_time] [--average]
     python benchmarks/auto.py --out=runs/auto --only_table
 
 The plain detector is trained for as many steps as auto's model, for the number of steps that cross-fitting chose for
-it, and, with ``--same_time``, for as long as auto took by the clock, cross-fitting included. Interrupted, the same
-command goes on.
+it, with ``--same_time`` for as long as auto took by the clock, cross-fitting included, and with ``--average`` as often
+as auto has networks, whose outputs are averaged: that row says what self-training adds to averaging. Interrupted, the
+same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,8 +21,15 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ttest_rel, wilcoxon
 
+from apl_jax.declarations import Choice
+from apl_jax.detectors.ensemble import EnsembleSettings
+from apl_jax.runs.run import run
+from apl_jax.runs.settings import read_config
+
 ENTRY = (sys.executable, "-m", "apl_jax.cli")
 BASELINES = {"supervised": "chosen steps", "supervised_matched": "as many steps", "same_time": "as much time"}
+AVERAGE = "average"  # the plain detector's; a part of the method rather than a baseline of the issue
+BESIDE = ("same_time", AVERAGE)  # in folders of their own
 
 
 def carry_out(data: str, seed: int, ratio: float, out: Path, further: list[str]) -> Path:
@@ -63,14 +72,32 @@ def same_time(workdir: Path, out: Path) -> None:
     subprocess.run([*ENTRY, "run", *flags], check=True, capture_output=True)
 
 
+def average(workdir: Path, out: Path) -> None:
+    """As many plain networks as auto has, for the number of steps that cross-fitting chose."""
+    target = out / f"{workdir.name}_{AVERAGE}"
+    if (target / "results.json").exists() or not (workdir / "results.json").exists():
+        return
+    settings = read_config(str(out / f"{workdir.name}.py"))
+    steps = json.loads((workdir / "results.json").read_text())["steps"]["supervised"]
+    networks, learning = settings.learning.method.settings.networks, settings.learning
+    longer = dataclasses.replace(learning.supervised, steps=steps)
+    plain = dataclasses.replace(
+        settings, variants=("supervised",), detector=Choice("ensemble", EnsembleSettings(settings.detector, networks)),
+        learning=dataclasses.replace(learning, supervised=longer),
+        runtime=dataclasses.replace(settings.runtime, progress=False),
+    )  # fmt: skip
+    run(plain, target)
+
+
 def row(workdir: Path, out: Path) -> dict[str, float]:
     """Average mAP of all rows of a run, in %."""
     results = json.loads((workdir / "results.json").read_text())
     found = {name: 100 * value["average_map"] for name, value in results["variants"].items()}
     found["final"] = 100 * results["average_map"]
-    other = out / f"{workdir.name}_same_time" / "results.json"
-    if other.exists():
-        found["same_time"] = 100 * json.loads(other.read_text())["average_map"]
+    for name in BESIDE:
+        other = out / f"{workdir.name}_{name}" / "results.json"
+        if other.exists():
+            found[name] = 100 * json.loads(other.read_text())["average_map"]
     return found
 
 
@@ -78,7 +105,7 @@ def table(out: Path) -> None:
     """Every run, then each data set: mean, deviation, differences to the baselines with their p-values."""
     by_data: dict[str, list[dict[str, float]]] = {}
     for path in sorted(out.glob("*/results.json")):
-        if path.parent.name.endswith("_same_time"):
+        if path.parent.name.endswith(BESIDE):
             continue
         results, found = json.loads(path.read_text()), row(path.parent, out)
         decisions = results["decisions"]
@@ -97,7 +124,7 @@ def table(out: Path) -> None:
 def _summary(name: str, rows: list[dict[str, float]]) -> None:
     final = np.array([one["final"] for one in rows])
     print(f"\n{name}: auto {_spread(final)}, {len(rows)} runs")
-    for variant, words in BASELINES.items():
+    for variant, words in (BASELINES | {AVERAGE: "their average"}).items():
         pairs = [(one["final"], one[variant]) for one in rows if variant in one]
         if not pairs:
             continue
@@ -121,6 +148,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--same_time", action="store_true")
+    parser.add_argument("--average", action="store_true")
     parser.add_argument("--only_table", action="store_true")
     chosen, further = parser.parse_known_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -129,6 +157,8 @@ def main() -> None:
             workdir = carry_out(data, seed, chosen.ratio, chosen.out, further)
             if chosen.same_time:
                 same_time(workdir, chosen.out)
+            if chosen.average:
+                average(workdir, chosen.out)
     table(chosen.out)
 
 

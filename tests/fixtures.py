@@ -18,6 +18,7 @@ import pytest
 from apl_jax.declarations import Choice, override
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings, QualitySettings
+from apl_jax.detectors.ensemble import EnsembleSettings
 from apl_jax.detectors.spot_settings import SpotDecoding, SpotSettings
 from apl_jax.learning.icd import PARTS, InstanceBank
 from apl_jax.learning.method import Method, MethodContext, Objective, build_objective, random_view
@@ -91,6 +92,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
             },
         }.items()
     },
+    "ensemble": {"conv": EnsembleSettings(of=Choice("conv", DETECTORS["conv"].settings()), networks=2)},
 }  # fmt: skip
 
 # Of settings that any method may have, smaller values: a method is tested with these where it has such a field.

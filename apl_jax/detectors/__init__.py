@@ -14,12 +14,12 @@ from typing import Any
 import jax
 
 from apl_jax.declarations import Choice, from_dict, to_dict
-from apl_jax.detectors import actionformer, spot  # noqa: F401  # they register
+from apl_jax.detectors import actionformer, ensemble, spot  # noqa: F401  # they register
 from apl_jax.detectors.base import Detector, register_detector
 from apl_jax.registry import DETECTORS
 from apl_jax.structs import DataFacts
 
-__all__ = ["Detector", "build", "build_detector", "register_detector", "without_decoding"]
+__all__ = ["Detector", "build", "build_detector", "decoding_of", "register_detector", "without_decoding"]
 
 
 def build(name: str, *, feature_width: int, num_classes: int, **settings: Any) -> Detector:
@@ -50,7 +50,16 @@ def _built(build: Callable[[Any, DataFacts], Detector], settings: Any, facts: Da
 
 def without_decoding(choice: Choice) -> Choice:
     """``choice`` with its ``decoding`` reset to its defaults: what training is handed; the same where it has none."""
-    if not hasattr(choice.settings, "decoding"):
+    settings = choice.settings
+    if isinstance(getattr(settings, "of", None), Choice):  # it decodes as the detector that it is made of does
+        return Choice(choice.name, dataclasses.replace(settings, of=without_decoding(settings.of)))
+    if not hasattr(settings, "decoding"):
         return choice
-    default = type(choice.settings)().decoding
-    return Choice(choice.name, dataclasses.replace(choice.settings, decoding=default))
+    return Choice(choice.name, dataclasses.replace(settings, decoding=type(settings)().decoding))
+
+
+def decoding_of(choice: Choice) -> Any:
+    """The settings that only ``decode`` reads; None where a detector has none."""
+    settings = choice.settings
+    within = getattr(settings, "of", None)
+    return decoding_of(within) if isinstance(within, Choice) else getattr(settings, "decoding", None)

@@ -109,7 +109,8 @@ def register_detector(
         name: what ``detector.name`` in a configuration may say.
         settings: a frozen dataclass on :class:`~apl_jax.declarations.Checked` with a default for every field. A field
             ``decoding`` (a settings class too) holds all that only ``decode`` reads: training is not handed it, so that
-            changing it trains nothing again.
+            changing it trains nothing again. A field ``of``, a choice of another detector, says that this one decodes
+            as that one does.
         build: ``build(settings, facts) -> Detector``, with :class:`~apl_jax.structs.DataFacts`. Raises
             :class:`~apl_jax.declarations.SettingsError` for settings that contradict one another.
         plain: settings of the published baseline from those of a semi-supervised method, where these differ.

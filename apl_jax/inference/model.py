@@ -172,9 +172,14 @@ def open_model(path: Path, stage: str = "") -> Model:
 
 def _network(document: Mapping[str, Any]) -> str:
     """A hash of all in a card that decides which parameters there are; decoding and clocks may be changed by hand."""
-    detector = {name: value for name, value in dict(document.get("detector") or {}).items() if name != "decoding"}
     names = "feature_width", "classes", "generator"
-    return fingerprint(detector, [document.get(name) for name in names])
+    return fingerprint(_undecoded(document.get("detector")), [document.get(name) for name in names])
+
+
+def _undecoded(detector: Any) -> dict[str, Any]:
+    """A detector's entries but for its decoding, and that of the detector which it is made of."""
+    entries = {name: value for name, value in dict(detector or {}).items() if name != "decoding"}
+    return entries | ({"of": _undecoded(entries["of"])} if isinstance(entries.get("of"), dict) else {})
 
 
 def read_card(path: Path, stage: str = "") -> ModelCard:

@@ -82,6 +82,9 @@ class AutoSettings(Checked):
 
     student: Choice = choice(METHODS, "apl")  # what the student learns by
     folds: int = number(4, at_least=2, at_most=1000)  # of the labelled recordings, at most
+    # whose average labels, and whose average stays (detectors/ensemble.py); so many times one costs training and
+    # prediction
+    networks: int = number(4, at_least=1, at_most=100)
     # numbers of steps that are tried, as multiples of learning.supervised.steps, rising; the last one says how long
     # cross-fitting takes, the others cost nothing
     lengths: tuple[float, ...] = numbers((0.5, 1.0), above=0, at_most=1000)

@@ -142,7 +142,7 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
     rows = [["mAP, %", "runs", "steps", *(f"tIoU {t}" for t in thresholds), "average"]]
     by_seed = [["average mAP, %", *(_seed_name(seeds) for seeds in all_seeds), f"gain over{_MARK}"]]
     seen: set[tuple[Any, ...]] = set()
-    *reference, first = _reference(groups)
+    reference, first = _reference(groups)
     for group in groups:
         scores_of = {seeds: _scores(results) for seeds, results in group.results.items()}
         variants = dict.fromkeys(variant for scores in scores_of.values() for variant in scores)
@@ -155,7 +155,7 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
                 continue
             seen.add(told)
             steps = total_steps(next(iter(group.results.values())), variant)
-            mark = _MARK if [group.name, variant] == reference else ""
+            mark = _MARK if (group.name, variant) == reference else ""
             name = f"{group.name}, {variant_name(variant)}{mark}"
             cells = [spread([run["map"][t] for run in scored.values() if t in run["map"]]) for t in thresholds]
             rows.append([name, str(len(runs)), f"{steps or 0:,}", *cells, spread(list(averages.values()))])
@@ -165,7 +165,7 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
     return rows, by_seed
 
 
-def _reference(groups: Sequence[Group]) -> tuple[str, str, dict[tuple[int, int], float]]:
+def _reference(groups: Sequence[Group]) -> tuple[tuple[str, str], dict[tuple[int, int], float]]:
     """The row that gains are counted from, by group and variant, and its averages: the plain detector with as many
     steps, else the first row that is scored."""
     rows = {}
@@ -175,7 +175,7 @@ def _reference(groups: Sequence[Group]) -> tuple[str, str, dict[tuple[int, int],
                 if scores["average_map"] is not None:
                     rows.setdefault((group.name, variant), {})[seeds] = scores["average_map"]
     chosen = next((row for row in rows if row[1] == _REFERENCE), next(iter(rows), ("", "")))
-    return *chosen, rows.get(chosen, {})
+    return chosen, rows.get(chosen, {})
 
 
 def _scores(results: Mapping[str, Any]) -> dict[str, Any]:

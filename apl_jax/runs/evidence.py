@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apl_jax.declarations import Chain, Choice
+from apl_jax.detectors.ensemble import EnsembleSettings
 from apl_jax.learning.icd import IcdSettings
 from apl_jax.learning.methods import AutoSettings
 from apl_jax.learning.selection import DynamicSettings, FixedSettings
@@ -41,7 +42,7 @@ from apl_jax.settings import StageSettings
 from apl_jax.structs import DataFacts
 
 TEACHER, MODEL = "decide_teacher", "decide_model"  # the stages that decide
-PRETRAIN = "pretrain"
+TRIAL_PRETRAIN = "cross_fit_pretrain"  # one network, from which those of all folds begin
 _READS = (reads.TRAINING, reads.LABELLED)
 
 Results = Mapping[str, Any]  # of stages that are done, by name
@@ -58,8 +59,20 @@ def known_stages(settings: Settings, facts: DataFacts, results: Results) -> list
         stages += _about_students(settings, auto, results[TEACHER])
     if MODEL not in results:
         return stages
-    chosen = decided(settings, facts, results)
-    return stages + _baselines(settings, facts, results) + [s for s in _rest(chosen, facts) if s.name != PRETRAIN]
+    return stages + _plain(settings, facts, results) + _rest(settings, facts, results)
+
+
+def foreseen_stages(settings: Settings, facts: DataFacts, results: Results) -> list[Stage]:
+    """All stages of a run, as if what is not decided yet were decided for the plain way."""
+    assumed = dict(results)
+    if evidence_of(settings, facts) is None:
+        return plan_stages(settings, facts)
+    if TEACHER not in results:
+        decide = next(s.handed for s in known_stages(settings, facts, {}) if s.name == TEACHER)
+        plain = dataclasses.asdict(decide.plain[0]) if decide.plain else None
+        teacher = {"teacher": dataclasses.asdict(decide.teachers[0]), "plain": plain}
+        assumed[TEACHER] = teacher | {"operating_point": None, "icd": {"enabled": False}}
+    return known_stages(settings, facts, {MODEL: {"model": "student"}} | assumed)
 
 
 def evidence_of(settings: Settings, facts: DataFacts) -> AutoSettings | None:
@@ -75,7 +88,8 @@ def check_evidence(settings: Settings, context: RunContext) -> None:
 
 
 def decided(settings: Settings, facts: DataFacts, results: Results) -> Settings:
-    """The settings after the decisions that ``results`` hold, as anybody could have written them by hand."""
+    """The settings after the decisions that ``results`` hold, as anybody could have written them by hand; the detector
+    is that of teacher and student."""
     auto = evidence_of(settings, facts)
     if auto is None or TEACHER not in results:
         return settings
@@ -88,7 +102,12 @@ def decided(settings: Settings, facts: DataFacts, results: Results) -> Settings:
         self_train=_longer(learning.self_train, _student_steps(settings, decision)),
         selection=_selection(learning.selection, auto, decision),
     )
-    return dataclasses.replace(settings, learning=learning)
+    return dataclasses.replace(settings, learning=learning, detector=_ensemble(settings.detector, auto.networks))
+
+
+def _ensemble(detector: Choice, networks: int) -> Choice:
+    """So many networks of a detector as one; a single one as it is."""
+    return Choice("ensemble", EnsembleSettings(detector, networks)) if networks > 1 else detector
 
 
 def final_stage(results: Results) -> str | None:
@@ -106,8 +125,8 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
     learning, stages = settings.learning, []
     starts = {NONE: ""}
     if learning.pretrain.steps > 0:
-        stages.append(training_stage(settings, PRETRAIN, learning.pretext, learning.pretrain))
-        starts[PRETRAINED] = PRETRAIN
+        stages.append(training_stage(settings, TRIAL_PRETRAIN, learning.pretext, learning.pretrain))
+        starts[PRETRAINED] = TRIAL_PRETRAIN
     milestones = tuple(dict.fromkeys(max(round(n * learning.supervised.steps), 1) for n in auto.lengths))
     teachers: list[Arm] = []
     for name, start in starts.items():
@@ -120,7 +139,7 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
         part = dataclasses.replace(part, detector=plain_detector(settings.detector), method=plain_method())
         stages.append(Stage(part.name, (), _READS, part, cross_fit))
         plain = [Arm(PLAIN, steps, f"{part.name}/{steps}") for steps in reversed(milestones)]
-    needs = tuple(stage.name for stage in stages if stage.name != PRETRAIN)
+    needs = tuple(stage.name for stage in stages if stage.name != TRIAL_PRETRAIN)
     decide = TeacherDecisionPart(
         auto, tuple(teachers), tuple(plain), _tau_neg(learning.selection), settings.evaluation.tiou
     )
@@ -148,7 +167,7 @@ def _about_students(settings: Settings, auto: AutoSettings, decision: dict[str, 
     return [*stages, Stage(MODEL, needs, _READS, decide, decide_model)]
 
 
-def _baselines(settings: Settings, facts: DataFacts, results: Results) -> list[Stage]:
+def _plain(settings: Settings, facts: DataFacts, results: Results) -> list[Stage]:
     """The plain detector, for the number of steps that cross-fitting chose for it."""
     plain = results[TEACHER]["plain"]
     if not plain:
@@ -157,9 +176,13 @@ def _baselines(settings: Settings, facts: DataFacts, results: Results) -> list[S
     return plan_stages(dataclasses.replace(settings, variants=("supervised",), learning=learning), facts)
 
 
-def _rest(chosen: Settings, facts: DataFacts) -> list[Stage]:
-    variants = tuple(name for name in chosen.variants if name != "supervised")
-    return plan_stages(dataclasses.replace(chosen, variants=variants), facts)
+def _rest(settings: Settings, facts: DataFacts, results: Results) -> list[Stage]:
+    """The plain detector for as many steps as the whole, which is a single network, and what was decided."""
+    chosen, stages = decided(settings, facts, results), []
+    for variant, detector in (("supervised_matched", settings.detector), ("semi_supervised", chosen.detector)):
+        if variant in settings.variants:
+            stages += plan_stages(dataclasses.replace(chosen, variants=(variant,), detector=detector), facts)
+    return stages
 
 
 def _cross_fit(

@@ -16,14 +16,24 @@ from apl_jax.data.features.sources import data_root
 from apl_jax.data.files import read_bytes, write_bytes
 from apl_jax.data.splits import write_split
 from apl_jax.declarations import differences, fingerprint, to_dict
-from apl_jax.detectors import build_detector
+from apl_jax.detectors import build_detector, decoding_of
 from apl_jax.devices import build_mesh, device_bytes, enable_compile_cache, host_bytes
 from apl_jax.evaluation.external import check_protocol, external_digest, protocol_words, read_class_scores
 from apl_jax.feeds.passes import BatchPlan
 from apl_jax.inference.model import CARD, FOLDER, GENERATOR, PARAMETERS, ModelCard, write_card
 from apl_jax.interruption import stop_if_requested
 from apl_jax.runs.context import EVALUATION_TRUTH, UNLABELLED_TRUTH, RunContext
-from apl_jax.runs.evidence import MODEL, PRETRAIN, TEACHER, check_evidence, decided, final_stage, known_stages
+from apl_jax.runs.evidence import (
+    MODEL,
+    TEACHER,
+    TRIAL_PRETRAIN,
+    check_evidence,
+    decided,
+    final_stage,
+    foreseen_stages,
+    known_stages,
+)
+from apl_jax.runs.forecast import in_words, seconds_left, steps_of
 from apl_jax.runs.ledger import Ledger, check_workdir
 from apl_jax.runs.plans import check_split, generator_of, total_steps
 from apl_jax.runs.settings import Settings, default_settings, plain_detector
@@ -32,7 +42,11 @@ from apl_jax.structs import DataFacts
 from apl_jax.training.state import describe_parameters
 
 BASELINES = ("supervised", "supervised_matched")  # stages that train the plain detector
-UNSCORED = ("pretrain", GENERATOR)  # training stages whose network is no detector of the run yet, or another one
+UNSCORED = (
+    "pretrain",
+    TRIAL_PRETRAIN,
+    GENERATOR,
+)  # training stages whose network is no detector of the run yet, or another one
 TRUTHS = {"evaluation": EVALUATION_TRUTH, "unlabelled": UNLABELLED_TRUTH}  # digests that results keep, by role
 _EVALUATION, _LABEL_SPACE, _QUALITY = "_evaluation", "_label_space", "_quality"
 log = logging.getLogger(__name__)
@@ -76,8 +90,7 @@ def _note_protocol(settings: Settings, context: RunContext) -> None:
         return
     classes = context.scored_truth.classes
     notes = read_class_scores(evaluation.external_scores, context.dataset.split.evaluation, classes).notes
-    decoding = getattr(settings.detector.settings, "decoding", None)
-    if getattr(decoding, "class_wise", False):
+    if getattr(decoding_of(settings.detector), "class_wise", False):
         notes += ("class-wise NMS leaves one action several segments; set `detector.decoding.class_wise=False`",)
     for note in notes if context.ledger.first_process else ():
         log.info("note: %s", note)
@@ -100,18 +113,31 @@ def run(settings: Settings, workdir: Path, command: str = "") -> dict[str, Any]:
         fingerprints: dict[str, str] = {}
         results: dict[str, Any] = {}
         while todo := [s for s in known_stages(settings, context.facts, results) if s.name not in results]:
-            count = len(results) + len(todo)
+            foreseen = foreseen_stages(settings, context.facts, results)
             for stage in todo:
                 fingerprints[stage.name] = stage_fingerprint(stage, context, fingerprints)
-                position = f"{len(results) + 1}/{count}"
+                position = f"{len(results) + 1}/{len(foreseen)}"
                 results[stage.name] = carry_out(stage, fingerprints[stage.name], context, position)
+                if ledger.first_process:
+                    _tell_what_is_left(stage, foreseen, results, context)
                 if "steps" in results[stage.name] and stage.name not in UNSCORED and ledger.first_process:
-                    write_card(ledger.folder(stage.name) / FOLDER, describe_model(settings, context, stage.name))
+                    card = describe_model(settings, context, results, stage.name)
+                    write_card(ledger.folder(stage.name) / FOLDER, card)
         summary = summarise(settings, context, results) | {"command": command}
         if ledger.first_process:
             _write_final_model(context, summary["final_variant"])
         ledger.write(workdir / "results.json", summary)
     return summary
+
+
+def _tell_what_is_left(
+    stage: Stage, foreseen: list[Stage], results: Mapping[str, Any], context: RunContext
+) -> None:  # fmt: skip
+    """After a training stage: how long the run will take from here."""
+    labelled = len(context.dataset.labelled.ids)
+    left = seconds_left(foreseen, results, context.facts, labelled) if steps_of(stage, labelled) else None
+    if left:
+        log.info("    %s", in_words(left))
 
 
 def carry_out(stage: Stage, mark: str, context: RunContext, position: str) -> dict[str, Any]:
@@ -149,6 +175,8 @@ def start_page(settings: Settings, context: RunContext) -> str:
     detector = build_detector(settings.detector, context.facts)
     params = {"detector": jax.eval_shape(lambda: detector.init(jax.random.key(0))[0])}
     notes = "".join(f"\n  note      {note}" for note in dataset.notes)
+    foreseen = foreseen_stages(settings, context.facts, {})
+    steps = sum(steps_of(stage, len(dataset.labelled.ids)) for stage in foreseen)
     return (
         f"apl_jax {__version__}, jax {jax.__version__}, process {jax.process_index() + 1} of {jax.process_count()}, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}\n"
@@ -157,18 +185,21 @@ def start_page(settings: Settings, context: RunContext) -> str:
         f"  split     {settings.data.label_ratio:.0%} labelled, seed {settings.data.split_seed}\n"
         f"  detector  {settings.detector.name}, method {settings.learning.method.name}, "
         f"selection {' -> '.join(settings.learning.selection.names)}\n"
+        f"  work      {len(foreseen)} stages, {steps:,} training steps of one network, on crops of at most "
+        f"{settings.data.max_length_t} rows (data.max_length_t); what is left is told after the first\n"
         f"  writes    {context.ledger.workdir.absolute()}\n"
         f"  settings  unlike the defaults:\n{changed}\n{describe_parameters(params)}"
     )
 
 
-def describe_model(settings: Settings, context: RunContext, stage: str) -> ModelCard:
-    """What ``model.json`` says about the model that a training stage left."""
+def describe_model(settings: Settings, context: RunContext, results: Mapping[str, Any], stage: str) -> ModelCard:
+    """What ``model.json`` says about the model that a training stage left; ``results`` are those of earlier stages."""
     dataset, data = context.dataset, settings.data
+    plain = stage in BASELINES
     rates = {record.fps for record in (*dataset.labelled.records, *dataset.unlabelled.records)}
     return ModelCard(
         stage=stage,
-        detector=plain_detector(settings.detector) if stage in BASELINES else settings.detector,
+        detector=plain_detector(settings.detector) if plain else decided(settings, context.facts, results).detector,
         classes=dataset.classes,
         feature_width=context.facts.feature_width,
         features="rows" if dataset.windowed else "signal",
@@ -222,9 +253,7 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
     students = [name for name in variants if name.startswith("self_train")]
     final = final_stage(results) or (students[-1] if students else next(reversed(variants), None))
     chosen = decided(settings, context.facts, results)
-    # Pre-training that was tried and left out leads to no variant.
-    left_out = () if chosen.learning.pretrain.steps > 0 else (PRETRAIN,)
-    trained = [name for name, result in results.items() if "steps" in result and name not in left_out]
+    trained = [name for name, result in results.items() if "steps" in result and name != TRIAL_PRETRAIN]
     return {
         "version": __version__,
         "settings_fingerprint": fingerprint(settings),

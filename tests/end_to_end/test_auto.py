@@ -25,6 +25,7 @@ DETECTOR = "conv"  # of examples/plugin.py: quickly compiled
 def auto_settings() -> Settings:
     changes = {
         "detector.name": DETECTOR, "learning.method.name": "auto", "learning.method.folds": 3,
+        "learning.method.networks": 2,
         "learning.method.lengths": (1.0, 2.0),
         "learning.pretrain.steps": 0, "learning.supervised.steps": STEPS, "learning.self_train.steps": STEPS,
         "evaluation.label_space.enabled": False, "variants": ("semi_supervised",),
@@ -53,7 +54,10 @@ def test_every_decision_stands_in_the_results_with_its_evidence(finished: tuple[
     assert [entry["name"] for entry in model["tried"].values()] == ["student", "teacher"]
     final = {"teacher": "teacher", "student": "self_train_1"}[model["model"]]
     assert results["final_variant"] == final
-    assert load_json(workdir / "model" / "model.json")["stage"] == final
+    card = load_json(workdir / "model" / "model.json")
+    assert card["stage"] == final
+    assert card["detector"]["name"] == "ensemble" and card["detector"]["networks"] == 2
+    assert card["detector"]["of"]["name"] == DETECTOR
     assert made["learning"]["supervised"]["steps"] == teacher["teacher"]["steps"] == results["steps"]["teacher"]
 
 

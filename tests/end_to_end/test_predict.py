@@ -211,7 +211,7 @@ def test_model_is_described_the_same_every_time(small_run: Path, tmp_path: Path)
     written = load_json(small_run / "model" / "model.json")
     assert len(written.pop("parameters")) == 64 and len(written.pop("network")) == 16
     for stage in ("self_train_1", "supervised"):
-        described = describe_model(smoke_settings(), context, stage).to_json()
+        described = describe_model(smoke_settings(), context, {}, stage).to_json()
         assert described == read_card(small_run, stage).to_json()
         assert (described == written) == (stage == "self_train_1")
     assert written["feature_width"] == len(written["mean"]) == 120 and written["features"] == "signal"

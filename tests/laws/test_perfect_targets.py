@@ -156,6 +156,8 @@ def as_targets(videos: Annotated) -> Targets:
 
 def wide_decoding(choice: Choice) -> Choice:
     """The detector with room for all instances. Two classes in one place are two only if suppression knows classes."""
+    if isinstance(within := getattr(choice.settings, "of", None), Choice):
+        return dataclasses.replace(choice, settings=dataclasses.replace(choice.settings, of=wide_decoding(within)))
     nms = dataclasses.replace(choice.settings.decoding, class_wise=True, max_detections=64, top_k_per_level=200)
     return dataclasses.replace(choice, settings=dataclasses.replace(choice.settings, decoding=nms))
 

@@ -60,7 +60,9 @@ def test_rows_are_settings_and_columns_seeds(runs: list[Path]) -> None:
 def test_long_names_stand_below_the_table(made: Path) -> None:
     changes = [f"detector.width=6{n} learning.self_train.optimizer.learning_rate=0.000{n}{5 * '1'}" for n in (1, 2)]
     command = "apl-jax run --config=spsw:apl --config.{} --config.{}"
-    folders = [put(made, 0, 0.5 + n / 10, command.format(*change.split()), 30.0 + n) for n, change in enumerate(changes)]
+    folders = [
+        put(made, 0, 0.5 + n / 10, command.format(*change.split()), 30.0 + n) for n, change in enumerate(changes)
+    ]
     lines = comparison(folders).split("\n")
     assert all(len(line) < 120 for line in lines)
     assert [line for line in lines if line.startswith("[")] == [

@@ -8,6 +8,7 @@ import pytest
 from fixtures import smoke_settings
 
 from apl_jax.declarations import SettingsError
+from apl_jax.detectors import without_decoding
 from apl_jax.runs.context import EVALUATION, EVALUATION_TRUTH, UNLABELLED_TRUTH
 from apl_jax.runs.evidence import MODEL, TEACHER, decided, final_stage, known_stages
 from apl_jax.structs import DataFacts
@@ -35,7 +36,7 @@ def decision(teacher: str, steps: int, icd: bool, threshold: float = 0.4) -> dic
 def test_stages_become_known_as_decisions_are_made() -> None:
     settings, results = smoke_settings(AUTO), {}
     first = [stage.name for stage in known_stages(settings, FACTS, results)]
-    assert first == ["pretrain", "cross_fit_none", "cross_fit_pretrained", "cross_fit_plain", TEACHER]
+    assert first == ["cross_fit_pretrain", "cross_fit_none", "cross_fit_pretrained", "cross_fit_plain", TEACHER]
     results |= {name: {} for name in first} | {TEACHER: decision("none", 20, icd=False)}
     second = [stage.name for stage in known_stages(settings, FACTS, results)]
     assert second == [*first, "cross_fit_labels", "cross_fit_student", MODEL]
@@ -47,6 +48,9 @@ def test_stages_become_known_as_decisions_are_made() -> None:
     assert last["self_train_1"].handed.stage.steps == 40  # twice as many, as the teacher got
     assert last["self_train_1"].handed.method.name == "apl"
     assert last["supervised_matched"].handed.stage.steps == 60
+    trained = ("supervised", "supervised_matched", "teacher", "self_train_1")
+    networks = {name: getattr(last[name].handed.detector.settings, "networks", 1) for name in trained}
+    assert networks == {"supervised": 1, "supervised_matched": 1, "teacher": 4, "self_train_1": 4}
     assert last["pseudo_label_1"].handed.selection.names == ("fixed",)
     assert last["pseudo_label_1"].handed.selection.settings_of("fixed").threshold == 0.4
 
@@ -86,6 +90,17 @@ def test_the_model_that_stays_is_that_of_the_decision(model: str, stage: str) ->
 def test_without_the_supervised_variant_the_plain_detector_is_not_tried() -> None:
     settings = smoke_settings({**AUTO, "variants": ("semi_supervised",)})
     assert "cross_fit_plain" not in [stage.name for stage in known_stages(settings, FACTS, {})]
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+def test_pre_training_that_is_kept_is_that_of_all_networks(networks: int) -> None:
+    results: dict[str, Any] = {TEACHER: decision("pretrained", 20, icd=False), MODEL: {"model": "student"}}
+    settings = smoke_settings({**AUTO, "learning.method.networks": networks})
+    stages = {stage.name: stage for stage in known_stages(settings, FACTS, results)}
+    assert stages["cross_fit_pretrain"].handed.detector == without_decoding(settings.detector)
+    assert stages["pretrain"].handed.detector == stages["teacher"].handed.detector
+    assert stages["teacher"].handed.start == "pretrain"
+    assert (stages["teacher"].handed.detector.name == "ensemble") == (networks > 1)
 
 
 def test_another_method_is_planned_as_ever() -> None:
