@@ -65,7 +65,7 @@ with contextlib.chdir(".."):
 if not run.results["pseudo_labels"]:
     raise SystemExit(f"{FOLDER}: this run has no pseudo labels; set APL_RUN to one with the variant semi_supervised")
 STAGE = list(run.results["pseudo_labels"])[-1]
-record, selection = run.results["pseudo_labels"][STAGE], run.settings.learning.selection
+record, selection = run.results["pseudo_labels"][STAGE], run.chosen.learning.selection
 dynamic, icd = selection.settings_of("dynamic"), selection.settings_of("icd")  # None where the chain has no such link
 labels, classes = run.pseudo_labels(STAGE), run.truth.classes
 confidence, reason = labels.instances.score, labels.reason
@@ -154,6 +154,29 @@ if 0 < right.sum() < len(right):
         print(f"{name} ranks a right one above a wrong one in {100 * roc_auc_score(right, column):.1f} % of pairs")
 
 # %% [markdown]
+# ## Calibration: what a confidence promises
+#
+# Each point is a tenth of the detections: their mean confidence, and how many of them are right, a second detection of
+# an instance being wrong. Above the diagonal the network promises too little, below it too much. A run with
+# `learning.method.name=auto` knows this line before it labels, from networks on labelled recordings that they have not
+# seen; from it follows the threshold, and the precision that it promises.
+
+# %%
+from apl_jax.evaluation.held_out import calibration_error, judge, reliability
+
+judged = judge(truth, labels.instances, labels.similarity)
+error = calibration_error(judged.confidence, judged.right)
+diagrams = {f"unlabelled, error {error:.2f}": reliability(judged.confidence, judged.right)}
+made = run.results.get("decisions", {}).get("decide_teacher", {})
+if held := made.get("calibration"):
+    diagrams[f"held out, error {held['error']:.2f}"] = held["diagram"]
+    diagrams[f"held out, calibrated, error {held['corrected_error']:.2f}"] = held["corrected_diagram"]
+if point := made.get("operating_point"):
+    true_precision = record["quality"]["before_icd"]["precision"]
+    print(f"precision at the threshold: {point['precision']:.2f} promised, {true_precision:.2f} true")
+show(plots.reliability, 2.6, diagrams, width_in=plots.HALF_WIDTH_IN)
+
+# %% [markdown]
 # ## Classes
 #
 # With one threshold for all classes, classes with high scores get more pseudo labels than others. Compare the coloured
@@ -221,7 +244,7 @@ row, kind, BACKGROUND = frames.row, frames.kind, len(classes)
 print(f"{len(kind)} frames: {(kind == BACKGROUND).sum()} of background")
 wanted = {"after ACP": "pretrain", "teacher": "teacher"}
 stages = {name: stage for name, stage in wanted.items() if stage in run.results["steps"]}
-features = representations(run.settings.detector, inputs, stages, frames)
+features = representations(run.chosen.detector, inputs, stages, frames)
 print("; ".join(f"{name}: {x.shape[-1]} numbers" for name, x in features.items()))
 
 # %% [markdown]

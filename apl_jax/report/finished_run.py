@@ -44,6 +44,12 @@ class FinishedRun:
         """The run's settings; whatever they name must be registered, which a page does without."""
         return from_dict(Settings, self.document)
 
+    @functools.cached_property
+    def chosen(self) -> Settings:
+        """The settings by which the run trained in the end: those that it decided, where it decided any."""
+        decided = self.results.get("decisions", {})
+        return from_dict(Settings, self.document | {n: decided[n] for n in ("learning", "detector") if n in decided})
+
     @property
     def selection_chain(self) -> list[str]:
         """The links of the selection of pseudo labels, by name."""

@@ -226,7 +226,7 @@ def _write_final_model(context: RunContext, stage: str | None) -> None:
 def _decisions(chosen: Settings, results: Mapping[str, Any]) -> dict[str, Any]:
     """What was decided, with its evidence, and the settings that followed; empty where nothing was."""
     made = {name: results[name] for name in (TEACHER, MODEL) if name in results}
-    return made | {"learning": to_dict(chosen.learning)} if made else {}
+    return made | {"learning": to_dict(chosen.learning), "detector": to_dict(chosen.detector)} if made else {}
 
 
 def _about_data(settings: Settings, context: RunContext) -> dict[str, Any]:

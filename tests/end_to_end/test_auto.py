@@ -12,6 +12,7 @@ from fixtures import smoke_settings
 
 from apl_jax.data.files import load_json
 from apl_jax.report import write_report
+from apl_jax.report.finished_run import open_run
 from apl_jax.report.tables import results_table
 from apl_jax.runs.cross_fit_stage import read_held_out
 from apl_jax.runs.evidence import MODEL, TEACHER
@@ -58,6 +59,8 @@ def test_every_decision_stands_in_the_results_with_its_evidence(finished: tuple[
     assert card["stage"] == final
     assert card["detector"]["name"] == "ensemble" and card["detector"]["networks"] == 2
     assert card["detector"]["of"]["name"] == DETECTOR
+    chosen = open_run(workdir).chosen
+    assert chosen.detector.name == "ensemble" and chosen.learning.method.name == "apl"
     assert made["learning"]["supervised"]["steps"] == teacher["teacher"]["steps"] == results["steps"]["teacher"]
 
 

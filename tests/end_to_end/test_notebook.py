@@ -58,7 +58,8 @@ def test_notebook_explores_pseudo_labels(small_run: Path, monkeypatch: pytest.Mo
         f"{kind} {labels['counts'][k]}," in text
         for kind, k in (("EAP dropped", "dropped"), ("MPP promoted", "promoted"))
     )
-    assert len(drawings) == 9
+    assert len(drawings) == 10
+    assert any("unlabelled, error" in drawing for drawing in drawings)
     embeddings = drawings[-2:]
     assert all(word in drawing for drawing in embeddings for word in ("as initialised", "after ACP", "teacher"))
     assert all(word in embeddings[1] for word in results["data"]["classes"])
