@@ -14,12 +14,14 @@ def make_folds(records: Sequence[VideoRecord], most: int, classes: int) -> np.nd
 
     A group is a subject's recordings, or a recording whose subject is not known. Folds are filled so that each holds
     about as many instances of every class: the largest groups first, each into the fold that has the fewest instances
-    of the group's classes. The same records give the same folds. One group gives one fold, which nothing can be held
-    out from.
+    of the group's classes. The same records give the same folds. Recordings of one subject alone are divided all the
+    same; one recording gives one fold, which nothing can be held out from.
     """
     groups: dict[object, list[int]] = {}
+    alone = one_subject(records)
     for v, record in enumerate(records):
-        groups.setdefault(("recording", record.id) if record.subject is None else record.subject, []).append(v)
+        unknown = record.subject is None or alone
+        groups.setdefault(("recording", record.id) if unknown else record.subject, []).append(v)
     counts = np.stack([_counts([records[v] for v in rows], classes) for rows in groups.values()])
     folds = min(most, len(groups))
     filled, members = np.zeros((folds, classes)), np.zeros(folds)
@@ -32,6 +34,12 @@ def make_folds(records: Sequence[VideoRecord], most: int, classes: int) -> np.nd
         members[fold] += 1
         result[rows_of[g]] = fold
     return _without_empty(result, folds)
+
+
+def one_subject(records: Sequence[VideoRecord]) -> bool:
+    """Whether several recordings are known to be of one subject."""
+    subjects = {record.subject for record in records}
+    return len(records) > 1 and len(subjects) == 1 and None not in subjects
 
 
 def _counts(records: Sequence[VideoRecord], classes: int) -> np.ndarray:

@@ -79,28 +79,24 @@ class CrossFitLabelPart:
 
 
 def folds_of(inputs: StageInputs, most: int) -> np.ndarray:
-    """The fold ``[V]`` of each labelled recording.
+    """The fold ``[V]`` of each labelled recording."""
+    return make_folds(inputs.table("labelled").records, most, len(inputs.classes))
 
-    Raises :class:`~apl_jax.declarations.SettingsError` where nothing can be held out.
-    """
-    records = inputs.table("labelled").records
-    folds = make_folds(records, most, len(inputs.classes))
-    if folds.max() < 1:
-        raise SettingsError(
-            f"`learning.method`: found {len(records)} labelled recordings of one subject, expected recordings of two "
-            "at least, for one is held out to judge by. Try: `learning.method.name=apl`, which decides nothing by "
-            "itself, or more labelled recordings."
-        )
+
+def why_no_evidence(inputs: StageInputs) -> str:
+    """Why no labelled recording can be held out, in words; "" where some can. Nothing is trained then."""
+    if len(inputs.table("labelled").records) < 2:
+        return "there is one labelled recording, and none that could be held out to judge by"
     if inputs.streamed:
-        raise SettingsError(
-            "`learning.method`: found features that are streamed, for they do not fit the devices; expected all "
-            "features on the devices, where the networks of all folds are trained. Try: `learning.method.name=apl`."
-        )
-    return folds
+        return "features are streamed, for they do not fit the devices, where the networks of all folds are trained"
+    return ""
 
 
 def cross_fit(part: CrossFitPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
-    """Trains a network for each fold and keeps, at each milestone, what they find in the recordings held out."""
+    """Trains a network for each fold and keeps, at each milestone, what they find in the recordings held out; nothing
+    where none can be (:func:`why_no_evidence`)."""
+    if why_no_evidence(inputs):
+        return {"folds": 0, "held_out_map": {}}
     folds = folds_of(inputs, part.folds)
     count, key = int(folds.max()) + 1, stage_key(inputs.mesh, part.seed, part.name)
     method, context = build_method(part.method, part.detector, part.stage, inputs.facts)
@@ -248,6 +244,8 @@ def read_held_out(folder: Path) -> tuple[Instances, np.ndarray]:
 
 def label_for_folds(part: CrossFitLabelPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
     """The pseudo labels that each network would learn from, as annotations: ``fold_0.json`` and so on."""
+    if why_no_evidence(inputs):
+        return {"labels": []}
     folds = folds_of(inputs, part.folds)
     detector, link = build_detector(part.detector, inputs.facts), build_selection(part.selection, inputs.facts)
     as_written = LabellingPart(part.name, part.detector, part.selection, part.candidates, part.networks)

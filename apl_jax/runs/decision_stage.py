@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from apl_jax.data.folds import one_subject
 from apl_jax.evaluation.average_precision import Instances, instances_from_annotations
 from apl_jax.evaluation.held_out import (
     Judged,
@@ -30,10 +31,11 @@ from apl_jax.evaluation.held_out import (
 from apl_jax.evaluation.scoring import score
 from apl_jax.learning.methods import AutoSettings
 from apl_jax.runs.context import StageInputs
-from apl_jax.runs.cross_fit_stage import read_held_out
+from apl_jax.runs.cross_fit_stage import read_held_out, why_no_evidence
 
 _SHOWN_CONFIDENCE = 0.01  # detections of less are left out of the reliability diagram
 _PARTS = 5  # of the detections: each is calibrated by the others
+_PLAIN_WAY = "no pre-training, all steps, label threshold by the configured rule, ICD off"
 NONE, PRETRAINED, PLAIN = "none", "pretrained", "plain"  # ways of training that are tried
 
 
@@ -67,8 +69,11 @@ class ModelDecisionPart:
 
 
 def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
-    """Pretext, number of steps, threshold of labels, and whether ICD is asked."""
+    """Pretext, number of steps, threshold of labels, and whether ICD is asked; the plain way where nothing can be held
+    out."""
     del folder
+    if why := why_no_evidence(inputs):
+        return undecided(part) | {"tried": {}, "icd_auc": None, "calibration": {}, "because": [f"{_PLAIN_WAY}: {why}"]}
     teacher, words = _choose(part.teachers, inputs, part.auto.doubt)
     plain, _ = _choose(part.plain, inputs, part.auto.doubt) if part.plain else (None, [])
     found, similarity = read_held_out(inputs.folder(teacher.place))
@@ -90,9 +95,18 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
     }
 
 
+def undecided(part: TeacherDecisionPart) -> dict[str, Any]:
+    """The plain way, by which a run goes where nothing speaks for another one."""
+    plain = dataclasses.asdict(part.plain[0]) if part.plain else None
+    teacher = {"teacher": dataclasses.asdict(part.teachers[0]), "plain": plain}
+    return teacher | {"operating_point": None, "icd": {"enabled": False}, "warnings": []}
+
+
 def decide_model(part: ModelDecisionPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
     """Which of student, teacher and plain detector stays."""
     del folder
+    if why := why_no_evidence(inputs):
+        return {"model": part.arms[0].name, "tried": {}, "because": [f"{part.arms[0].name}: taken, for {why}"]}
     best, words = _choose(part.arms, inputs, part.doubt)
     return {"model": best.name, "tried": _scores(part.arms, inputs, part.tiou), "because": words}
 
@@ -196,10 +210,13 @@ def _calibration(judged: Judged) -> dict[str, Any]:
 
 
 def _warnings(inputs: StageInputs, judged: Judged) -> list[str]:
+    warnings = []
+    if one_subject(inputs.table("labelled").records):
+        warnings.append("all labelled recordings are of one subject: the evidence says nothing about others")
     counts = np.bincount(judged.truth, minlength=len(inputs.classes))
     alone = [name for name, n in zip(inputs.classes, counts, strict=True) if n == 1]
     if not alone:
-        return []
+        return warnings
     names = f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}"
     share = f"{len(alone)} of {len(counts)} classes have one labelled instance"
-    return [f"{share}, which cannot be both learnt and held out: {names}"]
+    return [*warnings, f"{share}, which cannot be both learnt and held out: {names}"]

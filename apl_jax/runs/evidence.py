@@ -16,12 +16,10 @@ from apl_jax.learning.icd import IcdSettings
 from apl_jax.learning.methods import AutoSettings
 from apl_jax.learning.selection import DynamicSettings, FixedSettings
 from apl_jax.runs import context as reads
-from apl_jax.runs.context import RunContext
 from apl_jax.runs.cross_fit_stage import (
     CrossFitLabelPart,
     CrossFitPart,
     cross_fit,
-    folds_of,
     label_for_folds,
     refuse_proposals,
 )
@@ -34,6 +32,7 @@ from apl_jax.runs.decision_stage import (
     TeacherDecisionPart,
     decide_model,
     decide_teacher,
+    undecided,
 )
 from apl_jax.runs.plans import chosen_method, plan_stages, training_stage
 from apl_jax.runs.settings import Settings, plain_detector, plain_method
@@ -69,22 +68,13 @@ def foreseen_stages(settings: Settings, facts: DataFacts, results: Results) -> l
         return plan_stages(settings, facts)
     if TEACHER not in results:
         decide = next(s.handed for s in known_stages(settings, facts, {}) if s.name == TEACHER)
-        plain = dataclasses.asdict(decide.plain[0]) if decide.plain else None
-        teacher = {"teacher": dataclasses.asdict(decide.teachers[0]), "plain": plain}
-        assumed[TEACHER] = teacher | {"operating_point": None, "icd": {"enabled": False}}
+        assumed[TEACHER] = undecided(decide)
     return known_stages(settings, facts, {MODEL: {"model": "student"}} | assumed)
 
 
 def evidence_of(settings: Settings, facts: DataFacts) -> AutoSettings | None:
     """The settings of cross-fitting, of a method that leaves choices to evidence; else None."""
     return chosen_method(settings, facts).evidence if "semi_supervised" in settings.variants else None
-
-
-def check_evidence(settings: Settings, context: RunContext) -> None:
-    """Refuses, before anything is trained, data from which nothing can be held out."""
-    auto = evidence_of(settings, context.facts)
-    if auto is not None:
-        folds_of(context.inputs(_READS), auto.folds)
 
 
 def decided(settings: Settings, facts: DataFacts, results: Results) -> Settings:

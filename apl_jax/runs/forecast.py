@@ -25,7 +25,7 @@ def steps_of(stage: Stage, labelled: int) -> int:
         return 0
     networks = getattr(part.detector.settings, "networks", 1)
     if isinstance(part, CrossFitPart):
-        networks *= min(part.folds, labelled)
+        networks *= min(part.folds, labelled) if labelled > 1 else 0
     return part.stage.steps * networks
 
 

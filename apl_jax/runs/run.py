@@ -27,7 +27,6 @@ from apl_jax.runs.evidence import (
     MODEL,
     TEACHER,
     TRIAL_PRETRAIN,
-    check_evidence,
     decided,
     final_stage,
     foreseen_stages,
@@ -78,7 +77,6 @@ def open_run(settings: Settings, workdir: Path) -> RunContext:
         pretrains=settings.learning.pretrain.steps > 0 and "semi_supervised" in settings.variants,
     )
     build_detector(settings.detector, context.facts)  # refuses what cannot be built for these data
-    check_evidence(settings, context)
     _note_protocol(settings, context)
     return context
 

@@ -23,7 +23,7 @@ STEPS = 20
 DETECTOR = "conv"  # of examples/plugin.py: quickly compiled
 
 
-def auto_settings() -> Settings:
+def auto_settings(**further: Any) -> Settings:
     changes = {
         "detector.name": DETECTOR, "learning.method.name": "auto", "learning.method.folds": 3,
         "learning.method.networks": 2,
@@ -31,7 +31,7 @@ def auto_settings() -> Settings:
         "learning.pretrain.steps": 0, "learning.supervised.steps": STEPS, "learning.self_train.steps": STEPS,
         "evaluation.label_space.enabled": False, "variants": ("semi_supervised",),
     }  # fmt: skip
-    return smoke_settings(changes)
+    return smoke_settings(changes | further)
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,16 @@ def test_a_stage_that_was_broken_off_ends_as_if_nothing_had_been(
     repeated = run(auto_settings(), again)
     assert load_json(stage / "done.json")["result"]["held_out_map"] == before
     assert repeated["decisions"] == results["decisions"] and repeated["variants"] == results["variants"]
+
+
+def test_one_labelled_recording_takes_the_plain_way(tmp_path: Path) -> None:
+    """Nothing can be held out: the run says so, and ends as well as any other."""
+    few = {"data.label_ratio": 0.007, "learning.supervised.steps": 4, "learning.self_train.steps": 4}
+    results = run(auto_settings(**few), tmp_path / "run")
+    made = results["decisions"]
+    assert results["data"]["labelled"] == 1 and results["final_variant"] == "self_train_1"
+    assert made[TEACHER]["teacher"]["name"] == "none" and made[TEACHER]["operating_point"] is None
+    for stage in (TEACHER, MODEL):
+        assert "one labelled recording, and none that could be held out" in made[stage]["because"][0]
+    page = write_report(tmp_path / "run").read_text("utf-8")
+    assert "one labelled recording" in page and "one labelled recording" in results_table(results)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apl_jax.data.annotations import VideoRecord
-from apl_jax.data.folds import make_folds
+from apl_jax.data.folds import make_folds, one_subject
 
 
 def record(name: str, labels: Sequence[int], subject: int | None = None) -> VideoRecord:
@@ -51,3 +51,9 @@ def test_recordings_without_instances_are_spread_too() -> None:
 def test_the_same_records_give_the_same_folds() -> None:
     records = [record(f"r{i}", [i % 3, 1]) for i in range(9)]
     np.testing.assert_array_equal(make_folds(records, 3, 3), make_folds(records, 3, 3))
+
+
+def test_recordings_of_one_subject_are_divided_all_the_same() -> None:
+    records = [record(f"r{i}", [0], subject=7) for i in range(3)]
+    assert sorted(make_folds(records, 4, 1).tolist()) == [0, 1, 2] and one_subject(records)
+    assert not one_subject(records[:1]) and not one_subject([record("a", [0]), record("b", [0])])
