@@ -29,6 +29,9 @@ class DivisionSettings(Checked):
     # of a snippet; a flat distribution would make every class positive
     max_positives: int = number(5, at_least=0, at_most=100_000)
     given_action: bool = True  # sigmoids: divide the classes of a foreground point without background; False = C11
+    # the distribution is flattened to p^(1/temperature) before it is divided: a network that is surer than it is right
+    # has its true class among the negatives. 1 = the paper; fitted to held-out recordings by learning.method.name=auto
+    temperature: float = number(1.0, above=0, at_most=1e3)
 
 
 class ClassRelation(enum.IntEnum):
@@ -97,9 +100,10 @@ def rankable_probs(probability: Array, background: bool, settings: DivisionSetti
 
     A softmax with background as it is. Of sigmoids (``background`` False) the share of background is computed: 1 - the
     largest score (spec C11). Where all scores are below one half it would be the target, and the action itself one
-    of the negatives; hence it is left out, unless ``settings.given_action`` is False.
+    of the negatives; hence it is left out, unless ``settings.given_action`` is False. Then ``settings.temperature``.
     """
-    return given_action(probability) if settings.given_action and not background else probability
+    ranked = given_action(probability) if settings.given_action and not background else probability
+    return ranked if settings.temperature == 1 else sharpened(ranked, settings.temperature)
 
 
 def non_target_losses(relation: Array, log_in: Array, log_out: Array) -> RelationLosses:
@@ -124,8 +128,11 @@ def labelled_negative_loss(classes: Array, log_out: Array) -> Array:
 
 
 def sharpened(probability: Array, temperature: float) -> Array:
-    """Distribution ``[..., C + 1]`` with its differences enlarged: ``p^(1/temperature)``, normalised (C12)."""
-    return jax.nn.softmax(jnp.log(jnp.maximum(probability, 1e-12)) / temperature, -1)
+    """Distribution ``[..., C + 1]`` with its differences enlarged, by a temperature above 1 made smaller:
+    ``p^(1/temperature)``, normalised (C12). What is impossible stays so."""
+    log_p = jnp.where(probability > 0, jnp.log(jnp.maximum(probability, 1e-12)), -jnp.inf)
+    likely = (probability > 0).any(-1, keepdims=True)  # of no class at all: no NaN
+    return jnp.where(likely, jax.nn.softmax(jnp.where(likely, log_p, 0.0) / temperature, -1), 0.0)
 
 
 def soft_label_loss(probability: Array, log_in: Array, temperature: float) -> Array:

@@ -29,8 +29,11 @@ from apl_jax.detectors import build_detector
 from apl_jax.devices import place, replicated, to_host
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.detections import predict_batch, to_instances
+from apl_jax.evaluation.label_space import frame_truth
 from apl_jax.evaluation.scoring import score
 from apl_jax.feeds.resident import Feed
+from apl_jax.inference.model import OWNER
+from apl_jax.learning.class_division import DivisionSettings, rankable_probs
 from apl_jax.learning.icd import DISCRIMINATOR, IcdSettings, InstanceBank, build_icd, class_members
 from apl_jax.learning.method import INSTANCES, LABELLED, PSEUDO_LABELLED, Method, build_objective
 from apl_jax.learning.selection import UNKNOWN_SIMILARITY, Known
@@ -38,7 +41,7 @@ from apl_jax.runs.artefacts import CHECKPOINTS
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.labelling_stage import LabellingPart, as_annotations, build_selection, select_from
 from apl_jax.runs.training_stage import build_method, most_instances, stage_key
-from apl_jax.settings import StageSettings
+from apl_jax.settings import LabelSpaceSettings, StageSettings
 from apl_jax.structs import Batch, DataFacts, Detections, PyTree
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.fold_training import FoldTable, build_fold_step, fold_feed, fold_states
@@ -64,6 +67,7 @@ class CrossFitPart:
     start: str = ""  # stage whose averaged parameters all networks begin with
     networks: str = ""  # cross-fitting stage, and the milestone, whose networks these go on from: stage/steps
     labels: str = ""  # stage that left the pseudo labels of each network
+    distributions: bool = False  # whether class distributions of held-out snippets are kept too
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,10 @@ def cross_fit(part: CrossFitPart, inputs: StageInputs, folder: Path) -> dict[str
             found = _held_out(part.detector, inputs, state.ema_params, folds)
             if inputs.first_process:
                 write_held_out(folder / str(milestone), *found)
+            if part.distributions:
+                kept = _distributions(part.detector, inputs, state.ema_params, folds)
+                if inputs.first_process:
+                    write_distributions(folder / str(milestone), *kept)
     store.close()
     records, scores = inputs.table("labelled").records, {}
     for milestone in part.milestones:
@@ -226,7 +234,33 @@ def _held_out(detector: Choice, inputs: StageInputs, params: PyTree, folds: np.n
     return to_instances(found, table.grids, similarity, [record.duration_s for record in table.records])
 
 
-_HELD_OUT = "held_out.safetensors"
+def _distributions(
+    detector: Choice, inputs: StageInputs, params: PyTree, folds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The class distributions ``[M, C + 1]`` that non-target learning divides, of held-out snippets of a known class
+    ``[M]``. Where background is no class of the head, of points of an action that are not sure of background."""
+    built, table, settings = build_detector(detector, inputs.facts), inputs.table("labelled"), DivisionSettings()
+    background, least = built.facts.background_class, LabelSpaceSettings().foreground_score
+
+    def distribute(params: PyTree, videos: Batch) -> tuple[Any, Any, Any]:
+        class_probs = built.apply(params, videos, None).distribution()
+        sure = background | (class_probs.log_in[..., :-1].max(-1) > jnp.log(least))
+        ranked = rankable_probs(class_probs.probability, background, settings)
+        return ranked, class_probs.time_t, class_probs.mask & sure
+
+    count = int(folds.max()) + 1
+    owned = [jax.tree.map(lambda x, k=k: x[k], params[OWNER]) for k in range(count)]
+    each = [to_host(inputs.map_videos("labelled", distribute, own)) for own in owned]
+    of_own_fold = lambda *leaves: np.stack([leaves[k][v] for v, k in enumerate(folds)])
+    probability, time_t, mask = jax.tree.map(of_own_fold, *each)
+    classes = len(inputs.classes)
+    rows = zip(table.records, table.grids, time_t, strict=True)
+    truth = np.stack([frame_truth(grid.to_s(times), record, classes) for record, grid, times in rows])
+    known = mask & (truth >= 0) & (background | (truth < classes))
+    return probability[known], truth[known]
+
+
+_HELD_OUT, _DISTRIBUTIONS = "held_out.safetensors", "distributions.safetensors"
 _REMEDY = "remove the folder of that stage, and run the same command again"
 
 
@@ -240,6 +274,18 @@ def read_held_out(folder: Path) -> tuple[Instances, np.ndarray]:
     """What :func:`write_held_out` kept."""
     columns = read_tensors(folder / _HELD_OUT, _REMEDY)
     return Instances(**{n: columns[n] for n in ("video", "label", "segments_s", "score")}), columns["similarity"]
+
+
+def write_distributions(folder: Path, probability: np.ndarray, truth: np.ndarray) -> None:
+    """Keeps class distributions of held-out snippets and their classes."""
+    columns = {"probability": np.ascontiguousarray(probability), "truth": np.ascontiguousarray(truth)}
+    write_bytes(folder / _DISTRIBUTIONS, save(columns))
+
+
+def read_distributions(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`write_distributions` kept."""
+    columns = read_tensors(folder / _DISTRIBUTIONS, _REMEDY)
+    return columns["probability"], columns["truth"]
 
 
 def label_for_folds(part: CrossFitLabelPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from apl_jax.evaluation.average_precision import Instances, instances_from_annot
 from apl_jax.evaluation.held_out import (
     Judged,
     Operating,
+    Temperature,
     best_operating_point,
     calibrate,
     calibration_error,
     contest,
     discrimination,
+    fit_temperature,
     found_instances,
     judge,
     pooled_average_precision,
@@ -31,7 +33,7 @@ from apl_jax.evaluation.held_out import (
 from apl_jax.evaluation.scoring import score
 from apl_jax.learning.methods import AutoSettings
 from apl_jax.runs.context import StageInputs
-from apl_jax.runs.cross_fit_stage import read_held_out, why_no_evidence
+from apl_jax.runs.cross_fit_stage import read_distributions, read_held_out, why_no_evidence
 
 _SHOWN_CONFIDENCE = 0.01  # detections of less are left out of the reliability diagram
 _PARTS = 5  # of the detections: each is calibrated by the others
@@ -57,6 +59,7 @@ class TeacherDecisionPart:
     plain: tuple[Arm, ...]  # the plain detector's, to choose its number of steps; none where it is not wanted
     tau_neg: float
     tiou: tuple[float, ...]
+    temperature: bool = False  # whether the student divides class distributions, whose temperature is fitted
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
     enough = point is not None and round(point.count * point.precision) >= part.auto.least_detections
     auc = discrimination(judged, part.tau_neg)
     icd = _icd(part.auto, judged, part.tau_neg, auc)
+    heat = fit_temperature(*read_distributions(inputs.folder(teacher.place))) if part.temperature else None
     return {
         "teacher": dataclasses.asdict(teacher),
         "plain": dataclasses.asdict(plain) if plain else None,
@@ -89,8 +93,14 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
         "operating_point": dataclasses.asdict(point) if point and enough else None,
         "icd": icd,
         "icd_auc": auc,
+        "temperature": dataclasses.asdict(heat) if heat else None,
         "calibration": _calibration(judged),
-        "because": [*words, _threshold_words(point, enough, part.auto), _icd_words(icd, auc, part.auto)],
+        "because": [
+            *words,
+            _threshold_words(point, enough, part.auto),
+            _icd_words(icd, auc, part.auto),
+            *([_temperature_words(heat)] if heat else []),
+        ],
         "warnings": _warnings(inputs, judged),
     }
 
@@ -99,7 +109,7 @@ def undecided(part: TeacherDecisionPart) -> dict[str, Any]:
     """The plain way, by which a run goes where nothing speaks for another one."""
     plain = dataclasses.asdict(part.plain[0]) if part.plain else None
     teacher = {"teacher": dataclasses.asdict(part.teachers[0]), "plain": plain}
-    return teacher | {"operating_point": None, "icd": {"enabled": False}, "warnings": []}
+    return teacher | {"operating_point": None, "icd": {"enabled": False}, "temperature": None, "warnings": []}
 
 
 def decide_model(part: ModelDecisionPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
@@ -189,6 +199,11 @@ def _icd_words(icd: dict[str, Any], auc: float | None, auto: AutoSettings) -> st
         wanted = f"{auto.least_auc:g}, of {auto.least_detections} detections of each kind, is asked for"
         return f"ICD off: AUC of right against wrong held-out detections {known}; {wanted}"
     return f"ICD on: AUC {known}; drops below {icd['eliminate_below']:.2f}, promotes above {icd['promote_above']:.2f}"
+
+
+def _temperature_words(heat: Temperature) -> str:
+    losses = f"{heat.log_loss:.2f} against {heat.log_loss_before:.2f} as they are"
+    return f"temperature {heat.value:.2f}: log loss of {heat.snippets:,} held-out class distributions {losses}"
 
 
 def _calibration(judged: Judged) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from apl_jax.declarations import Chain, Choice
 from apl_jax.detectors.ensemble import EnsembleSettings
+from apl_jax.learning.class_division import DivisionSettings
 from apl_jax.learning.icd import IcdSettings
 from apl_jax.learning.methods import AutoSettings
 from apl_jax.learning.selection import DynamicSettings, FixedSettings
@@ -86,7 +87,7 @@ def decided(settings: Settings, facts: DataFacts, results: Results) -> Settings:
     learning, decision = settings.learning, results[TEACHER]
     learning = dataclasses.replace(
         learning,
-        method=auto.student,
+        method=_student(auto, decision),
         pretrain=_longer(learning.pretrain, 0 if decision["teacher"]["name"] == NONE else learning.pretrain.steps),
         supervised=_longer(learning.supervised, decision["teacher"]["steps"]),
         self_train=_longer(learning.self_train, _student_steps(settings, decision)),
@@ -121,6 +122,7 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
     teachers: list[Arm] = []
     for name, start in starts.items():
         part = _cross_fit(settings, auto, f"cross_fit_{name}", learning.supervised, milestones, start=start)
+        part = dataclasses.replace(part, distributions=_divides(auto))
         stages.append(Stage(part.name, (start,) if start else (), _READS, part, cross_fit))
         teachers += [Arm(name, steps, f"{part.name}/{steps}") for steps in reversed(milestones)]
     plain: list[Arm] = []
@@ -131,7 +133,7 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
         plain = [Arm(PLAIN, steps, f"{part.name}/{steps}") for steps in reversed(milestones)]
     needs = tuple(stage.name for stage in stages if stage.name != TRIAL_PRETRAIN)
     decide = TeacherDecisionPart(
-        auto, tuple(teachers), tuple(plain), _tau_neg(learning.selection), settings.evaluation.tiou
+        auto, tuple(teachers), tuple(plain), _tau_neg(learning.selection), settings.evaluation.tiou, _divides(auto)
     )
     return [*stages, Stage(TEACHER, needs, _READS, decide, decide_teacher)]
 
@@ -147,7 +149,7 @@ def _about_students(settings: Settings, auto: AutoSettings, decision: dict[str, 
     stages.append(Stage(labels.name, (teacher, TEACHER), _READS, labels, label_for_folds))
     steps = _student_steps(settings, decision)
     part = _cross_fit(settings, auto, "cross_fit_student", learning.self_train, (steps,))
-    part = dataclasses.replace(part, method=auto.student, networks=place, labels=labels.name)
+    part = dataclasses.replace(part, method=_student(auto, decision), networks=place, labels=labels.name)
     stages.append(Stage(part.name, (teacher, labels.name), _READS, part, cross_fit))
     arms = [Arm("student", steps, f"{part.name}/{steps}"), Arm("teacher", decision["teacher"]["steps"], place)]
     if decision["plain"]:
@@ -183,6 +185,20 @@ def _cross_fit(
         name, settings.seed, settings.detector, settings.learning.teacher, _longer(stage, milestones[-1]), milestones,
         auto.folds, settings.evaluation.tiou, settings.runtime.steps_per_dispatch, start,
     )  # fmt: skip
+
+
+def _divides(auto: AutoSettings) -> bool:
+    """Whether the student learns from non-target classes."""
+    return isinstance(auto.student.settings, DivisionSettings)
+
+
+def _student(auto: AutoSettings, decision: dict[str, Any]) -> Choice:
+    """What the student learns by, with the temperature that was fitted."""
+    heat = decision["temperature"]
+    if not heat:
+        return auto.student
+    settings: Any = auto.student.settings
+    return dataclasses.replace(auto.student, settings=dataclasses.replace(settings, temperature=heat["value"]))
 
 
 def _longer(stage: StageSettings, steps: int) -> StageSettings:

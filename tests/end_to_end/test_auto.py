@@ -26,7 +26,7 @@ DETECTOR = "conv"  # of examples/plugin.py: quickly compiled
 def auto_settings(**further: Any) -> Settings:
     changes = {
         "detector.name": DETECTOR, "learning.method.name": "auto", "learning.method.folds": 3,
-        "learning.method.networks": 2,
+        "learning.method.networks": 2, "learning.method.student.name": "apl_nontarget",
         "learning.method.lengths": (1.0, 2.0),
         "learning.pretrain.steps": 0, "learning.supervised.steps": STEPS, "learning.self_train.steps": STEPS,
         "evaluation.label_space.enabled": False, "variants": ("semi_supervised",),
@@ -60,7 +60,10 @@ def test_every_decision_stands_in_the_results_with_its_evidence(finished: tuple[
     assert card["detector"]["name"] == "ensemble" and card["detector"]["networks"] == 2
     assert card["detector"]["of"]["name"] == DETECTOR
     chosen = open_run(workdir).chosen
-    assert chosen.detector.name == "ensemble" and chosen.learning.method.name == "apl"
+    assert chosen.detector.name == "ensemble" and chosen.learning.method.name == "apl_nontarget"
+    heat = teacher["temperature"]
+    assert chosen.learning.method.settings.temperature == heat["value"] > 0
+    assert heat["log_loss"] <= heat["log_loss_before"] and heat["snippets"] > 0
     assert made["learning"]["supervised"]["steps"] == teacher["teacher"]["steps"] == results["steps"]["teacher"]
 
 

@@ -14,6 +14,7 @@ from apl_jax.evaluation.held_out import (
     calibration_error,
     contest,
     discrimination,
+    fit_temperature,
     found_instances,
     judge,
     pooled_average_precision,
@@ -116,3 +117,24 @@ def test_a_contest_is_the_sign_test_of_gains_and_losses(gained: int, lost: int, 
     result = contest(challenger, incumbent)
     assert (result.gained, result.lost) == (gained, lost)
     assert result.p_value == pytest.approx(p_value)
+
+
+def test_the_temperature_is_the_one_that_was_lost() -> None:
+    """Classes drawn from distributions that a network then states as three times as sure."""
+    draws = np.random.default_rng(0)
+    logits = draws.normal(size=(4000, 5))
+    honest = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = (honest.cumsum(1) < draws.uniform(size=(4000, 1))).sum(1)
+    stated = honest**3 / (honest**3).sum(1, keepdims=True)
+    found = fit_temperature(stated, truth)
+    assert found is not None and abs(found.value - 3) < 0.15 and found.snippets == 4000
+    assert found.log_loss < found.log_loss_before
+    np.testing.assert_allclose(found.log_loss_before, -np.log(stated[np.arange(4000), truth]).mean(), rtol=1e-6)
+    np.testing.assert_allclose(found.log_loss, -np.log(honest[np.arange(4000), truth]).mean(), rtol=5e-3)
+    assert fit_temperature(stated[:0], truth[:0]) is None
+
+
+def test_a_class_that_cannot_be_has_no_part_in_the_temperature() -> None:
+    stated, truth = np.array([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]), np.array([0, 1])
+    found = fit_temperature(stated, truth)
+    assert found is not None and found.value > 10  # half are wrong: the two classes should be even

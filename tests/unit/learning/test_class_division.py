@@ -76,6 +76,19 @@ def test_sigmoids_are_divided_as_if_an_action_were_there() -> None:
     assert given_action(jnp.array([0.0, 0.0, 1.0])).tolist() == [0, 0, 0]  # no belief in any action, and no NaN
 
 
+def test_a_temperature_flattens_what_is_divided() -> None:
+    p, heat = np.array([0.7, 0.2, 0.08, 0.02]), 3.0
+    flat = p ** (1 / heat) / (p ** (1 / heat)).sum()
+    hot = dataclasses.replace(SETTINGS, temperature=heat)
+    np.testing.assert_allclose(rankable_probs(jnp.asarray(p), True, hot), flat, rtol=1e-5)
+    # The second class is no longer excluded once the first is no longer nearly sure.
+    assert divide_classes(rankable_probs(jnp.asarray(p), True, SETTINGS), SETTINGS).tolist() == [T, N, N, N]
+    assert divide_classes(rankable_probs(jnp.asarray(p), True, hot), hot).tolist() == [T, A, N, N]
+    sigmoids = rankable_probs(jnp.asarray([0.6, 0.3, 0.0, 0.4]), False, hot)
+    assert sigmoids[-1] == 0 and sigmoids[2] == 0 and jnp.isclose(sigmoids.sum(), 1)
+    assert rankable_probs(jnp.asarray([0.0, 0.0, 1.0]), False, hot).tolist() == [0, 0, 0]
+
+
 def twin(p: np.ndarray, s: DivisionSettings) -> list[int]:
     """Eq. 8 and 10 with C1, C2 as sentences."""
     target = int(np.argmax(p))

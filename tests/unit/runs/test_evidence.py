@@ -30,6 +30,7 @@ def decision(teacher: str, steps: int, icd: bool, threshold: float = 0.4) -> dic
         "plain": {"name": "plain", "steps": 20, "place": "cross_fit_plain/20"},
         "operating_point": {"threshold": threshold, "precision": 0.9, "recall": 0.5, "count": 12},
         "icd": similarity,
+        "temperature": None,
     }  # fmt: skip
 
 
@@ -101,6 +102,18 @@ def test_pre_training_that_is_kept_is_that_of_all_networks(networks: int) -> Non
     assert stages["pretrain"].handed.detector == stages["teacher"].handed.detector
     assert stages["teacher"].handed.start == "pretrain"
     assert (stages["teacher"].handed.detector.name == "ensemble") == (networks > 1)
+
+
+def test_a_student_that_divides_classes_does_so_at_the_fitted_temperature() -> None:
+    settings = smoke_settings({**AUTO, "learning.method.student.name": "apl_nontarget"})
+    results: dict[str, Any] = {TEACHER: decision("none", 20, icd=False) | {"temperature": {"value": 2.5}}}
+    stages = {stage.name: stage for stage in known_stages(settings, FACTS, results)}
+    assert stages["cross_fit_none"].handed.distributions and stages[TEACHER].handed.temperature
+    assert not stages["cross_fit_plain"].handed.distributions
+    students = stages["cross_fit_student"].handed.method, decided(settings, FACTS, results).learning.method
+    assert [(one.name, one.settings.temperature) for one in students] == [("apl_nontarget", 2.5)] * 2
+    other = {stage.name: stage for stage in known_stages(smoke_settings(AUTO), FACTS, {})}
+    assert not other["cross_fit_none"].handed.distributions and not other[TEACHER].handed.temperature
 
 
 def test_another_method_is_planned_as_ever() -> None:
