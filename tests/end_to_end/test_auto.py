@@ -28,6 +28,8 @@ def auto_settings(**further: Any) -> Settings:
         "detector.name": DETECTOR, "learning.method.name": "auto", "learning.method.folds": 3,
         "learning.method.networks": 2, "learning.method.student.name": "apl_nontarget",
         "learning.method.lengths": (1.0, 2.0),
+        # Nothing is contrasted: it would compile for as long as all the rest.
+        "learning.method.student.contrast.weight": 0.0, "learning.teacher.contrast.weight": 0.0,
         "learning.pretrain.steps": 0, "learning.supervised.steps": STEPS, "learning.self_train.steps": STEPS,
         "evaluation.label_space.enabled": False, "variants": ("semi_supervised",),
     }  # fmt: skip
