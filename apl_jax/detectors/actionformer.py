@@ -27,6 +27,8 @@ from apl_jax.ops.pyramid import Levels
 from apl_jax.ops.segments import offset_quality
 from apl_jax.structs import Array, Batch, DataFacts, Detections, PyTree, Targets, pytree
 
+_LEAST_WEIGHT = 1e-4  # of a network's offsets in an average, where it is sure of nothing
+
 
 @pytree
 class PyramidOutputs:
@@ -46,6 +48,17 @@ class PyramidOutputs:
         """Sigmoids as one distribution; a snippet is a point (C11)."""
         time_t = pyramid.point_times(self.pyramid[0][1].shape[1], len(self.pyramid))
         return sigmoid_distribution(self.class_logits, jnp.asarray(time_t), self.point_mask)
+
+    def averaged(self) -> PyramidOutputs:
+        """Of outputs ``[B, K, ...]`` of K networks, those of one ``[B, ...]``: class probabilities are averaged, and
+        offsets by how sure each network is of an action at the point."""
+        score = jax.nn.sigmoid(self.class_logits)
+        sure = score.max(-1, keepdims=True) + _LEAST_WEIGHT
+        mean = jnp.clip(score.mean(1), losses.PROBABILITY_FLOOR, 1 - losses.PROBABILITY_FLOOR)
+        offsets = (self.offsets * sure).sum(1) / sure.sum(1)
+        levels = tuple((features.mean(1), mask[:, 0]) for features, mask in self.pyramid)
+        logits = jnp.log(mean) - jnp.log1p(-mean)
+        return PyramidOutputs(logits, offsets, self.quality_logits.mean(1), self.point_mask[:, 0], levels)
 
 
 class ActionFormer(nn.Module):

@@ -25,7 +25,11 @@ class ClassDistribution(NamedTuple):
 
 
 class Outputs(Protocol):
-    """What every detector's ``apply`` returns at least; the rest is its own. All its arrays begin with ``B``."""
+    """What every detector's ``apply`` returns at least; the rest is its own. All its arrays begin with ``B``.
+
+    It may also have ``averaged()``: of outputs ``[B, K, ...]`` of K networks those of one, for
+    :mod:`~apl_jax.detectors.ensemble`, where a mean of every number is not what is wanted.
+    """
 
     def represent(self, rows: Array) -> Array:
         """Features ``[B, N, R]`` of grid steps ``rows [B, N]``, which contrastive learning may shape (spec B5)."""

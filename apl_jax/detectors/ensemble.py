@@ -1,12 +1,13 @@
-"""Several networks of one detector, trained side by side from other beginnings, that predict as one.
+"""Several networks of one detector that predict as one.
 
 What networks of few annotations disagree about is mostly chance, and an average is free of most of it (Lakshminarayanan
 et al., NeurIPS 2017). Here the dense outputs are averaged, before decoding: all networks have the same points, so that
-nothing has to be matched. Logits are averaged rather than probabilities, that is, probabilities geometrically: what one
-network is sure not to be an action is none.
+nothing has to be matched. A detector may say how by ``averaged`` of its outputs; otherwise every number is averaged.
 
-The networks see the same batches, and each has its own loss; they share nothing but the optimiser's clipping. They run
-one after the other within one program, which compiles like that of a single network.
+Training stages train the networks side by side, each as if it were alone (training/side_by_side.py): from its own
+beginning, with its own views of the batches, optimiser and clipping. The record below is what predicts; its ``loss``
+serves whoever trains it as one network, and there the clipping of gradients is shared: measured on spsw, that costs
+single networks six points of average mAP (docs/results).
 """
 
 from __future__ import annotations
@@ -59,9 +60,17 @@ def over_networks(function: Any, each: PyTree) -> PyTree:
 
 
 def mean_outputs(each: PyTree) -> PyTree:
-    """The outputs ``[B, ...]`` of one network that says what ``each [B, K, ...]`` says on average; masks and counts are
-    those of the batch, and the same for all."""
+    """The outputs ``[B, ...]`` of one network that says what ``each [B, K, ...]`` says on average: its ``averaged()``
+    where it has one. Masks and counts are those of the batch, and the same for all."""
+    if hasattr(each, "averaged"):
+        return each.averaged()
     return jax.tree.map(lambda x: x.mean(1) if jnp.issubdtype(x.dtype, jnp.floating) else x[:, 0], each)
+
+
+def members_of(detector: Choice) -> tuple[Choice, int]:
+    """The detector of an ensemble's networks, and how many they are; any other detector itself, and 0."""
+    settings = detector.settings
+    return (settings.of, settings.networks) if isinstance(settings, EnsembleSettings) else (detector, 0)
 
 
 def build_ensemble(settings: EnsembleSettings, facts: DataFacts) -> Detector:

@@ -42,11 +42,12 @@ from apl_jax.runs.context import StageInputs
 from apl_jax.runs.labelling_stage import LabellingPart, as_annotations, build_selection, select_from
 from apl_jax.runs.training_stage import build_method, most_instances, stage_key
 from apl_jax.settings import LabelSpaceSettings, StageSettings
-from apl_jax.structs import Batch, DataFacts, Detections, PyTree
+from apl_jax.structs import Batch, DataFacts, Detections, PyTree, leaves_by_name
 from apl_jax.training.checkpoint import Checkpoints
-from apl_jax.training.fold_training import FoldTable, build_fold_step, fold_feed, fold_states
+from apl_jax.training.fold_training import FoldTable, fold_feed
 from apl_jax.training.loop import Plan, fit
 from apl_jax.training.optimizer import build_optimizer
+from apl_jax.training.side_by_side import at_once, build_steps, initial_states
 from apl_jax.training.step import build_dispatch
 from apl_jax.training.writers import open_writers
 
@@ -106,17 +107,18 @@ def cross_fit(part: CrossFitPart, inputs: StageInputs, folder: Path) -> dict[str
     method, context = build_method(part.method, part.detector, part.stage, inputs.facts)
     objective = build_objective(method, context)
     optimizer = build_optimizer(part.stage.optimizer, objective.groups, part.stage.steps)
-    begin = jax.jit(
-        lambda k, old: fold_states(k, count, objective, optimizer, old), out_shardings=replicated(inputs.mesh)
+    begin = jax.jit(  # what tells the networks apart is what they see, not how they begin
+        lambda k, old: initial_states(jnp.stack([k] * count), objective, optimizer, old),
+        out_shardings=replicated(inputs.mesh),
     )
-    inherited = _inherited(part, inputs, count)
+    start = part.networks or part.start
+    inherited = leaves_by_name(inputs.parameters(start)) if start else {}
     shapes = jax.eval_shape(begin, jax.random.key(0), inherited)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(inputs.mesh)), shapes)
     store = Checkpoints(folder / CHECKPOINTS, inputs.runtime.checkpoint_every)
     state = store.resume(like) or begin(key, inherited)
     feed = _feed(part, inputs, method, folds)
-    at_once = inputs.mesh.devices.flat[0].platform != "cpu"
-    step = build_fold_step(objective, optimizer, part.stage.optimizer, at_once)
+    step = build_steps(objective, optimizer, part.stage.optimizer, at_once(inputs.mesh), shared=False)
     compiled: dict[int, Any] = {}
 
     def dispatch(steps: int) -> Any:
@@ -145,16 +147,6 @@ def cross_fit(part: CrossFitPart, inputs: StageInputs, folder: Path) -> dict[str
         instances, _ = read_held_out(folder / str(milestone))
         scores[str(milestone)] = score(records, instances, inputs.classes, part.tiou, ())["average_map"]
     return {"folds": count, "held_out_map": scores}
-
-
-def _inherited(part: CrossFitPart, inputs: StageInputs, count: int) -> PyTree:
-    """The parameters that the networks begin with, with a leading K; None: fresh ones."""
-    if part.networks:
-        return inputs.parameters(part.networks)
-    if not part.start:
-        return None
-    repeat = lambda x: jnp.broadcast_to(x, (count, *x.shape))
-    return jax.tree.map(repeat, inputs.parameters(part.start))
 
 
 def _feed(part: CrossFitPart, inputs: StageInputs, method: Method, folds: np.ndarray) -> Feed:

@@ -17,9 +17,11 @@ from apl_jax.data.tensors import read_tensors
 from apl_jax.declarations import Chain, Choice
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.base import Detector
+from apl_jax.detectors.ensemble import members_of
 from apl_jax.devices import place, replicated, to_host
 from apl_jax.evaluation.detections import predict_batch, to_instances, to_rows
 from apl_jax.evaluation.label_quality import BACKGROUND, LEFT_ASIDE, SELECTED
+from apl_jax.learning.method import DETECTOR
 from apl_jax.learning.selection import Known, Link, chain, unselected
 from apl_jax.registry import SELECTION
 from apl_jax.runs.context import StageInputs
@@ -65,7 +67,12 @@ def label(part: LabellingPart, inputs: StageInputs, folder: Path) -> dict[str, A
 def select_pseudo_labels(part: LabellingPart, inputs: StageInputs, folder: Path) -> PseudoLabels:
     """The decision on every detection, as numpy."""
     detector, link = build_detector(part.detector, inputs.facts), build_selection(part.selection, inputs.facts)
-    known = Known(inputs.parameters(part.teacher), inputs.bank, inputs.members)
+    params = inputs.parameters(part.teacher)
+    if members_of(part.detector)[1]:  # all of them detect; what else they have trained is asked of the first
+        params = {
+            owner: tree if owner == DETECTOR else jax.tree.map(lambda x: x[0], tree) for owner, tree in params.items()
+        }
+    known = Known(params, inputs.bank, inputs.members)
     state = read_selection_state(link, inputs.folder(part.before)) if part.before else link.init()
     state, labels = select_from(detector, link, inputs)(known, state)
     write_selection_state(state, folder, inputs.first_process)

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from apl_jax.data.annotations import read_annotations
 from apl_jax.data.batching import VideoTable
 from apl_jax.declarations import Choice, SettingsError
 from apl_jax.detectors import build_detector
+from apl_jax.detectors.ensemble import members_of
 from apl_jax.devices import replicated, to_host
 from apl_jax.feeds.resident import Feed, device_feed
 from apl_jax.feeds.streamed import stream_feed
@@ -43,11 +45,13 @@ from apl_jax.structs import Array, DataFacts, leaves_by_name
 from apl_jax.training.checkpoint import Checkpoints
 from apl_jax.training.loop import Plan, fit
 from apl_jax.training.optimizer import build_optimizer
+from apl_jax.training.side_by_side import at_once, build_steps, inherited_by_each, initial_states
 from apl_jax.training.state import TrainState, inherits, initial_state
 from apl_jax.training.step import build_dispatch, build_step
 from apl_jax.training.writers import open_writers
 
 PSEUDO_LABELS = "pseudo_labels.json"
+Beginning = Callable[[Array, Mapping[str, Array]], TrainState]
 log = logging.getLogger(__name__)
 
 
@@ -80,16 +84,21 @@ def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, An
     """Trains one method; interrupted, it goes on from its latest checkpoint, bit for bit."""
     inputs = inputs.with_proposals(part.proposals)
     key = stage_key(inputs.mesh, part.seed, part.name)
-    method, context = build_method(part.method, part.detector, part.stage, inputs.facts)
+    detector, networks = members_of(part.detector)
+    method, context = build_method(part.method, detector, part.stage, inputs.facts)
     objective = build_objective(method, context)
     optimizer = build_optimizer(part.stage.optimizer, objective.groups, part.stage.steps)
+    begin = beginning(objective, optimizer, networks)
     store = Checkpoints(folder / CHECKPOINTS, inputs.runtime.checkpoint_every)
-    state = store.resume(abstract_state(objective, optimizer, inputs.mesh))
+    state = store.resume(abstract_state(begin, inputs.mesh))
     if state is None:
-        state = fresh_state(part, inputs, objective, optimizer, key)
+        state = fresh_state(part, inputs, begin, key)
     resumed = int(to_host(state.step))
     feed = build_feed(part, inputs, method, key)
-    step = build_step(objective, optimizer, part.stage.optimizer)
+    if networks:
+        step = build_steps(objective, optimizer, part.stage.optimizer, at_once(inputs.mesh), shared=True)
+    else:
+        step = build_step(objective, optimizer, part.stage.optimizer)
     compiled: dict[int, Any] = {}
 
     def dispatch(count: int):
@@ -108,26 +117,31 @@ def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, An
     return {"steps": int(to_host(final.step))}
 
 
-def fresh_state(
-    part: TrainingPart, inputs: StageInputs, objective: Objective, optimizer: optax.GradientTransformation, key: Array
-) -> TrainState:
+def beginning(objective: Objective, optimizer: optax.GradientTransformation, networks: int) -> Beginning:
+    """``begin(key, inherited) -> state`` of one network (``networks`` 0), or of so many side by side."""
+    if not networks:
+        return lambda key, old: initial_state(key, objective, optimizer, old)
+    return lambda key, old: initial_states(jax.random.split(key, networks), objective, optimizer, old)
+
+
+def fresh_state(part: TrainingPart, inputs: StageInputs, begin: Beginning, key: Array) -> TrainState:
     """The state before the first step; says which parameters an earlier stage could not give."""
     inherited = leaves_by_name(inputs.parameters(part.start)) if part.start else {}
     if part.start and inputs.first_process:
-        fresh = leaves_by_name(jax.eval_shape(objective.init, jax.random.key(0))[0])
-        own = [name for name, leaf in fresh.items() if not inherits(leaf, inherited.get(name))]
+        fresh = leaves_by_name(jax.eval_shape(begin, jax.random.key(0), {}).params)
+        fits = inherited_by_each if members_of(part.detector)[1] else inherits
+        own = [name for name, leaf in fresh.items() if not fits(leaf, inherited.get(name))]
         if own:
             log.info(
                 "%s: %d of %d parameters are not %s's, such as %s", part.name, len(own), len(fresh), part.start, own[0]
             )
     # Compiled as one program, for parts computed one by one take seconds.
-    make = jax.jit(lambda k, old: initial_state(k, objective, optimizer, old), out_shardings=replicated(inputs.mesh))
-    return make(key, inherited)
+    return jax.jit(begin, out_shardings=replicated(inputs.mesh))(key, inherited)
 
 
-def abstract_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(begin: Beginning, mesh: Mesh) -> TrainState:
     """Shapes, types and placement of a train state, without computing anything."""
-    shapes = jax.eval_shape(lambda: initial_state(jax.random.key(0), objective, optimizer))
+    shapes = jax.eval_shape(lambda: begin(jax.random.key(0), {}))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
 
 

@@ -1,28 +1,17 @@
-"""One network for each fold, trained side by side in one program.
-
-Everything that belongs to a network has a leading axis of K folds; the number of steps done is one for all. So a
-:class:`~apl_jax.training.state.TrainState` of folds is saved, restored and trained as any other. On accelerators all
-networks take a step at once (``vmap``); on a CPU one after the other within the same program, which compiles like that
-of a single network.
-"""
+"""Batches of networks that may not see the same recordings: those of folds, trained side by side (side_by_side.py)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from apl_jax.feeds.resident import Feed, draw_rows, role_key
-from apl_jax.learning.method import Objective
-from apl_jax.settings import OptimizerSettings
-from apl_jax.structs import Array, Batch, PyTree, Targets, leaves_by_name
-from apl_jax.training.state import TrainState, initial_state
-from apl_jax.training.step import build_step
+from apl_jax.structs import Array, Batch, PyTree, Targets
 
 
 class FoldTable(NamedTuple):
@@ -32,45 +21,6 @@ class FoldTable(NamedTuple):
     seen: np.ndarray  # [K, V] bool, which of them each network draws from
     batch: int  # of recordings that each network draws in a step
     targets: Targets | None = None  # [K, V, N, ...]: each network's own annotations, in place of those of ``videos``
-
-
-def fold_states(
-    key: Array, folds: int, objective: Objective, optimizer: optax.GradientTransformation, inherited: PyTree = None,
-) -> TrainState:  # fmt: skip
-    """Fresh states of K networks, which begin alike: what tells them apart is what they see.
-
-    ``inherited``: parameters by owner that they begin with, all of them with a leading K; None: fresh ones.
-    """
-    if inherited is None:
-        state = initial_state(key, objective, optimizer)
-        repeat = lambda x: jnp.broadcast_to(x, (folds, *x.shape)).copy()
-        return dataclasses.replace(jax.tree.map(repeat, state), step=state.step)
-    one = lambda old: initial_state(key, objective, optimizer, leaves_by_name(old))
-    state = jax.vmap(one)(inherited)
-    return dataclasses.replace(state, step=jnp.int32(0))
-
-
-def build_fold_step(
-    objective: Objective, optimizer: optax.GradientTransformation, settings: OptimizerSettings, at_once: bool = True
-) -> Callable:
-    """``step(state, key, batches) -> (state, metrics)`` of K networks; batches have a leading K, metrics are means over
-    folds. ``at_once``: under one ``vmap``, else one network after the other."""
-    step = build_step(objective, optimizer, settings)
-
-    def mean_step(state: TrainState, key: Array, batches: dict) -> tuple[TrainState, dict[str, Array]]:
-        def one(own: tuple[PyTree, dict]) -> tuple[PyTree, dict[str, Array]]:
-            after, metrics = step(TrainState(state.step, *own[0]), key, own[1])
-            return _own(after), metrics
-
-        own, metrics = (jax.vmap(one) if at_once else lambda x: jax.lax.map(one, x))((_own(state), batches))
-        return TrainState(state.step + 1, *own), jax.tree.map(lambda x: x.mean(0), metrics)
-
-    return mean_step
-
-
-def _own(state: TrainState) -> tuple[Any, ...]:
-    """What each network has for itself."""
-    return state.params, state.ema_params, state.optimizer, state.terms
 
 
 def fold_feed(

@@ -146,7 +146,7 @@ def test_checkpoint_of_another_shape_is_refused_by_name(small_run: Path, tmp_pat
     from apl_jax.learning.method import build_objective
     from apl_jax.runs.run import open_run
     from apl_jax.runs.settings import plain_method
-    from apl_jax.runs.training_stage import abstract_state, build_method
+    from apl_jax.runs.training_stage import abstract_state, beginning, build_method
     from apl_jax.training.checkpoint import CheckpointError, Checkpoints
     from apl_jax.training.optimizer import build_optimizer
 
@@ -155,7 +155,8 @@ def test_checkpoint_of_another_shape_is_refused_by_name(small_run: Path, tmp_pat
     context, stage = open_run(settings, tmp_path), settings.learning.supervised
     method = build_method(plain_method(), without_decoding(settings.detector), stage, context.facts)
     objective = build_objective(*method)
-    like = abstract_state(objective, build_optimizer(stage.optimizer, objective.groups, stage.steps), context.mesh)
+    optimizer = build_optimizer(stage.optimizer, objective.groups, stage.steps)
+    like = abstract_state(beginning(objective, optimizer, 0), context.mesh)
     store = Checkpoints(tmp_path / "checkpoints", 1)
     with pytest.raises(
         CheckpointError, match=r"params/detector/backbone/branch_0/attention/key/bias: found \(16,\), expected \(8,\)"

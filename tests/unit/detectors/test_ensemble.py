@@ -69,6 +69,24 @@ def test_many_times_one_network_is_that_network() -> None:
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_probabilities_of_an_actionformer_are_averaged() -> None:
+    """And a network that sees nothing at a point has no say in where an action there begins."""
+    choice = ensemble("actionformer")
+    member, together = build_detector(tiny_choice("actionformer"), FACTS), build_detector(choice, FACTS)
+    outputs = jax.jit(lambda own: together.apply(own, BATCH, None))(weights_of(choice)[0])
+    found, each = mean_outputs(outputs.each), jax.device_get(outputs.each)
+    score = 1 / (1 + np.exp(-each.class_logits))
+    np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(found.class_logits))), score.mean(1), atol=1e-5)
+    sure = score.max(-1, keepdims=True) + 1e-4
+    np.testing.assert_allclose(found.offsets, (each.offsets * sure).sum(1) / sure.sum(1), rtol=1e-4)
+    np.testing.assert_allclose(found.quality_logits, each.quality_logits.mean(1), atol=1e-5)
+    np.testing.assert_array_equal(found.point_mask, each.point_mask[:, 0])
+    shapes = lambda outputs: jax.tree.map(np.shape, outputs)
+    assert shapes(found) == shapes(
+        jax.eval_shape(lambda k: member.apply(member.init(k)[0], BATCH, None), jax.random.key(0))
+    )
+
+
 def test_the_distribution_is_the_mean_of_probabilities() -> None:
     together = build_detector(ensemble("conv"), FACTS)
     outputs = together.apply(weights_of(ensemble("conv"))[0], BATCH, None)
