@@ -67,11 +67,13 @@ def configure(
     if chosen:
         found = f"`{chosen[0]}`: found {changes[chosen[0]]!r}, expected no other choice than the defaults'"
         raise SettingsError(f"{found}, for which the rules are. Try: change it in the file that is written.")
-    base = override(Settings(), {**lines_of_a_person(old or ""), **asked})
+    edited = lines_of_a_person(old or "")
+    base = override(Settings(), {**edited, **asked})
     base = override(base, changes, text=text)
+    given = {path: _value(base, path) for path in (*edited, *changes)}
     known = asked | {path: _value(base, path) for path in changes}
     facts = read_facts(base.data, follow)
-    proposal = propose(facts, base.evaluation.tiou).without(known)
+    proposal = propose(facts, base.evaluation.tiou, given).without(known)
     if out is None:
         lines = {line.path: line.value for line in proposal.lines}
         return Configured(None, facts, proposal, (), override(base, lines))

@@ -9,7 +9,7 @@ pretext, thresholds) gets a first value, to be changed by trying.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,23 +58,29 @@ class Clock:
     warnings: tuple[str, ...] = ()
 
 
-def propose(facts: Facts, tiou: Sequence[float]) -> Proposal:
-    """The configuration that follows from a data set, for an evaluation at the thresholds ``tiou``."""
-    clock = choose_clock(facts, max(tiou))
+def propose(facts: Facts, tiou: Sequence[float], given: Mapping[str, Any] | None = None) -> Proposal:
+    """The configuration that follows from a data set, for an evaluation at the thresholds ``tiou``, and from the
+    settings that a person has ``given``, by dotted path: how rows are made, how many a crop has, and the levels."""
+    given = given or {}
+    clock = choose_clock(facts, max(tiou), given)
     lengths = facts.lengths_s / clock.row_s
     pyramid = choose_pyramid(facts, clock, lengths)
-    levels = len(next(line.value for line in pyramid if line.path == "detector.windows"))
+    levels = int(given.get("detector.branch_blocks", _of(pyramid, "detector.branch_blocks"))) + 1
     crop = choose_crop(clock, lengths, 2 ** (levels - 1))
-    crop_t = next(line.value for line in crop if line.path == "data.max_length_t")
+    crop_t = int(given.get("data.max_length_t", _of(crop, "data.max_length_t")))
     training = choose_training(facts, clock, crop_t)
     lines = (*clock.lines, *crop, *pyramid, *training, *choose_decoding(facts, tiou))
     return Proposal(lines, (*clock.warnings, *_warnings(facts, clock)))
 
 
+def _of(lines: Sequence[Line], path: str) -> Any:
+    return next(line.value for line in lines if line.path == path)
+
+
 # Rows
 
 
-def choose_clock(facts: Facts, highest_tiou: float) -> Clock:
+def choose_clock(facts: Facts, highest_tiou: float, given: Mapping[str, Any]) -> Clock:
     """Seconds from row to row: a 20th of the instances is shorter than n of them, n = 1.3 / (1 - t).
 
     A border that is off by half a row at either end leaves an instance of n rows a tIoU of about 1 - 1.3 / n; so n rows
@@ -85,13 +91,14 @@ def choose_clock(facts: Facts, highest_tiou: float) -> Clock:
     wanted_s = short_s / needed
     reason = f"a 20th of the labelled instances is shorter than {short_s:.3g} s; {needed:.2g} rows of them"
     if facts.windowed:
-        return _stored_rows(facts, wanted_s, reason)
-    stride = max(math.floor(wanted_s * facts.fps), 1)
-    window = 2 * stride
+        return _stored_rows(facts, wanted_s, reason, given)
+    advised = max(math.floor(wanted_s * facts.fps), 1)
+    stride = int(given.get("data.stride", advised))
+    window = int(given.get("data.window", 2 * stride))
     rows = np.maximum((facts.samples - window) // stride + 1, 1)
     lines = (
-        Line("data.stride", stride, f"{stride / facts.fps:.3g} s per row: {reason}"),
-        Line("data.window", window, "two strides"),
+        Line("data.stride", advised, f"{advised / facts.fps:.3g} s per row: {reason}"),
+        Line("data.window", 2 * stride, "two strides"),
     )
     return Clock(lines, stride / facts.fps, rows, window * facts.columns)
 
@@ -99,14 +106,15 @@ def choose_clock(facts: Facts, highest_tiou: float) -> Clock:
 _WIDEST_ROW = 2048  # columns that rows may have when they are windowed
 
 
-def _stored_rows(facts: Facts, wanted_s: float, reason: str) -> Clock:
+def _stored_rows(facts: Facts, wanted_s: float, reason: str, given: Mapping[str, Any]) -> Clock:
     """Ready-made rows as they are, or, where they are much finer than the actions, windowed like a signal."""
-    times = 2 ** math.floor(math.log2(max(wanted_s / facts.row_s, 1)))
+    finer = 2 ** math.floor(math.log2(max(wanted_s / facts.row_s, 1)))
+    times = int(given.get("data.stride", finer)) if given.get("data.features") != "stored" else 1
     tiles = facts.stride == facts.window
-    columns = 2 * times * facts.columns
+    window = int(given.get("data.window", 2 * times))
+    columns = window * facts.columns
     alike = f"; neighbours correlate {facts.neighbours:.2f}" if math.isfinite(facts.neighbours) else ""
     if times > 1 and tiles and columns <= _WIDEST_ROW:
-        window = 2 * times
         rows = np.maximum((facts.samples - window) // times + 1, 1)
         row_s = times * facts.row_s
         lines = (
@@ -114,8 +122,8 @@ def _stored_rows(facts: Facts, wanted_s: float, reason: str) -> Clock:
                 "data.features", "signal", f"ready-made rows are finer than the actions{alike}: windowed like a signal"
             ),
             Line("data.fps", 1 / facts.row_s, "rows per second"),
-            Line("data.stride", times, f"{row_s:.3g} s per row: {reason}, as a power of two"),
-            Line("data.window", window, f"two strides: {window} x {facts.columns} columns"),
+            Line("data.stride", finer, f"{finer * facts.row_s:.3g} s per row: {reason}, as a power of two"),
+            Line("data.window", 2 * times, f"two strides: {2 * times} x {facts.columns} columns"),
         )
         return Clock(lines, row_s, rows, columns)
     window = facts.window or facts.stride

@@ -40,6 +40,19 @@ def test_edited_lines_stay_and_are_told(tmp_path: Path) -> None:
     assert "kept yours: detector.width = 96 (recommended: 64)" in found.words()
 
 
+def test_other_lines_follow_one_that_was_edited(tmp_path: Path) -> None:
+    root, out = write_folder(tmp_path / "walks"), tmp_path / "mine.py"
+    first = configure(root, out, changes=RATIO)
+    length = first.proposal.value("data.max_length_t")
+    stride = first.proposal.value("data.stride")
+    text = out.read_text()
+    assert f"config.data.stride = {stride} " in text
+    out.write_text(text.replace(f"config.data.stride = {stride} ", f"config.data.stride = {2 * stride} "))
+    again = configure(root, out, changes=RATIO)
+    assert [d.path for d in again.differences] == ["data.stride"]
+    assert again.settings.data.stride == 2 * stride and again.settings.data.max_length_t < length
+
+
 def test_new_facts_change_lines_that_nobody_edited(tmp_path: Path) -> None:
     root, out = write_folder(tmp_path / "walks"), tmp_path / "mine.py"
     first = configure(root, out, changes=RATIO)

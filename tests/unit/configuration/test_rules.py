@@ -53,6 +53,24 @@ def test_wide_rows_stay_and_the_lower_ranges_go() -> None:
     assert found.value("detector.regression_ranges")[0][1] > 4.0
 
 
+@pytest.mark.parametrize("windowed", [True, False])
+def test_what_a_person_has_given_is_what_the_other_rules_follow(windowed: bool) -> None:
+    """Found with `configure --config.data.stride=10`: recordings were said to have half as many rows as they had then,
+    and were cut to that."""
+    facts = changed(windowed=windowed)
+    ruled, found = propose(facts, TIOU), propose(facts, TIOU, {"data.stride": 2})
+    assert found.value("data.stride") == ruled.value("data.stride") != 2  # what the rule says, for whoever asks
+    assert found.value("data.window") == 4
+    crops = ruled.value("data.max_length_t"), found.value("data.max_length_t")
+    assert crops[0] < (facts.samples.max() - 4) // 2 + 1 <= crops[1]
+    assert found.value("detector.branch_blocks") > ruled.value("detector.branch_blocks") - 1
+    long = 3.28 / 0.1  # rows of the longest instances
+    assert f"up to {long:.1f} rows" in next(x.reason for x in found.lines if x.path == "detector.branch_blocks")
+    short = propose(facts, TIOU, {"data.max_length_t": 40})
+    assert short.value("learning.supervised.labelled_batch") >= ruled.value("learning.supervised.labelled_batch")
+    assert "crops of 40 rows" in next(x.reason for x in short.lines if x.path == "learning.pretext.partitions")
+
+
 @pytest.mark.parametrize(("rows", "level"), [(1, 0), (8, 0), (8.1, 1), (16, 1), (22, 2), (93, 4), (249, 5), (0, 0)])
 def test_level_of_an_instance(rows: float, level: int) -> None:
     assert levels_of(np.array([float(rows)]))[0] == level

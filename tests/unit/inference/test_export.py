@@ -32,7 +32,10 @@ sys.meta_path.insert(0, Blocker())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-CASES = [("actionformer", "identity"), ("spot", "windows"), ("actionformer", "fpn"), ("spot", "resize")]
+CASES = [
+    ("actionformer", "identity"), ("spot", "windows"), ("actionformer", "fpn"), ("spot", "resize"),
+    ("ensemble", "conv"),
+]  # fmt: skip
 
 
 def record(folder: Path, samples: int, channels: int, seed: int = 0) -> Path:
