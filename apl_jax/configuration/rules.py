@@ -81,17 +81,23 @@ def _of(lines: Sequence[Line], path: str) -> Any:
 
 
 def choose_clock(facts: Facts, highest_tiou: float, given: Mapping[str, Any]) -> Clock:
-    """Seconds from row to row: a 20th of the instances is shorter than n of them, n = 1.3 / (1 - t).
+    """Seconds from row to row: a 20th of the instances is shorter than 2 n of them, n = 1.3 / (1 - t).
 
     A border that is off by half a row at either end leaves an instance of n rows a tIoU of about 1 - 1.3 / n; so n rows
-    let the shortest ones reach the highest threshold t at which they are scored, up to .8.
+    let the shortest ones reach the highest threshold t at which they are scored, up to .8. Twice as many were better on
+    recordings that were held out (docs/results.md#configure); they cost twice the time, so that n it is where
+    recordings would get longer than ``_LONG`` rows.
     """
     needed = 1.3 / (1 - min(highest_tiou, 0.8))
     short_s = float(np.quantile(facts.lengths_s, 0.05))
-    wanted_s = short_s / needed
-    reason = f"a 20th of the labelled instances is shorter than {short_s:.3g} s; {needed:.2g} rows of them"
+    sample_s = facts.row_s if facts.windowed else 1 / facts.fps
+    coarsest_s, recording_s = short_s / needed, float(np.quantile(facts.samples, 0.85)) * sample_s
+    wanted_s = min(max(coarsest_s / 2, recording_s / _LONG), coarsest_s)
+    reason = f"a 20th of the labelled instances is shorter than {short_s:.3g} s; {short_s / wanted_s:.2g} rows of them"
+    if wanted_s > coarsest_s / 2:
+        reason += f", for with more rows recordings would be longer than {_LONG}"
     if facts.windowed:
-        return _stored_rows(facts, wanted_s, reason, given)
+        return _stored_rows(facts, wanted_s, coarsest_s, reason, given)
     advised = max(math.floor(wanted_s * facts.fps), 1)
     stride = int(given.get("data.stride", advised))
     window = int(given.get("data.window", 2 * stride))
@@ -103,12 +109,15 @@ def choose_clock(facts: Facts, highest_tiou: float, given: Mapping[str, Any]) ->
     return Clock(lines, stride / facts.fps, rows, window * facts.columns)
 
 
+_LONG = 512  # rows of a recording, beyond which finer rows cost too much
 _WIDEST_ROW = 2048  # columns that rows may have when they are windowed
 
 
-def _stored_rows(facts: Facts, wanted_s: float, reason: str, given: Mapping[str, Any]) -> Clock:
+def _stored_rows(
+    facts: Facts, wanted_s: float, coarsest_s: float, reason: str, given: Mapping[str, Any]
+) -> Clock:  # fmt: skip
     """Ready-made rows as they are, or, where they are much finer than the actions, windowed like a signal."""
-    finer = 2 ** math.floor(math.log2(max(wanted_s / facts.row_s, 1)))
+    finer = 2 ** round(math.log2(max(wanted_s / facts.row_s, 1)))
     times = int(given.get("data.stride", finer)) if given.get("data.features") != "stored" else 1
     tiles = facts.stride == facts.window
     window = int(given.get("data.window", 2 * times))
@@ -134,7 +143,7 @@ def _stored_rows(facts: Facts, wanted_s: float, reason: str, given: Mapping[str,
         Line("data.stride", facts.stride, f"{said} ({facts.row_s:.3g} s)"),
         Line("data.window", window, where),
     )
-    coarse = facts.row_s > 2 * wanted_s
+    coarse = facts.row_s > 2 * coarsest_s
     warning = f"rows of {facts.row_s:.3g} s are coarse for these actions: {reason} would be {wanted_s:.2g} s each"
     return Clock(lines, facts.row_s, facts.samples, facts.columns, (warning,) if coarse else ())
 

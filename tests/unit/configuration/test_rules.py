@@ -53,6 +53,16 @@ def test_wide_rows_stay_and_the_lower_ranges_go() -> None:
     assert found.value("detector.regression_ranges")[0][1] > 4.0
 
 
+@pytest.mark.parametrize(("samples", "stride"), [(2000, 3), (8000, 3), (12000, 4), (20000, 6), (90000, 6)])
+def test_rows_are_fine_unless_recordings_get_long(samples: int, stride: int) -> None:
+    """Instances of 1.6 s and more at 20 samples per second, scored up to .75: 5.2 rows of them are needed."""
+    facts = changed(windowed=False, samples=np.full(9, samples // 5), lengths_s=np.full(50, 1.6))
+    found = propose(facts, (0.5, 0.75))
+    assert found.value("data.stride") == stride
+    needed, rows = 1.3 / 0.25, 1.6 * 20 / found.value("data.stride")
+    assert needed <= rows and (rows <= 2 * needed + 2 or samples < 8000)
+
+
 @pytest.mark.parametrize("windowed", [True, False])
 def test_what_a_person_has_given_is_what_the_other_rules_follow(windowed: bool) -> None:
     """Found with `configure --config.data.stride=10`: recordings were said to have half as many rows as they had then,
