@@ -5,9 +5,8 @@ et al., NeurIPS 2017). Here the dense outputs are averaged, before decoding: all
 nothing has to be matched. A detector may say how by ``averaged`` of its outputs; otherwise every number is averaged.
 
 Training stages train the networks side by side, each as if it were alone (training/side_by_side.py): from its own
-beginning, with its own views of the batches, optimiser and clipping. The record below is what predicts; its ``loss``
-serves whoever trains it as one network, and there the clipping of gradients is shared: measured on spsw, that costs
-single networks six points of average mAP (docs/results).
+beginning, with its own views of the batches, optimiser and clipping. The record below is what predicts. Its ``loss``
+serves whoever trains it as one network; there the networks share the clipping of gradients and every contrast.
 """
 
 from __future__ import annotations
