@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures import (
@@ -30,6 +31,7 @@ from fixtures import (
 )
 from law_batches import tables_of, weights_of
 
+from apl_jax.detectors.ensemble import members_of
 from apl_jax.devices import build_mesh, place, replicated, shard_batch, to_host
 from apl_jax.feeds.resident import device_feed
 from apl_jax.learning.method import INSTANCES
@@ -37,14 +39,14 @@ from apl_jax.registry import DETECTORS
 from apl_jax.settings import OptimizerSettings, PerturbSettings
 from apl_jax.structs import PyTree
 from apl_jax.training.optimizer import build_optimizer
+from apl_jax.training.side_by_side import build_steps
 from apl_jax.training.state import TrainState
 from apl_jax.training.step import build_dispatch, build_step
 
 # Every kind on one detector, and every detector in the kinds that between them use all of it: compiling takes time.
 FIRST, THOROUGH = next(iter(DETECTORS)), ("contrast", "nontarget")
 CASES = [(kind, detector) for kind in KINDS for detector in DETECTORS if detector == FIRST or kind in THOROUGH]
-# An ensemble is trained as its networks are, one beside the other.
-OFTEN = [("apl", FIRST), *(("nontarget", detector) for detector in DETECTORS if detector not in (FIRST, "ensemble"))]
+OFTEN = [("apl", FIRST), *(("nontarget", detector) for detector in DETECTORS if detector != FIRST)]
 DEVICES, STEPS, BATCH, VIDEOS = 4, 16, 4, 6
 PORTION, PORTIONS = 3, 2
 SEED = 1  # of the weights: with these no kink of a loss is so near that rounding decides on which side of it they are
@@ -84,7 +86,8 @@ def train(kind: str, detector: str, devices: int) -> Trained:
     """Two portions of three steps on the first ``devices`` devices, as a stage does it."""
     mesh = build_mesh(devices)
     changes = changes_of(kind, detector)
-    description = kind, tiny_choice(detector), STEPS, PERTURB
+    member, networks = members_of(tiny_choice(detector))  # networks of an ensemble are trained side by side
+    description = kind, member, STEPS, PERTURB
     method, objective = build_method(*description, **changes), build_kind(*description, **changes)
     traces, compilations = [], []
 
@@ -94,7 +97,12 @@ def train(kind: str, detector: str, devices: int) -> Trained:
 
     optimizer = build_optimizer(OPTIMIZER, objective.groups, PORTION * PORTIONS)
     params, terms = weights_of(objective, SEED)
-    moments = jax.jit(optimizer.init)(params)
+    initial = optimizer.init
+    if networks:
+        each = [weights_of(objective, SEED + k) for k in range(networks)]
+        params, terms = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        initial = jax.vmap(optimizer.init)
+    moments = jax.jit(initial)(params)
     state = place(TrainState(np.int32(0), params, params, moments, terms), replicated(mesh))  # pyright: ignore
     labelled = random_batch([16, 13, 9, 16, 5, 12, 16, 11], STEPS, seed=1)
     labelled = jax.tree.map(lambda x: x[:VIDEOS], labelled)  # the devices do not divide it
@@ -106,7 +114,11 @@ def train(kind: str, detector: str, devices: int) -> Trained:
         dict.fromkeys(tables, BATCH),
         place({INSTANCES: random_bank()} if method.constants else {}, replicated(mesh)),
     )
-    dispatch = build_dispatch(build_step(objective._replace(loss=counted), optimizer, OPTIMIZER), feed, mesh, PORTION)
+    counting = objective._replace(loss=counted)
+    step = build_step(counting, optimizer, OPTIMIZER)
+    if networks:
+        step = build_steps(counting, optimizer, OPTIMIZER, at_once=False, shared=True)
+    dispatch = build_dispatch(step, feed, mesh, PORTION)
     key = jax.jit(lambda: jax.random.key(5), out_shardings=replicated(mesh))()
 
     def listener(event: str, *_: object, **__: object) -> None:
