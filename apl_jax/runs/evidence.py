@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apl_jax.declarations import Chain, Choice
-from apl_jax.detectors.ensemble import EnsembleSettings
+from apl_jax.detectors.ensemble import EnsembleSettings, members_of
 from apl_jax.learning.class_division import DivisionSettings
 from apl_jax.learning.icd import IcdSettings
 from apl_jax.learning.methods import AutoSettings
@@ -54,9 +54,10 @@ def known_stages(settings: Settings, facts: DataFacts, results: Results) -> list
     if auto is None:
         return plan_stages(settings, facts)
     refuse_proposals(facts, settings.detector)
-    stages = _about_teachers(settings, facts, auto)
+    single = dataclasses.replace(settings, detector=members_of(settings.detector)[0])  # what is tried
+    stages = _about_teachers(single, facts, auto)
     if TEACHER in results:
-        stages += _about_students(settings, auto, results[TEACHER])
+        stages += _about_students(single, auto, results[TEACHER])
     if MODEL not in results:
         return stages
     return stages + _plain(settings, facts, results) + _rest(settings, facts, results)
@@ -97,8 +98,10 @@ def decided(settings: Settings, facts: DataFacts, results: Results) -> Settings:
 
 
 def _ensemble(detector: Choice, networks: int) -> Choice:
-    """So many networks of a detector as one; a single one as it is."""
-    return Choice("ensemble", EnsembleSettings(detector, networks)) if networks > 1 else detector
+    """So many networks of a detector as one; a single one, and an ensemble that was configured, as it is."""
+    if networks == 1 or members_of(detector)[1]:
+        return detector
+    return Choice("ensemble", EnsembleSettings(detector, networks))
 
 
 def final_stage(results: Results) -> str | None:

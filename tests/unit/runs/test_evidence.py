@@ -104,6 +104,16 @@ def test_pre_training_that_is_kept_is_that_of_all_networks(networks: int) -> Non
     assert (stages["teacher"].handed.detector.name == "ensemble") == (networks > 1)
 
 
+def test_an_ensemble_that_was_configured_stays_and_is_tried_as_one_network() -> None:
+    settings = smoke_settings({**AUTO, "detector.name": "ensemble", "detector.networks": 2})
+    results: dict[str, Any] = {TEACHER: decision("none", 20, icd=False), MODEL: {"model": "student"}}
+    stages = {stage.name: stage for stage in known_stages(settings, FACTS, results)}
+    for name in ("cross_fit_pretrain", "cross_fit_none", "cross_fit_plain", "cross_fit_student"):
+        assert stages[name].handed.detector.name == "actionformer", name
+    for name in ("supervised", "teacher", "self_train_1"):
+        assert stages[name].handed.detector.settings.networks == 2, name
+
+
 def test_a_student_that_divides_classes_does_so_at_the_fitted_temperature() -> None:
     settings = smoke_settings({**AUTO, "learning.method.student.name": "apl_nontarget"})
     results: dict[str, Any] = {TEACHER: decision("none", 20, icd=False) | {"temperature": {"value": 2.5}}}
