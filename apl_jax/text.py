@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 SHOWN = 80  # characters that a message quotes of one value
@@ -53,6 +53,11 @@ def _quoted(value: Any, most: int) -> str:
 def counted(count: int, noun: str) -> str:
     """A number and what it counts: ``1 video``, ``1,234 videos``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Names as a list for a sentence; of more than ``most`` the first ones."""
+    return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''}"
 
 
 def for_terminal(text: str) -> str:

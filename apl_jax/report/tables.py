@@ -151,6 +151,7 @@ def counts(labels: Mapping[str, Any]) -> str:
         f"{origin}; {number['kept']:,} kept, {number['promoted']:,} promoted, "
         f"{number['dropped']:,} dropped, {number['candidate']:,} candidates; {quality['truth']:,} true instances"
         + (f"; measured without {bare:,} videos that nobody annotated" if bare else "")
+        + "".join(f"; {warning}" for warning in labels.get("warnings", ()))
     )
 
 

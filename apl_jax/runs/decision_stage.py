@@ -34,6 +34,7 @@ from apl_jax.evaluation.scoring import score
 from apl_jax.learning.methods import AutoSettings
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.cross_fit_stage import read_distributions, read_held_out, why_no_evidence
+from apl_jax.text import some
 
 _SHOWN_CONFIDENCE = 0.01  # detections of less are left out of the reliability diagram
 _PARTS = 5  # of the detections: each is calibrated by the others
@@ -232,6 +233,5 @@ def _warnings(inputs: StageInputs, judged: Judged) -> list[str]:
     alone = [name for name, n in zip(inputs.classes, counts, strict=True) if n == 1]
     if not alone:
         return warnings
-    names = f"{', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}"
     share = f"{len(alone)} of {len(counts)} classes have one labelled instance"
-    return [*warnings, f"{share}, which cannot be both learnt and held out: {names}"]
+    return [*warnings, f"{share}, which cannot be both learnt and held out: {some(alone)}"]

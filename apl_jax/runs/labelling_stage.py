@@ -27,7 +27,7 @@ from apl_jax.registry import SELECTION
 from apl_jax.runs.context import StageInputs
 from apl_jax.runs.training_stage import PSEUDO_LABELS
 from apl_jax.structs import Batch, DataFacts, Detections, PseudoLabels, PyTree, Reason, leaves_by_name
-from apl_jax.text import shown
+from apl_jax.text import shown, some
 
 SELECTION_STATE = "selection_state.safetensors"
 
@@ -61,7 +61,17 @@ def label(part: LabellingPart, inputs: StageInputs, folder: Path) -> dict[str, A
     considered = reasons != Reason.BELOW_THRESHOLD
     tau = float(np.asarray(labels.threshold)[considered].mean()) if considered.any() else 0.0
     counts = {r.name.lower(): int((reason == r).sum()) for r in Reason if r is not Reason.BELOW_THRESHOLD}
-    return {"tau_pos": tau, "counts": counts}
+    return {"tau_pos": tau, "counts": counts, "warnings": _without_labels(inputs, labels)}
+
+
+def _without_labels(inputs: StageInputs, labels: PseudoLabels) -> list[str]:
+    """Says which classes have labelled instances, and no pseudo label: nothing more will be learnt about them."""
+    count = len(inputs.classes)
+    taught = np.concatenate([record.labels[~record.ignore] for record in inputs.table("labelled").records])
+    chosen = np.asarray(labels.detections.labels)[np.asarray(labels.weight) > 0]
+    known, found = (np.bincount(part.astype(int), minlength=count) > 0 for part in (taught, chosen))
+    lost = [name for name, missing in zip(inputs.classes, known & ~found, strict=True) if missing]
+    return [f"{len(lost)} of {count} classes have no pseudo label: {some(lost)}"] if lost else []
 
 
 def select_pseudo_labels(part: LabellingPart, inputs: StageInputs, folder: Path) -> PseudoLabels:

@@ -12,6 +12,7 @@ from fixtures import smoke_settings
 
 from apl_jax.api import load_run
 from apl_jax.data.annotations import read_annotations
+from apl_jax.data.dataset import open_truth
 from apl_jax.data.features.sources import embedded_root
 from apl_jax.data.files import DataError
 from apl_jax.report import write_report
@@ -64,6 +65,12 @@ def test_pseudo_labels_are_annotations_with_scores_and_reasons(small_run: Path) 
     for row in rows + left_out:
         assert row["confidence"] <= row["score"] * max(row["tiou"] - row["tnd"], 1e-4) + 1e-5
         assert 0 <= row["similarity"] <= 1
+    classes = read(small_run / "results.json")["data"]["classes"]
+    truth = open_truth(smoke_settings().data).videos
+    taught = {classes[label] for video in split["labelled"] for label in truth[video].labels}
+    lost = [name for name in classes if name in taught - {row["label"] for row in rows}]
+    expected = [f"{len(lost)} of {len(classes)} classes have no pseudo label: {', '.join(lost)}"] if lost else []
+    assert read(path.parent / "done.json")["result"]["warnings"] == expected
     # The reader of human annotations reads them, too.
     records = read_annotations(path, tuple(read(small_run / "results.json")["data"]["classes"])).videos
     assert sum(len(r.labels) for r in records.values()) == len(rows) + len(left_out)

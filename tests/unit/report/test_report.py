@@ -294,6 +294,8 @@ def test_point_12_scores_on_some_videos_say_so() -> None:
     labels = {"counts": number, "quality": {"truth": 5, "unannotated": 8}, "tau_pos": 0.5}
     assert counts(labels).endswith("5 true instances; measured without 8 videos that nobody annotated")
     labels["quality"] = {"truth": 5}
+    lost = labels | {"warnings": ["1 of 3 classes have no pseudo label: walk"]}
+    assert counts(lost).endswith("5 true instances; 1 of 3 classes have no pseudo label: walk")
     assert counts(labels).endswith("5 true instances")
 
 
