@@ -133,20 +133,24 @@ def cross_fit(part: CrossFitPart, inputs: StageInputs, folder: Path) -> dict[str
                 continue
             plan = Plan(part.name, milestone, part.steps_per_dispatch, inputs.runtime)
             state = fit(state, dispatch, key, feed, plan, store, writer)
-            inputs.write_parameters(folder / str(milestone), state.ema_params)
-            found = _held_out(part.detector, inputs, state.ema_params, folds)
-            if inputs.first_process:
-                write_held_out(folder / str(milestone), *found)
-            if part.distributions:
-                kept = _distributions(part.detector, inputs, state.ema_params, folds)
-                if inputs.first_process:
-                    write_distributions(folder / str(milestone), *kept)
+            _keep(part, inputs, folder / str(milestone), state.ema_params, folds)
     store.close()
     records, scores = inputs.table("labelled").records, {}
     for milestone in part.milestones:
         instances, _ = read_held_out(folder / str(milestone))
         scores[str(milestone)] = score(records, instances, inputs.classes, part.tiou, ())["average_map"]
     return {"folds": count, "held_out_map": scores}
+
+
+def _keep(part: CrossFitPart, inputs: StageInputs, folder: Path, params: PyTree, folds: np.ndarray) -> None:
+    """Writes the networks, and what they find in the recordings held out."""
+    inputs.write_parameters(folder, params)
+    found = _held_out(part.detector, inputs, params, folds)
+    distributions = _distributions(part.detector, inputs, params, folds) if part.distributions else None
+    if inputs.first_process:
+        write_held_out(folder, *found)
+        if distributions is not None:
+            write_distributions(folder, *distributions)
 
 
 def _feed(part: CrossFitPart, inputs: StageInputs, method: Method, folds: np.ndarray) -> Feed:
