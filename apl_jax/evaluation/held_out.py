@@ -90,6 +90,18 @@ def best_operating_point(judged: Judged, beta: float) -> Operating | None:
     return Operating(float(confidence[last[best]]), float(precision), float(recall), int(count[best]))
 
 
+def surest_on(truth: Instances, found: Instances) -> np.ndarray:
+    """The confidence ``[N]`` of the surest detection, of any class, on each instance at tIoU .5; 0 where there is none.
+
+    Truth that is to be ignored is left out.
+    """
+    truth, _ = divide_truth(truth)
+    overlaps = find_overlaps(truth, found, floor=POSITIVE_TIOU, same_class=False)
+    surest = np.zeros(len(truth))
+    np.maximum.at(surest, overlaps.truth, found.score[overlaps.prediction])
+    return surest
+
+
 def calibrate(confidence: np.ndarray, right: np.ndarray) -> IsotonicRegression:
     """Precision as a rising function of confidence, by isotonic regression; outside the range its end values."""
     from sklearn.isotonic import IsotonicRegression

@@ -156,6 +156,27 @@ def build_dynamic(settings: DynamicSettings, facts: DataFacts) -> Link:
     return Link(tuple, observe_nothing, select)
 
 
+@dataclass(frozen=True)
+class CandidateSettings(Checked):
+    """What is too likely an action to be taught as background."""
+
+    above: float = number(0.05, at_least=0, at_most=1)  # this confidence
+
+
+def build_candidates(settings: CandidateSettings, facts: DataFacts) -> Link:
+    """Detections that no link before has considered become candidates above a lower confidence: ignored in training,
+    rather than background. Not in the paper."""
+    del facts
+
+    def select(state: PyTree, labels: PseudoLabels, _: PyTree) -> tuple[PyTree, PseudoLabels]:
+        detections = labels.detections
+        likely = detections.mask & (detections.confidence > settings.above)
+        found = likely & (labels.reason == Reason.BELOW_THRESHOLD)
+        return state, with_reason(labels, jnp.where(found, Reason.CANDIDATE, labels.reason))
+
+    return Link(tuple, observe_nothing, select)
+
+
 def _mean_and_deviation(values: Array, mask: Array, axis: int | tuple[int, ...]) -> tuple[Array, Array]:
     count = jnp.maximum(mask.sum(axis, keepdims=True), 1)
     mean = jnp.where(mask, values, 0).sum(axis, keepdims=True) / count
@@ -163,5 +184,6 @@ def _mean_and_deviation(values: Array, mask: Array, axis: int | tuple[int, ...])
     return mean, jnp.sqrt(variance)
 
 
+register_selection("candidates", CandidateSettings, build_candidates)
 register_selection("dynamic", DynamicSettings, build_dynamic)
 register_selection("fixed", FixedSettings, build_fixed)

@@ -29,6 +29,7 @@ from apl_jax.evaluation.held_out import (
     judge,
     pooled_average_precision,
     reliability,
+    surest_on,
 )
 from apl_jax.evaluation.scoring import score
 from apl_jax.learning.methods import AutoSettings
@@ -37,6 +38,7 @@ from apl_jax.runs.cross_fit_stage import read_distributions, read_held_out, why_
 from apl_jax.text import some
 
 _SHOWN_CONFIDENCE = 0.01  # detections of less are left out of the reliability diagram
+_LEAST_CANDIDATE = 0.01  # confidence of a candidate; below, there are detections everywhere
 _PARTS = 5  # of the detections: each is calibrated by the others
 _PLAIN_WAY = "no pre-training, all steps, label threshold by the configured rule, ICD off"
 NONE, PRETRAINED, PLAIN = "none", "pretrained", "plain"  # ways of training that are tried
@@ -80,8 +82,10 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
         return undecided(part) | {"tried": {}, "icd_auc": None, "calibration": {}, "because": [f"{_PLAIN_WAY}: {why}"]}
     teacher, words = _choose(part.teachers, inputs, part.auto.doubt)
     plain, _ = _choose(part.plain, inputs, part.auto.doubt) if part.plain else (None, [])
-    found, similarity = read_held_out(inputs.folder(teacher.place))
-    judged = judge(_truth(inputs), found, similarity)
+    truth, (found, similarity) = _truth(inputs), read_held_out(inputs.folder(teacher.place))
+    judged = judge(truth, found, similarity)
+    surest = surest_on(truth, found)
+    above = float(np.clip(np.quantile(surest, part.auto.background_share), _LEAST_CANDIDATE, part.tau_neg))
     point = best_operating_point(judged, part.auto.recall_weight)
     enough = point is not None and round(point.count * point.precision) >= part.auto.least_detections
     auc = discrimination(judged, part.tau_neg)
@@ -92,6 +96,7 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
         "plain": dataclasses.asdict(plain) if plain else None,
         "tried": _scores((*part.teachers, *part.plain), inputs, part.tiou),
         "operating_point": dataclasses.asdict(point) if point and enough else None,
+        "candidates_above": above,
         "icd": icd,
         "icd_auc": auc,
         "temperature": dataclasses.asdict(heat) if heat else None,
@@ -99,6 +104,7 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
         "because": [
             *words,
             _threshold_words(point, enough, part.auto),
+            _candidate_words(above, surest, part.tau_neg),
             _icd_words(icd, auc, part.auto),
             *([_temperature_words(heat)] if heat else []),
         ],
@@ -110,7 +116,8 @@ def undecided(part: TeacherDecisionPart) -> dict[str, Any]:
     """The plain way, by which a run goes where nothing speaks for another one."""
     plain = dataclasses.asdict(part.plain[0]) if part.plain else None
     teacher = {"teacher": dataclasses.asdict(part.teachers[0]), "plain": plain}
-    return teacher | {"operating_point": None, "icd": {"enabled": False}, "temperature": None, "warnings": []}
+    undecided = {"operating_point": None, "candidates_above": part.tau_neg, "icd": {"enabled": False}}
+    return teacher | undecided | {"temperature": None, "warnings": []}
 
 
 def decide_model(part: ModelDecisionPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
@@ -177,6 +184,12 @@ def _threshold_words(point: Operating | None, enough: bool, auto: AutoSettings) 
         fewer = f"fewer right ones than the {auto.least_detections} that a choice asks for"
         return f"label threshold by the configured rule: {reached}, {fewer}"
     return f"label threshold {point.threshold:.2f}: {reached}, {point.recall:.0%} of the instances are found"
+
+
+def _candidate_words(above: float, surest: np.ndarray, tau_neg: float) -> str:
+    below = f"{(surest <= above).mean():.0%} of the held-out instances have no surer detection of any class"
+    before = "" if above >= tau_neg else f", above {tau_neg:g} {(surest <= tau_neg).mean():.0%}"
+    return f"candidates, which are ignored in training, above {above:.2f}: {below}{before}"
 
 
 def _icd(auto: AutoSettings, judged: Judged, tau_neg: float, auc: float | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from apl_jax.detectors.ensemble import EnsembleSettings, members_of
 from apl_jax.learning.class_division import DivisionSettings
 from apl_jax.learning.icd import IcdSettings
 from apl_jax.learning.methods import AutoSettings
-from apl_jax.learning.selection import DynamicSettings, FixedSettings
+from apl_jax.learning.selection import CandidateSettings, DynamicSettings, FixedSettings
 from apl_jax.runs import context as reads
 from apl_jax.runs.cross_fit_stage import (
     CrossFitLabelPart,
@@ -230,7 +230,7 @@ def _of_mean_and_deviation(link: Choice) -> Choice:
 
 
 def _selection(selection: Chain, auto: AutoSettings, decision: dict[str, Any]) -> Chain:
-    """The chain that was decided: a threshold, and ICD where it tells right from wrong.
+    """The chain that was decided: a threshold, ICD where it tells right from wrong, and what is not background.
 
     A class with one labelled instance says nothing about others of its kind, so that ICD asks for two (spec A19).
     """
@@ -245,4 +245,6 @@ def _selection(selection: Chain, auto: AutoSettings, decision: dict[str, Any]) -
             promote_above=icd["promote_above"], promote_overlap=auto.promote_overlap, least_instances=2,
         )  # fmt: skip
         links.append(Choice("icd", settings))
+    if decision["candidates_above"] < _tau_neg(selection):
+        links.append(Choice("candidates", CandidateSettings(decision["candidates_above"])))
     return Chain(tuple(links))

@@ -19,6 +19,7 @@ from apl_jax.evaluation.held_out import (
     judge,
     pooled_average_precision,
     reliability,
+    surest_on,
 )
 
 TIOU = (0.3, 0.5)
@@ -138,3 +139,15 @@ def test_a_class_that_cannot_be_has_no_part_in_the_temperature() -> None:
     stated, truth = np.array([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]), np.array([0, 1])
     found = fit_temperature(stated, truth)
     assert found is not None and found.value > 10  # half are wrong: the two classes should be even
+
+
+def test_the_surest_detection_on_each_instance_of_any_class() -> None:
+    truth = Instances(
+        np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([[0.0, 4.0], [10.0, 14.0], [0.0, 4.0]]), np.zeros(3)
+    )
+    found = Instances(
+        np.array([0, 0, 0, 1]), np.array([1, 0, 1, 0]),
+        np.array([[0.0, 4.0], [0.0, 3.9], [12.5, 14.0], [20.0, 24.0]]), np.array([0.7, 0.4, 0.9, 0.8]),
+    )  # fmt: skip
+    # Another class counts; too small an overlap, and another place, do not.
+    np.testing.assert_array_equal(surest_on(truth, found), [0.7, 0.0, 0.0])

@@ -13,7 +13,16 @@ import pytest
 
 from apl_jax.declarations import SettingsError, override
 from apl_jax.learning.icd import IcdSettings, refine
-from apl_jax.learning.selection import DynamicSettings, FixedSettings, Known, Link, chain, unselected, with_reason
+from apl_jax.learning.selection import (
+    CandidateSettings,
+    DynamicSettings,
+    FixedSettings,
+    Known,
+    Link,
+    chain,
+    unselected,
+    with_reason,
+)
 from apl_jax.registry import SELECTION
 from apl_jax.runs.settings import Settings
 from apl_jax.structs import DataFacts, Detections, PseudoLabels, Reason
@@ -93,6 +102,19 @@ def test_fixed_threshold() -> None:
     found = select(FixedSettings(), detections([[0.9, 0.3, 0.29, 0.151, 0.15, -0.8]]))
     assert positive(found).tolist() == [[True, True, False, False, False, False]]
     assert candidate(found).tolist() == [[False, False, True, True, False, False]]
+
+
+def test_candidates_below_what_a_threshold_considers() -> None:
+    """They are ignored in training rather than background; what was decided before stands."""
+    found = detections([[0.9, 0.3, 0.15, 0.06, 0.05, -0.14]])
+    alone = select(CandidateSettings(above=0.05), found)
+    assert candidate(alone).tolist() == [[True, True, True, True, False, False]] and not alone.weight.any()
+    both = chain(
+        SELECTION["fixed"].build(FixedSettings(), FACTS), SELECTION["candidates"].build(CandidateSettings(), FACTS)
+    )
+    _, labels = both.select(both.init(), unselected(found), both.observe(None, None, found))  # pyright: ignore
+    assert positive(labels).tolist() == [[True, True, False, False, False, False]]
+    assert candidate(labels).tolist() == [[False, False, True, True, False, False]]
 
 
 @pytest.mark.parametrize(("rule", "changes"), RULES)

@@ -30,7 +30,7 @@ def decision(teacher: str, steps: int, icd: bool, threshold: float = 0.4) -> dic
         "plain": {"name": "plain", "steps": 20, "place": "cross_fit_plain/20"},
         "operating_point": {"threshold": threshold, "precision": 0.9, "recall": 0.5, "count": 12},
         "icd": similarity,
-        "temperature": None,
+        "temperature": None, "candidates_above": 0.15,
     }  # fmt: skip
 
 
@@ -112,6 +112,14 @@ def test_an_ensemble_that_was_configured_stays_and_is_tried_as_one_network() -> 
         assert stages[name].handed.detector.name == "actionformer", name
     for name in ("supervised", "teacher", "self_train_1"):
         assert stages[name].handed.detector.settings.networks == 2, name
+
+
+def test_what_may_be_an_action_is_not_taught_as_background() -> None:
+    settings = smoke_settings({**AUTO, "learning.selection.dynamic.tau_neg": 0.15})
+    low = decision("none", 20, icd=True) | {"candidates_above": 0.03}
+    selection = decided(settings, FACTS, {TEACHER: low}).learning.selection
+    assert selection.names == ("fixed", "icd", "candidates")  # last: nothing is promoted from so far below
+    assert selection.settings_of("candidates").above == 0.03
 
 
 def test_a_student_that_divides_classes_does_so_at_the_fitted_temperature() -> None:

@@ -60,7 +60,7 @@ def test_a_run_that_decides_is_foreseen_as_the_plain_way() -> None:
     foreseen = [stage.name for stage in foreseen_stages(settings, FACTS, results)]
     decision = {
         "teacher": {"name": "none", "steps": 10, "place": "cross_fit_none/10"}, "plain": None,
-        "operating_point": None, "icd": {"enabled": False}, "temperature": None,
+        "operating_point": None, "icd": {"enabled": False}, "temperature": None, "candidates_above": 0.15,
     }  # fmt: skip
     known = known_stages(settings, FACTS, {TEACHER: decision, MODEL: {"model": "student"}})
     assert foreseen == [stage.name for stage in known]
