@@ -38,7 +38,7 @@ from apl_jax.runs.cross_fit_stage import read_distributions, read_held_out, why_
 from apl_jax.text import some
 
 _SHOWN_CONFIDENCE = 0.01  # detections of less are left out of the reliability diagram
-_LEAST_CANDIDATE = 0.01  # confidence of a candidate; below, there are detections everywhere
+_LEAST_CANDIDATE = 0.05  # confidence of a candidate; below, there are detections nearly everywhere
 _PARTS = 5  # of the detections: each is calibrated by the others
 _PLAIN_WAY = "no pre-training, all steps, label threshold by the configured rule, ICD off"
 NONE, PRETRAINED, PLAIN = "none", "pretrained", "plain"  # ways of training that are tried
