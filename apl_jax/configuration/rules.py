@@ -85,8 +85,8 @@ def choose_clock(facts: Facts, highest_tiou: float, given: Mapping[str, Any]) ->
 
     A border that is off by half a row at either end leaves an instance of n rows a tIoU of about 1 - 1.3 / n; so n rows
     let the shortest ones reach the highest threshold t at which they are scored, up to .8. Twice as many were better on
-    recordings that were held out (docs/results.md#configure); they cost twice the time, so that n it is where
-    recordings would get longer than ``_LONG`` rows.
+    recordings that were held out, and take longer (docs/results.md#configure). Where recordings would then have more
+    than ``_LONG`` rows, instances get fewer, down to n.
     """
     needed = 1.3 / (1 - min(highest_tiou, 0.8))
     short_s = float(np.quantile(facts.lengths_s, 0.05))
@@ -95,12 +95,12 @@ def choose_clock(facts: Facts, highest_tiou: float, given: Mapping[str, Any]) ->
     wanted_s = min(max(coarsest_s / 2, recording_s / _LONG), coarsest_s)
     reason = f"a 20th of the labelled instances is shorter than {short_s:.3g} s; {short_s / wanted_s:.2g} rows of them"
     if wanted_s > coarsest_s / 2:
-        reason += f", for with more rows recordings would be longer than {_LONG}"
+        reason += f", because with more rows recordings would be longer than {_LONG}"
     if facts.windowed:
         return _stored_rows(facts, wanted_s, coarsest_s, reason, given)
     advised = max(math.floor(wanted_s * facts.fps), 1)
-    stride = int(given.get("data.stride", advised))
-    window = int(given.get("data.window", 2 * stride))
+    stride = int(given.get("data.stride") or advised)  # 0 says that nobody knows
+    window = int(given.get("data.window") or 2 * stride)
     rows = np.maximum((facts.samples - window) // stride + 1, 1)
     lines = (
         Line("data.stride", advised, f"{advised / facts.fps:.3g} s per row: {reason}"),
@@ -113,14 +113,12 @@ _LONG = 512  # rows of a recording, beyond which finer rows cost too much
 _WIDEST_ROW = 2048  # columns that rows may have when they are windowed
 
 
-def _stored_rows(
-    facts: Facts, wanted_s: float, coarsest_s: float, reason: str, given: Mapping[str, Any]
-) -> Clock:  # fmt: skip
+def _stored_rows(facts: Facts, wanted_s: float, coarsest_s: float, reason: str, given: Mapping[str, Any]) -> Clock:
     """Ready-made rows as they are, or, where they are much finer than the actions, windowed like a signal."""
     finer = 2 ** round(math.log2(max(wanted_s / facts.row_s, 1)))
     times = int(given.get("data.stride", finer)) if given.get("data.features") != "stored" else 1
     tiles = facts.stride == facts.window
-    window = int(given.get("data.window", 2 * times))
+    window = int(given.get("data.window") or 2 * times)
     columns = window * facts.columns
     alike = f"; neighbours correlate {facts.neighbours:.2f}" if math.isfinite(facts.neighbours) else ""
     if times > 1 and tiles and columns <= _WIDEST_ROW:

@@ -16,7 +16,7 @@ from apl_jax.data.files import DataError, expanded, load_json, refusal, write_js
 from apl_jax.data.names import clean_name, cleaned_keys, hint
 from apl_jax.data.values import is_number
 from apl_jax.evaluation.average_precision import Instances, divide_truth, find_overlaps, match, on_ignored, ranking
-from apl_jax.text import shown
+from apl_jax.text import shown, some
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +83,9 @@ def read_thresholds(path: str | Path, classes: Sequence[str]) -> np.ndarray:
     result = np.full(len(classes), np.nan)
     for name, value in cleaned_keys(load_json(path), str(path), "the name of a class").items():
         if name not in index:
-            some = ", ".join(classes[:10]) + (" ..." if len(classes) > 10 else "")
             remedy = "the file that apl-jax thresholds wrote for this run"
             found = f"a threshold for an unknown class{hint(name, classes)}"
-            raise refusal(f"{path}: {shown(name)}", found, f"classes {some}", remedy)
+            raise refusal(f"{path}: {shown(name)}", found, f"classes {some(classes, 10)}", remedy)
         if value is not None and not (is_number(value) and 0 <= value <= 1):
             expected = "a number in [0, 1], or null for `min_score`"
             raise refusal(f"{path}: {shown(name)}", shown(value), expected, "correct it")

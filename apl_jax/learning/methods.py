@@ -93,6 +93,8 @@ class AutoSettings(Checked):
     recall_weight: float = number(0.5, above=0, at_most=100)
     # share of the held-out instances that may have no candidate: those are taught as background
     background_share: float = number(0.1, at_least=0, at_most=1)
+    # least confidence of a candidate all the same: far below, there are detections nearly everywhere
+    least_candidate: float = number(0.05, at_least=0, at_most=1)
     # largest p-value (sign test on held-out instances) at which another way replaces the plain one, which is: no
     # pre-training, all steps, the student
     doubt: float = number(0.1, above=0, at_most=0.5)

@@ -68,7 +68,7 @@ class CrossFitPart:
     start: str = ""  # stage whose averaged parameters all networks begin with
     networks: str = ""  # cross-fitting stage, and the milestone, whose networks these go on from: stage/steps
     labels: str = ""  # stage that left the pseudo labels of each network
-    distributions: bool = False  # whether class distributions of held-out snippets are kept too
+    distributions: DivisionSettings | None = None  # class distributions of held-out snippets are kept too, made so
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _keep(part: CrossFitPart, inputs: StageInputs, folder: Path, params: PyTree,
     """Writes the networks, and what they find in the recordings held out."""
     inputs.write_parameters(folder, params)
     found = _held_out(part.detector, inputs, params, folds)
-    distributions = _distributions(part.detector, inputs, params, folds) if part.distributions else None
+    distributions = _distributions(part, inputs, params, folds, part.distributions) if part.distributions else None
     if inputs.first_process:
         write_held_out(folder, *found)
         if distributions is not None:
@@ -231,11 +231,11 @@ def _held_out(detector: Choice, inputs: StageInputs, params: PyTree, folds: np.n
 
 
 def _distributions(
-    detector: Choice, inputs: StageInputs, params: PyTree, folds: np.ndarray
+    part: CrossFitPart, inputs: StageInputs, params: PyTree, folds: np.ndarray, settings: DivisionSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """The class distributions ``[M, C + 1]`` that non-target learning divides, of held-out snippets of a known class
     ``[M]``. Where background is no class of the head, of points of an action that are not sure of background."""
-    built, table, settings = build_detector(detector, inputs.facts), inputs.table("labelled"), DivisionSettings()
+    built, table = build_detector(part.detector, inputs.facts), inputs.table("labelled")
     background, least = built.facts.background_class, LabelSpaceSettings().foreground_score
 
     def distribute(params: PyTree, videos: Batch) -> tuple[Any, Any, Any]:

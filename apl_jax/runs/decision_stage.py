@@ -38,7 +38,6 @@ from apl_jax.runs.cross_fit_stage import read_distributions, read_held_out, why_
 from apl_jax.text import some
 
 _SHOWN_CONFIDENCE = 0.01  # detections of less are left out of the reliability diagram
-_LEAST_CANDIDATE = 0.05  # confidence of a candidate; below, there are detections nearly everywhere
 _PARTS = 5  # of the detections: each is calibrated by the others
 _PLAIN_WAY = "no pre-training, all steps, label threshold by the configured rule, ICD off"
 NONE, PRETRAINED, PLAIN = "none", "pretrained", "plain"  # ways of training that are tried
@@ -85,7 +84,7 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
     truth, (found, similarity) = _truth(inputs), read_held_out(inputs.folder(teacher.place))
     judged = judge(truth, found, similarity)
     surest = surest_on(truth, found)
-    above = float(np.clip(np.quantile(surest, part.auto.background_share), _LEAST_CANDIDATE, part.tau_neg))
+    above = _candidates_above(part, surest)
     point = best_operating_point(judged, part.auto.recall_weight)
     enough = point is not None and round(point.count * point.precision) >= part.auto.least_detections
     auc = discrimination(judged, part.tau_neg)
@@ -186,7 +185,17 @@ def _threshold_words(point: Operating | None, enough: bool, auto: AutoSettings) 
     return f"label threshold {point.threshold:.2f}: {reached}, {point.recall:.0%} of the instances are found"
 
 
+def _candidates_above(part: TeacherDecisionPart, surest: np.ndarray) -> float:
+    """The confidence that all but a share of the held-out instances reach, within bounds; tau_neg without any."""
+    if not len(surest):
+        return part.tau_neg
+    reached = float(np.quantile(surest, part.auto.background_share))
+    return min(max(reached, part.auto.least_candidate), part.tau_neg)
+
+
 def _candidate_words(above: float, surest: np.ndarray, tau_neg: float) -> str:
+    if not len(surest):
+        return f"candidates, which are ignored in training, above {above:.2f}: nothing is held out"
     below = f"{(surest <= above).mean():.0%} of the held-out instances have no surer detection of any class"
     before = "" if above >= tau_neg else f", above {tau_neg:g} {(surest <= tau_neg).mean():.0%}"
     return f"candidates, which are ignored in training, above {above:.2f}: {below}{before}"

@@ -108,9 +108,7 @@ def final_stage(results: Results) -> str | None:
     """The stage whose model stays, as decided; None where nothing was."""
     if MODEL not in results:
         return None
-    trained = [
-        name for name, result in results.items() if "steps" in result
-    ]  # the student of the last round comes last
+    trained = [name for name, result in results.items() if "steps" in result]  # the last round's student comes last
     return {PLAIN: "supervised", "teacher": "teacher", "student": trained[-1]}[results[MODEL]["model"]]
 
 
@@ -125,7 +123,7 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
     teachers: list[Arm] = []
     for name, start in starts.items():
         part = _cross_fit(settings, auto, f"cross_fit_{name}", learning.supervised, milestones, start=start)
-        part = dataclasses.replace(part, distributions=_divides(auto))
+        part = dataclasses.replace(part, distributions=_division(auto))
         stages.append(Stage(part.name, (start,) if start else (), _READS, part, cross_fit))
         teachers += [Arm(name, steps, f"{part.name}/{steps}") for steps in reversed(milestones)]
     plain: list[Arm] = []
@@ -136,8 +134,9 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
         plain = [Arm(PLAIN, steps, f"{part.name}/{steps}") for steps in reversed(milestones)]
     needs = tuple(stage.name for stage in stages if stage.name != TRIAL_PRETRAIN)
     decide = TeacherDecisionPart(
-        auto, tuple(teachers), tuple(plain), _tau_neg(learning.selection), settings.evaluation.tiou, _divides(auto)
-    )
+        auto, tuple(teachers), tuple(plain), _tau_neg(learning.selection), settings.evaluation.tiou,
+        temperature=_division(auto) is not None,
+    )  # fmt: skip
     return [*stages, Stage(TEACHER, needs, _READS, decide, decide_teacher)]
 
 
@@ -190,9 +189,10 @@ def _cross_fit(
     )  # fmt: skip
 
 
-def _divides(auto: AutoSettings) -> bool:
-    """Whether the student learns from non-target classes."""
-    return isinstance(auto.student.settings, DivisionSettings)
+def _division(auto: AutoSettings) -> DivisionSettings | None:
+    """Which distributions a student divides that learns from non-target classes, as they are; None for any other."""
+    student = auto.student.settings
+    return DivisionSettings(given_action=student.given_action) if isinstance(student, DivisionSettings) else None
 
 
 def _student(auto: AutoSettings, decision: dict[str, Any]) -> Choice:

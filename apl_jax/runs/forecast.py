@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from apl_jax.detectors.ensemble import members_of
 from apl_jax.learning.method import LABELLED
 from apl_jax.runs.cross_fit_stage import CrossFitPart
 from apl_jax.runs.stages import Stage
@@ -23,7 +24,7 @@ def steps_of(stage: Stage, labelled: int) -> int:
     part = stage.handed
     if not isinstance(part, (TrainingPart, CrossFitPart)):
         return 0
-    networks = getattr(part.detector.settings, "networks", 1)
+    networks = members_of(part.detector)[1] or 1
     if isinstance(part, CrossFitPart):
         networks *= min(part.folds, labelled) if labelled > 1 else 0
     return part.stage.steps * networks

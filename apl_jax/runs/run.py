@@ -41,11 +41,8 @@ from apl_jax.structs import DataFacts
 from apl_jax.training.state import describe_parameters
 
 BASELINES = ("supervised", "supervised_matched")  # stages that train the plain detector
-UNSCORED = (
-    "pretrain",
-    TRIAL_PRETRAIN,
-    GENERATOR,
-)  # training stages whose network is no detector of the run yet, or another one
+# Training stages whose network is no detector of the run yet, or another one.
+UNSCORED = ("pretrain", TRIAL_PRETRAIN, GENERATOR)
 TRUTHS = {"evaluation": EVALUATION_TRUTH, "unlabelled": UNLABELLED_TRUTH}  # digests that results keep, by role
 _EVALUATION, _LABEL_SPACE, _QUALITY = "_evaluation", "_label_space", "_quality"
 log = logging.getLogger(__name__)
@@ -128,9 +125,7 @@ def run(settings: Settings, workdir: Path, command: str = "") -> dict[str, Any]:
     return summary
 
 
-def _tell_what_is_left(
-    stage: Stage, foreseen: list[Stage], results: Mapping[str, Any], context: RunContext
-) -> None:  # fmt: skip
+def _tell_what_is_left(stage: Stage, foreseen: list[Stage], results: Mapping[str, Any], context: RunContext) -> None:
     """After a training stage: how long the run will take from here."""
     labelled = len(context.dataset.labelled.ids)
     left = seconds_left(foreseen, results, context.facts, labelled) if steps_of(stage, labelled) else None

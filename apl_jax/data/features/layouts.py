@@ -21,7 +21,7 @@ import numpy as np
 
 from apl_jax.data.features.limits import AGAIN, Unusable, check_size, open_zip
 from apl_jax.data.files import check_regular, open_regular, read_lines, refusal
-from apl_jax.text import shown
+from apl_jax.text import shown, some
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 _KEYS = ("feats", "features")  # what published archives call their array when they hold several
@@ -230,7 +230,7 @@ def _pick(names: Sequence[str], what: str) -> str:
     named = [name for name in names if name in _KEYS]
     if len(names) == 1 or len(named) == 1:
         return named[0] if named else names[0]
-    listed = ", ".join(map(shown, names[:5])) + (" ..." if len(names) > 5 else "")
+    listed = some(list(map(shown, names)))
     found = f"{len(names)} of them ({listed})" if names else "none"
     raise Unusable(found, f"one {what}, or one named feats or features", "keep one, or name the one that is meant")
 

@@ -53,6 +53,14 @@ def test_wide_rows_stay_and_the_lower_ranges_go() -> None:
     assert found.value("detector.regression_ranges")[0][1] > 4.0
 
 
+@pytest.mark.parametrize("windowed", [True, False])
+def test_a_stride_that_nobody_knows_is_that_of_the_rule(windowed: bool) -> None:
+    facts = changed(windowed=windowed)
+    same = "detector.branch_blocks", "detector.regression_ranges"
+    ruled, found = (propose(facts, TIOU, given) for given in ({"data.features": "stored"}, {"data.stride": 0}))
+    assert [found.value(path) for path in same] == [ruled.value(path) for path in same]
+
+
 @pytest.mark.parametrize(("samples", "stride"), [(2000, 3), (8000, 3), (12000, 4), (20000, 6), (90000, 6)])
 def test_rows_are_fine_unless_recordings_get_long(samples: int, stride: int) -> None:
     """Instances of 1.6 s and more at 20 samples per second, scored up to .75: 5.2 rows of them are needed."""

@@ -151,3 +151,4 @@ def test_the_surest_detection_on_each_instance_of_any_class() -> None:
     )  # fmt: skip
     # Another class counts; too small an overlap, and another place, do not.
     np.testing.assert_array_equal(surest_on(truth, found), [0.7, 0.0, 0.0])
+    assert surest_on(truth.select(np.array([], int)), found).shape == (0,)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from fixtures import smoke_settings
 
 from apl_jax.declarations import SettingsError
 from apl_jax.detectors import without_decoding
+from apl_jax.learning.methods import AutoSettings
 from apl_jax.runs.context import EVALUATION, EVALUATION_TRUTH, UNLABELLED_TRUTH
+from apl_jax.runs.decision_stage import TeacherDecisionPart, _candidate_words, _candidates_above
 from apl_jax.runs.evidence import MODEL, TEACHER, decided, final_stage, known_stages
 from apl_jax.structs import DataFacts
 
@@ -163,3 +166,13 @@ def test_the_plain_way_comes_first_and_so_is_the_one_that_must_be_beaten() -> No
     ]
     assert [arm.steps for arm in plain] == [20, 10]
     assert [arm.name for arm in stages[MODEL].handed.arms] == ["student", "teacher", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("surest", "above"), [([], 0.15), ([0.0] * 5, 0.05), ([0.08] * 20, 0.08), ([0.0] + [0.9] * 19, 0.15)]
+)  # fmt: skip
+def test_where_candidates_begin(surest: list[float], above: float) -> None:
+    """Nine tenths of the held-out instances have one, within bounds; without any instance it is tau_neg."""
+    part = TeacherDecisionPart(AutoSettings(), (), (), 0.15, (0.5,))
+    assert _candidates_above(part, np.array(surest)) == pytest.approx(above)
+    assert f"above {above:.2f}" in _candidate_words(above, np.array(surest), 0.15)
