@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     chosen, further = parser.parse_known_args()
     changes = dict(flag.removeprefix("--config.").split("=", 1) for flag in further)
-    settings = override(override(read_config(chosen.config), changes), STUDENT)
+    settings = override(override(read_config(chosen.config), changes, text=True), STUDENT)
     context = open_run(settings, chosen.workdir)
     stage = next(s for s in known_stages(settings, context.facts, {}) if s.name == "cross_fit_none")
     with context.ledger.locked():
