@@ -4,17 +4,39 @@
 
 `apl` is the whole method at 10 % labels; `fixed`, `alqa`, `icd` are the lower rungs of APL's Table 2; `full` is the
 supervised detector with every label; `demo` is `apl` in stages of 300 steps, for `make demo`; `smoke` runs every stage
-for a few steps with a tiny model, to see that all works.
+for a few steps with a tiny model, to see that all works. `apl-tridet` and so on put TriDet in place of ActionFormer.
 """
 
 from ml_collections import ConfigDict
 
-from apl_jax.runs.settings import choose_selection, default_config
+from apl_jax.runs.settings import choose, choose_selection, default_config
 
 RUNGS = ("fixed", "alqa", "icd", "apl")
 
 
 def get_config(variant: str = "apl") -> ConfigDict:
+    name, _, detector = variant.partition("-")
+    config = with_actionformer(name)
+    if detector and (detector != "tridet" or name == "smoke"):
+        raise ValueError(f"configs/spsw.py:{variant}: expected '-tridet', or nothing, behind the variant")
+    return use_tridet(config) if detector else config
+
+
+def use_tridet(config: ConfigDict) -> ConfigDict:
+    """TriDet of the size of the ActionFormer that is configured: the same pyramid, quality heads and decoding."""
+    actionformer = config.detector
+    tridet = choose(config, "detector", "tridet")
+    for field in set(actionformer) & set(tridet) - {"name", "windows"}:
+        tridet[field] = actionformer[field]
+    tridet.head_width = tridet.width
+    tridet.mlp_width = 2 * tridet.width
+    tridet.windows = (1,) * (tridet.branch_blocks + 1)  # as on THUMOS14; the wider window is of 11 rows
+    tridet.tiou_power = 0.2
+    return config
+
+
+def with_actionformer(variant: str) -> ConfigDict:
+    """The configuration with ActionFormer."""
     config = default_config(detector="actionformer", method="apl")
 
     detector = config.detector

@@ -13,6 +13,7 @@ icd        without pre-training and contrast                      23.3 (APL, Tab
 alqa       and without the discriminator of instances             21.3
 fixed      and without quality heads: pseudo labels above .3      17.0
 full       plain ActionFormer, every label                        66.83 (its authors' code)
+tridet     plain TriDet, every label                              69.27 (its authors' code)
 nontarget  plain ActionFormer, positive and negative classes      25.6 (paper 002, Table III)
 spot       SPOT in windows, positive and negative classes, I3D    51.3, 34.8, 14.9 at .3, .5, .7 (Table VI)
 spot_tsn   the same with TSN features, one row every 5 frames     34.2 (Tables I, II); target class only 31.9
@@ -66,6 +67,13 @@ def get_config(variant: str = "apl") -> ConfigDict:
         use_every_label(config)
         epochs_to_steps(learning.supervised, 35, 200)  # 35 x 100 steps
         return config
+    if variant == "tridet":
+        use_every_label(config)
+        choose(config, "detector", "tridet")
+        learning.supervised.optimizer.weight_decay = 0.025
+        learning.supervised.optimizer.warmup_fraction = 0.5
+        epochs_to_steps(learning.supervised, 40, 200)  # 20 epochs of warm-up and 20 more
+        return config
     if variant == "nontarget":
         return learn_from_non_targets(apply_ablation(config, "fixed"))
     if variant in ("spot", "spot_tsn"):
@@ -78,7 +86,7 @@ def get_config(variant: str = "apl") -> ConfigDict:
         return config
     if variant == "synthetic":
         return use_synthetic_features(apply_ablation(config, "apl"))
-    known = ", ".join((*RUNGS, "full", "nontarget", "spot", "spot_tsn", "synthetic"))
+    known = ", ".join((*RUNGS, "full", "tridet", "nontarget", "spot", "spot_tsn", "synthetic"))
     raise ValueError(f"configs/thumos14.py:{variant}: expected one of {known}")
 
 

@@ -17,21 +17,27 @@ import pytest
 
 from apl_jax.declarations import Choice, override
 from apl_jax.detectors import build_detector
-from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings, QualitySettings
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.detectors.bmn_settings import BmnDecoding, BmnSettings, MapQualitySettings
 from apl_jax.detectors.ensemble import EnsembleSettings
+from apl_jax.detectors.pgcn_settings import PgcnDecoding, PgcnSettings
+from apl_jax.detectors.pyramid_settings import PyramidDecoding
+from apl_jax.detectors.quality import QualitySettings
 from apl_jax.detectors.spot_settings import SpotDecoding, SpotSettings
+from apl_jax.detectors.tridet_settings import TriDetSettings
 from apl_jax.learning.icd import PARTS, InstanceBank
 from apl_jax.learning.method import Method, MethodContext, Objective, build_objective, random_view
 from apl_jax.registry import DETECTORS, METHODS
 from apl_jax.runs.plugins import load_plugin
 from apl_jax.runs.settings import Settings, read_config
 from apl_jax.settings import OptimizerSettings, PerturbSettings
-from apl_jax.structs import Batch, DataFacts, Targets
+from apl_jax.structs import Batch, DataFacts, Detections, Targets
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 FEATURE_WIDTH = 6
 CLASSES = 3
+PROPOSALS = 15
 
 # The laws hold for whatever is registered, a stranger's detector, methods and selection rules included.
 load_plugin(str(REPOSITORY / "examples" / "plugin.py"))
@@ -48,8 +54,27 @@ _ACTIONFORMER = ActionFormerSettings(
     regression_ranges=((0, 4), (4, 10000)),
     normalizer_init=10.0,
     layer_scale_init=0.5,
-    decoding=ActionFormerDecoding(top_k_per_level=64, max_detections=24),
-    online=ActionFormerDecoding(top_k_per_level=64, max_detections=24),
+    decoding=PyramidDecoding(top_k_per_level=64, max_detections=24),
+    online=PyramidDecoding(top_k_per_level=64, max_detections=24),
+)
+
+_TRIDET = TriDetSettings(
+    width=8,
+    norm_groups=4,
+    embedding_convs=1,
+    stem_blocks=1,
+    branch_blocks=1,
+    windows=(1, 3),
+    kernel_factor=1.5,
+    mlp_width=12,
+    head_width=8,
+    head_layers=2,
+    bins=4,
+    regression_ranges=((0, 4), (4, 10000)),
+    normalizer_init=10.0,
+    layer_scale_init=0.5,
+    decoding=PyramidDecoding(top_k_per_level=64, max_detections=24),
+    online=PyramidDecoding(top_k_per_level=64, max_detections=24),
 )
 
 _SPOT = SpotSettings(
@@ -61,6 +86,29 @@ _SPOT = SpotSettings(
     band_inner=2,
     band_outer=4,
     decoding=SpotDecoding(top_snippets=6, top_k_per_level=64, max_detections=24),
+)
+
+_BMN = BmnSettings(
+    steps=16,
+    width=8,
+    groups=2,
+    matching_width=6,
+    sample_width=8,
+    map_width=6,
+    samples=4,
+    sample_points=2,
+    decoding=BmnDecoding(top_k_per_level=64, max_detections=24),
+    online=BmnDecoding(top_k_per_level=64, max_detections=24),
+)
+
+_PGCN = PgcnSettings(
+    generator=Choice("actionformer", _ACTIONFORMER),
+    width=5,
+    projection_width=4,
+    head_deviation=0.3,
+    incomplete_samples=3,
+    decoding=PgcnDecoding(max_detections=24),
+    online=PgcnDecoding(max_detections=24),
 )
 
 # Of detectors with branches, variants that together reach all of them; the first is the one that further tests train.
@@ -82,6 +130,17 @@ _VARIANTS: dict[str, dict[str, Any]] = {
             },
         }.items()
     },
+    "bmn": {
+        name: dataclasses.replace(_BMN, **changes)
+        for name, changes in {
+            "quality": {},
+            "windows": {
+                "steps": 8, "durations": 6, "window_mode": "windows", "layout": "S", "anchors": "O", "low_cells": "all",
+                "masking": "reference", "quality": MapQualitySettings(branches="none"),
+                "decoding": dataclasses.replace(_BMN.decoding, boundary_scores=False, labels_per_segment=2),
+            },
+        }.items()
+    },
     "spot": {
         name: dataclasses.replace(_SPOT, **changes)
         for name, changes in {
@@ -89,6 +148,28 @@ _VARIANTS: dict[str, dict[str, Any]] = {
             "windows": {
                 "steps": 8, "window_mode": "windows", "width": 8, "head_width": 3, "mask_head": "bilinear",
                 "target_edges": "nearest", "class_loss": "reference", "embedding_convs": 2,
+            },
+        }.items()
+    },
+    "tridet": {
+        name: dataclasses.replace(_TRIDET, **changes)
+        for name, changes in {
+            "quality": {},
+            "plain": {
+                "windows": (3, 1), "absolute_position": True, "head_kernel": 5, "boundary_kernel": 1,
+                "label_smoothing": 0.1, "quality": QualitySettings(branches="none"),
+                "decoding": dataclasses.replace(_TRIDET.decoding, class_wise=False),
+            },
+        }.items()
+    },
+    "pgcn": {
+        name: dataclasses.replace(_PGCN, **changes)
+        for name, changes in {
+            "nearest": {},
+            "drawn": {
+                "neighbours": "drawn", "rows": "projection", "missing": "literal", "regression_scale": "fixed",
+                "annotated_proposals": False, "quality": QualitySettings(branches="none"),
+                "decoding": PgcnDecoding(max_detections=24, completeness="maximum"),
             },
         }.items()
     },
@@ -115,6 +196,17 @@ def variants(detector: str) -> dict[str, Choice]:
     """Tiny settings of a detector, by name of the variant."""
     found = _VARIANTS.get(detector, {"default": DETECTORS[detector].settings()})
     return {name: Choice(detector, settings) for name, settings in found.items()}
+
+
+# Looked at by most laws in `make exhaustive` alone: an ensemble, whose networks are another detector's, and TriDet,
+# whose losses, decoding and comparison are ActionFormer's.
+SELDOM = ("ensemble", "tridet")
+
+
+def is_usual(case: tuple[str, str]) -> bool:
+    """Whether `make test` looks at this detector in this variant: at the first of each detector that is its own."""
+    detector, variant = case
+    return detector not in SELDOM and variant == next(iter(variants(detector)))
 
 
 def tiny_choice(detector: str) -> Choice:
@@ -159,7 +251,8 @@ def random_batch(
 ) -> Batch:
     """Videos of these lengths padded to ``steps``; what is in a video depends on neither ``steps`` nor ``padding``.
 
-    Each has ``instances`` rows of targets, the last of them empty, one of low weight and one to be ignored.
+    Each has ``instances`` rows of targets, the last of them empty, one of low weight and one to be ignored; and
+    proposals, for detectors that want them.
     """
     draws = np.random.default_rng(seed)
     count, longest = len(lengths), max(lengths)
@@ -172,14 +265,37 @@ def random_batch(
     mask_of_rows = np.broadcast_to(np.arange(instances) < instances - 1, (count, instances))
     weight = np.where(np.arange(instances) == 1, 0.5, 1.0) * np.ones((count, 1))
     ignore = np.broadcast_to(np.arange(instances) == 2, (count, instances))
+    segments_t = np.stack([start, start + extent], -1)
     targets = Targets(
-        jnp.asarray(np.stack([start, start + extent], -1), jnp.float32),
+        jnp.asarray(segments_t, jnp.float32),
         jnp.asarray(draws.integers(0, CLASSES, (count, instances)), jnp.int32),
         jnp.asarray(mask_of_rows),
         jnp.asarray(weight, jnp.float32),
         jnp.asarray(ignore),
     )
-    return Batch(jnp.asarray(features), jnp.asarray(mask), targets, jnp.arange(count, dtype=jnp.int32))
+    video = jnp.arange(count, dtype=jnp.int32)
+    return Batch(jnp.asarray(features), jnp.asarray(mask), targets, video, random_proposals(segments_t, lengths, seed))
+
+
+def random_proposals(instances_t: np.ndarray, lengths: Sequence[int], seed: int = 0) -> Detections:
+    """Near and far from the instances ``[B, N, 2]``, by falling confidence, :data:`PROPOSALS` of each video and a last
+    one that is empty."""
+    draws = np.random.default_rng(1000 + seed)
+    videos, instances, _ = instances_t.shape
+    near = instances_t[:, np.arange(PROPOSALS) % instances]
+    extent = near[..., 1:] - near[..., :1]
+    near = near + extent * draws.normal(scale=0.05, size=near.shape)
+    length = np.asarray(lengths)[:, None]
+    start = draws.uniform(0, 1, (videos, PROPOSALS)) * length
+    far = np.stack([start, start + draws.uniform(1, 6, start.shape)], -1)
+    segments_t = np.where(np.arange(PROPOSALS)[:, None] % 3 < 2, near, far)
+    segments_t = np.concatenate([segments_t, np.zeros((videos, 1, 2))], axis=1)
+    confidence = np.broadcast_to(np.linspace(1, 0, PROPOSALS + 1), segments_t.shape[:2])
+    one = jnp.ones(confidence.shape)
+    return Detections(
+        jnp.asarray(segments_t, jnp.float32), jnp.zeros(one.shape, jnp.int32), jnp.asarray(confidence, jnp.float32),
+        one, one, 0 * one, jnp.asarray(confidence > 0),
+    )  # fmt: skip
 
 
 def random_bank(instances: int = 8, seed: int = 0) -> InstanceBank:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from apl_jax.declarations import Checked, Choice, choice, number
 from apl_jax.detectors import base, shared
-from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.detectors.pyramid_settings import PyramidDecoding
 from apl_jax.ops import coverage, losses, segments
 from apl_jax.ops.decoding import keep_best
 from apl_jax.registry import DETECTORS
@@ -18,7 +19,7 @@ from apl_jax.structs import Array, Batch, DataFacts, Detections, Targets, pytree
 
 SMALL = ActionFormerSettings(
     width=16, heads=2, embedding_convs=1, stem_blocks=1, branch_blocks=1, windows=(5, 5), head_layers=2,
-    regression_ranges=((0, 12), (12, 10000)), decoding=ActionFormerDecoding(max_detections=20),
+    regression_ranges=((0, 12), (12, 10000)), decoding=PyramidDecoding(max_detections=20),
 )  # fmt: skip
 
 

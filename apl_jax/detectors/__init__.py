@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from apl_jax.declarations import Choice, from_dict, to_dict
-from apl_jax.detectors import actionformer, ensemble, spot  # noqa: F401  # they register
+from apl_jax.detectors import actionformer, bmn, ensemble, pgcn, spot, tridet  # noqa: F401  # they register
 from apl_jax.detectors.base import Detector, register_detector
 from apl_jax.registry import DETECTORS
 from apl_jax.structs import DataFacts

@@ -6,59 +6,18 @@ ALQA (quality.py) it also predicts how well its own segment will fit, and the cl
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings, check_actionformer
-from apl_jax.detectors.base import ClassDistribution, DetectionLoss, Detector, DetectorFacts, register_detector
-from apl_jax.detectors.quality import QualitySettings, joint_class_loss, joint_quality, quality_loss, true_quality
-from apl_jax.detectors.shared import point_targets, sigmoid_distribution, suppression, targets_from_detections
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings, check_actionformer
+from apl_jax.detectors.base import Detector, register_detector
+from apl_jax.detectors.pyramid_outputs import PyramidOutputs, pyramid_detector
+from apl_jax.detectors.pyramid_settings import without_quality
+from apl_jax.nn.blocks import TransformerBlock
 from apl_jax.nn.pyramid import Backbone, Neck
-from apl_jax.nn.quality import QUALITY_BRANCHES, ClassHead, RegressionHead, join_levels
-from apl_jax.ops import losses, pyramid
-from apl_jax.ops.coverage import uncovered_by_pyramid
-from apl_jax.ops.decoding import keep_best, surest_per_level
-from apl_jax.ops.masking import masked_mean, reverse_time
+from apl_jax.nn.quality import QUALITY_BRANCHES, ClassHead, RegressionHead, drop_gaps, join_levels
 from apl_jax.ops.pyramid import Levels
-from apl_jax.ops.segments import offset_quality
-from apl_jax.structs import Array, Batch, DataFacts, Detections, PyTree, Targets, pytree
-
-_LEAST_WEIGHT = 1e-4  # of a network's offsets in an average, where it is sure of nothing
-
-
-@pytree
-class PyramidOutputs:
-    """Dense predictions; the P points of all levels are concatenated, finest level first."""
-
-    class_logits: Array  # [B, P, C]
-    offsets: Array  # [B, P, 2] distances to start and end, in strides of the point's level
-    quality_logits: Array  # [B, P, Q]
-    point_mask: Array  # [B, P]
-    pyramid: Levels  # the neck's output
-
-    def represent(self, rows: Array) -> Array:
-        """Frames ``rows [B, N]`` of all levels, up-sampled to the grid and concatenated: ``[B, N, L * width]`` (B5)."""
-        return pyramid.rows_of_levels(self.pyramid, rows)
-
-    def distribution(self) -> ClassDistribution:
-        """Sigmoids as one distribution; a snippet is a point (C11)."""
-        time_t = pyramid.point_times(self.pyramid[0][1].shape[1], len(self.pyramid))
-        return sigmoid_distribution(self.class_logits, jnp.asarray(time_t), self.point_mask)
-
-    def averaged(self) -> PyramidOutputs:
-        """Of outputs ``[B, K, ...]`` of K networks, those of one ``[B, ...]``: class probabilities are averaged, and
-        offsets by how sure each network is of an action at the point."""
-        score = jax.nn.sigmoid(self.class_logits)
-        sure = score.max(-1, keepdims=True) + _LEAST_WEIGHT
-        mean = jnp.clip(score.mean(1), losses.PROBABILITY_FLOOR, 1 - losses.PROBABILITY_FLOOR)
-        offsets = (self.offsets * sure).sum(1) / sure.sum(1)
-        levels = tuple((features.mean(1), mask[:, 0]) for features, mask in self.pyramid)
-        logits = jnp.log(mean) - jnp.log1p(-mean)
-        return PyramidOutputs(logits, offsets, self.quality_logits.mean(1), self.point_mask[:, 0], levels)
+from apl_jax.structs import Array, DataFacts
 
 
 class ActionFormer(nn.Module):
@@ -71,187 +30,35 @@ class ActionFormer(nn.Module):
     def __call__(self, features: Array, mask: Array, deterministic: bool) -> tuple[Levels, PyramidOutputs]:
         s = self.settings
         strict, dtype = s.masking == "strict", jnp.dtype(s.dtype)
+
+        def block(level: int, stride: int, name: str) -> TransformerBlock:
+            return TransformerBlock(
+                s.heads, s.windows[level], stride, s.expansion, s.dropout, s.drop_path, s.layer_scale,
+                s.layer_scale_init, strict, dtype, name=name,
+            )  # fmt: skip
+
         levels = Backbone(
-            s.width, s.heads, s.windows, s.embedding_convs, s.stem_blocks, s.expansion, s.dropout, s.drop_path,
-            s.layer_scale, s.layer_scale_init, s.position_length_t if s.absolute_position else 0, strict, dtype,
-            name="backbone",
+            s.width, s.branch_blocks + 1, block, s.embedding_convs, s.stem_blocks,
+            s.position_length_t if s.absolute_position else 0, strict, dtype, name="backbone",
         )(features, mask, deterministic)  # fmt: skip
         levels = Neck(s.neck, s.width, strict, dtype, name="neck")(levels)
         joined = join_levels(levels)
         trunk = {"width": s.width, "layers": s.head_layers - 1, "strict": strict, "dtype": dtype}
         class_logits = ClassHead(self.num_classes, s.prior_probability, **trunk, name="class_head")(joined)
+        class_logits = drop_gaps(class_logits, joined.level)
         offsets, quality_logits = RegressionHead(
             len(levels), QUALITY_BRANCHES[s.quality.branches], s.quality.tiou_bias, s.quality.tnd_bias, **trunk,
             name="regression_head",
         )(joined)  # fmt: skip
         point_mask = jnp.concatenate([m for _, m in levels], axis=1)
-        return levels, PyramidOutputs(class_logits, offsets, quality_logits, point_mask, levels)
-
-
-def points_of(outputs: PyramidOutputs, settings: ActionFormerSettings) -> tuple[Array, list[int]]:
-    """The points ``[P, 4]`` of :func:`apl_jax.ops.pyramid.pyramid_points`, and how many are of each level."""
-    levels = settings.branch_blocks + 1
-    steps = pyramid.grid_steps(outputs.point_mask.shape[1], levels)
-    points = jnp.asarray(pyramid.pyramid_points(steps, settings.regression_ranges))
-    return points, pyramid.level_sizes(steps, levels)
-
-
-def _class_loss(outputs: PyramidOutputs, classes: Array, target_quality: Array, s: ActionFormerSettings) -> Array:
-    """Per point and class ``[B, P, C]``; ``target_quality`` is the true reliability of the point's own segment."""
-    focal = {"focal_alpha": s.focal_alpha, "focal_gamma": s.focal_gamma}
-    if s.quality.branches != "none":
-        logits = outputs.class_logits, outputs.quality_logits
-        return joint_class_loss(*logits, classes, target_quality, s.quality, **focal)
-    smoothed = classes * (1 - s.label_smoothing) + s.label_smoothing / (classes.shape[-1] + 1)
-    return losses.sigmoid_focal(outputs.class_logits, smoothed, alpha=s.focal_alpha, gamma=s.focal_gamma)
-
-
-def detection_losses(
-    outputs: PyramidOutputs, targets: Targets, normalizer: Array, settings: ActionFormerSettings
-) -> DetectionLoss:
-    """Class, regression (DIoU) and quality losses over the whole batch, each sum / N (spec 1.7, A6)."""
-    s, points = settings, points_of(outputs, settings)[0]
-    num_classes, radius = outputs.class_logits.shape[-1], s.center_radius
-    assign = lambda t: pyramid.assign(points, t, num_classes=num_classes, center_radius=radius)
-    goal = jax.vmap(assign)(targets)
-    positive = goal.positive & outputs.point_mask
-    weight = goal.weight * outputs.point_mask
-    positive_weight = jnp.where(positive, weight, 0.0)
-    count = jnp.maximum(positive_weight.sum(), 1.0)
-    normalizer = s.normalizer_momentum * normalizer + (1 - s.normalizer_momentum) * count
-
-    # Where a point is not positive its offsets are meaningless; a harmless pair keeps the gradient finite.
-    target_offsets = jnp.where(positive[..., None], goal.offsets, 1.0)
-    predicted = jnp.where(positive[..., None], outputs.offsets, 1.0)
-    tiou, tnd = offset_quality(predicted, target_offsets)
-    fixed_tiou, fixed_tnd = jax.lax.stop_gradient((tiou, tnd))
-    target_quality = true_quality(fixed_tiou, fixed_tnd, s.quality)
-
-    classes = goal.classes * positive[..., None]
-    class_loss = (_class_loss(outputs, classes, target_quality, s) * weight[..., None]).sum() / normalizer
-    regression = ((1 - tiou + tnd) * positive_weight).sum() / normalizer
-    quality = quality_loss(outputs.quality_logits, fixed_tiou, fixed_tnd, s.quality)
-    quality = (quality * positive_weight).sum() / normalizer
-    balance = s.regression_weight
-    if balance <= 0:
-        balance = jax.lax.stop_gradient(class_loss) / jnp.maximum(jax.lax.stop_gradient(regression), 0.01)
-    localisation = balance * regression + s.quality.weight * quality
-    parts = {"class": class_loss, "regression": regression, "quality": quality, "positives": count}
-    points_taught = point_targets(classes, positive, goal.silent & outputs.point_mask)
-    return DetectionLoss(class_loss + localisation, class_loss, localisation, parts, normalizer, points_taught)
-
-
-def own_targets(outputs: PyramidOutputs, settings: ActionFormerSettings) -> Targets:
-    """The detections whose confidence reaches ``online_threshold``, as annotations ``[B, K]`` without gradient (C8).
-
-    They are decoded as ``settings.online`` says; ``settings.decoding`` has no part in training.
-    """
-    found = decode_detections(jax.lax.stop_gradient(outputs), settings, settings.online)
-    return targets_from_detections(found, settings.online_threshold)
-
-
-def decode_detections(
-    outputs: PyramidOutputs, settings: ActionFormerSettings, decoding: ActionFormerDecoding
-) -> Detections:
-    """Dense predictions to at most K detections per video: top k per level, then NMS (spec 1.9)."""
-    points, sizes = points_of(outputs, settings)
-    tiou, tnd, reliability = joint_quality(outputs.quality_logits, settings.quality)
-    score = jax.nn.sigmoid(outputs.class_logits) * outputs.point_mask[..., None]
-    confidence = score * reliability[..., None] if decoding.rank_by_quality else score
-    segments_t = points[:, :1] + outputs.offsets * points[:, 3:] * jnp.array([-1.0, 1.0])
-
-    def one_video(confidence: Array, score: Array, segments_t: Array, tiou: Array, tnd: Array) -> Detections:
-        point, label = surest_per_level(confidence, sizes, decoding.top_k_per_level)
-        exists = jnp.ones(label.shape, bool)
-        kept = keep_best(segments_t[point], confidence[point, label], label, exists, **suppression(decoding))
-        point, label = point[kept.row], label[kept.row]
-        return Detections(
-            kept.segments_t, label, kept.confidence, score[point, label], tiou[point], tnd[point], kept.mask
-        )
-
-    return jax.vmap(one_video)(confidence, score, segments_t, tiou, tnd)
-
-
-def compare_outputs(
-    student: PyramidOutputs, teacher: PyramidOutputs, mask: Array, settings: ActionFormerSettings
-) -> dict[str, Array]:
-    """How far two outputs on one view are apart (spec 4.4).
-
-    ``class``: mean squared difference of class probabilities over the valid points of the videos in ``mask [B]`` ·
-    ``segment``: mean of 1 - DIoU of the two segments over those points where the teacher's best class has a probability
-    above ``compare_threshold``. Both 0 where there is no such point. No gradient reaches the teacher.
-    """
-    teacher = jax.lax.stop_gradient(teacher)
-    valid = student.point_mask & mask[:, None]
-    score, target = jax.nn.sigmoid(student.class_logits), jax.nn.sigmoid(teacher.class_logits)
-    sure = valid & (target.max(-1) > settings.compare_threshold)
-    some = (student.offsets + teacher.offsets).sum(-1) > 0  # two empty segments are equal; their tIoU would be 0
-    compared = lambda offsets: jnp.where((sure & some)[..., None], offsets, 1.0)  # elsewhere a pair that agrees
-    tiou, tnd = offset_quality(compared(student.offsets), compared(teacher.offsets))
-    return {
-        "class": masked_mean(jnp.square(score - target).mean(-1), valid),
-        "segment": masked_mean(1 - tiou + tnd, sure),
-    }
-
-
-def flip_outputs(outputs: PyramidOutputs, settings: ActionFormerSettings) -> PyramidOutputs:
-    """Outputs on a view whose valid steps are reversed, padding staying at the end, as outputs on the view (spec 4.4).
-
-    The valid points of each level are reversed, distances to start and end exchanged. Exact are level 0, and the
-    segments of all levels: a reversed point of a coarse level stands up to stride - 1 steps later than the point that
-    it is given to (:func:`apl_jax.ops.pyramid.reversed_points`), and its offsets are moved by as much, so that one may
-    fall below zero, by less than a stride. Approximate are classes, quality and features of coarse levels, which remain
-    those of the place up to stride - 1 steps later. Twice the flip is the identity.
-    """
-    row, later = pyramid.reversed_points(outputs.point_mask, settings.branch_blocks + 1)
-    take = lambda x: jnp.take_along_axis(x, row[..., None], axis=1)
-    return PyramidOutputs(
-        take(outputs.class_logits),
-        take(outputs.offsets)[..., ::-1] + jnp.stack([-later, later], -1),
-        take(outputs.quality_logits),
-        outputs.point_mask,
-        tuple((reverse_time(x, mask), mask) for x, mask in outputs.pyramid),
-    )
+        return levels, PyramidOutputs(class_logits, offsets[:, :, None], quality_logits, point_mask, levels)
 
 
 def build_actionformer(settings: ActionFormerSettings, facts: DataFacts) -> Detector:
     """The detector record. Raises :class:`~apl_jax.declarations.SettingsError` for settings that contradict one
     another."""
     check_actionformer(settings)
-    module = ActionFormer(settings, facts.num_classes)
-
-    def init(key: Array) -> tuple[PyTree, PyTree]:
-        steps = 2**settings.branch_blocks
-        shape = jnp.zeros((1, steps, facts.feature_width)), jnp.ones((1, steps), bool)
-        params = module.init(key, *shape, deterministic=True)["params"]
-        return params, jnp.float32(settings.normalizer_init)
-
-    def apply(params: PyTree, batch: Batch, key: Array | None) -> PyramidOutputs:
-        rngs = None if key is None else {"dropout": key}
-        outputs: Any = module.apply({"params": params}, batch.features, batch.mask, key is None, rngs=rngs)
-        return outputs[1]
-
-    ranges, radius = settings.regression_ranges, settings.center_radius
-    return Detector(
-        init,
-        apply,
-        loss=lambda outputs, targets, state, key: detection_losses(outputs, targets, state, settings),
-        decode=lambda outputs: decode_detections(outputs, settings, settings.decoding),
-        annotate=lambda outputs: own_targets(outputs, settings),
-        compare=lambda student, teacher, mask: compare_outputs(student, teacher, mask, settings),
-        flip=lambda outputs: flip_outputs(outputs, settings),
-        facts=DetectorFacts(
-            background_class=False,
-            uncovered=lambda segments_t, length: uncovered_by_pyramid(
-                segments_t, length, regression_ranges=ranges, center_radius=radius
-            ),
-        ),
-    )
-
-
-def without_quality(settings: ActionFormerSettings) -> ActionFormerSettings:
-    """The published ActionFormer: no quality heads, and default values for what only they read."""
-    return dataclasses.replace(settings, quality=QualitySettings(branches="none"))
+    return pyramid_detector(ActionFormer(settings, facts.num_classes), settings, facts)
 
 
 register_detector("actionformer", ActionFormerSettings, build_actionformer, plain=without_quality)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from apl_jax.registry import DETECTORS
@@ -73,6 +75,11 @@ class DetectorFacts(NamedTuple):
     class_agnostic: bool = False  # it finds segments of one class, "action"
 
 
+def as_they_are(outputs: Any) -> tuple[Any, Array]:
+    """``Detector.sharpen`` of a detector all of whose outputs are targets of consistency."""
+    return outputs, jnp.ones(jax.tree.leaves(outputs)[0].shape[0], bool)
+
+
 class Detector(NamedTuple):
     """A temporal action localiser.
 
@@ -89,6 +96,8 @@ class Detector(NamedTuple):
     count.
     ``flip(outputs) -> outputs``: outputs on the time-reversed view as outputs on the view itself: sequences reversed,
     starts and ends exchanged.
+    ``sharpen(outputs) -> (outputs, mask)``: a teacher's outputs on videos without annotations as what ``compare`` is
+    given for them, and which of the videos ``[B]`` count; by default as they are, and all.
     """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
@@ -99,6 +108,7 @@ class Detector(NamedTuple):
     compare: Callable[[Any, Any, Array], dict[str, Array]]
     flip: Callable[[Any], Any]
     facts: DetectorFacts
+    sharpen: Callable[[Any], tuple[Any, Array]] = as_they_are
 
 
 def register_detector(

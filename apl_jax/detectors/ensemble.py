@@ -121,7 +121,12 @@ def build_ensemble(settings: EnsembleSettings, facts: DataFacts) -> Detector:
     def flip(outputs: EnsembleOutputs) -> EnsembleOutputs:
         return EnsembleOutputs(over_networks(member.flip, outputs.each))
 
-    return Detector(init, apply, loss, decode, annotate, compare, flip, member.facts)
+    def sharpen(outputs: EnsembleOutputs) -> tuple[EnsembleOutputs, Array]:
+        """A video counts where it does for each network."""
+        each, masks = jax.vmap(member.sharpen, in_axes=1, out_axes=1)(outputs.each)
+        return EnsembleOutputs(each), masks.all(1)
+
+    return Detector(init, apply, loss, decode, annotate, compare, flip, member.facts, sharpen)
 
 
 def plain_ensemble(settings: EnsembleSettings) -> EnsembleSettings:

@@ -57,24 +57,25 @@ def joint_class_loss(
 ) -> Array:  # fmt: skip
     """Loss of the joint score per point and class ``[B, P, C]`` (APL Eq. 5).
 
-    ``classes [B, P, C]`` in {0, 1} · ``target_quality [B, P]`` in [0, 1], the true reliability of the point's own
-    segment · ``focal_alpha``, ``focal_gamma``: of ActionFormer's focal form.
+    ``classes [B, P, C]`` in {0, 1} · ``target_quality [B, P, S]`` in [0, 1], the true reliability of the point's own
+    segment (S = 1), or of that of each class (S = C) · ``focal_alpha``, ``focal_gamma``: of ActionFormer's focal form.
     """
     _, _, reliability = joint_quality(quality_logits, q)
     if not q.background_gradient:
         background = classes.max(-1) == 0
         reliability = jnp.where(background, jax.lax.stop_gradient(reliability), reliability)
     joint = reliability[..., None] * jax.nn.sigmoid(class_logits)
-    soft_label = classes * target_quality[..., None]
+    soft_label = classes * target_quality
     if q.soft_focal == "qfl":
         return losses.quality_focal(joint, soft_label)
     return losses.soft_focal(joint, soft_label, alpha=focal_alpha, gamma=focal_gamma)
 
 
 def quality_loss(quality_logits: Array, tiou: Array, tnd: Array, q: QualitySettings) -> Array:
-    """L_locq per point ``[B, P]``: predicted quality against the true ``tiou``, ``tnd`` ``[B, P]`` (APL Eq. 3)."""
+    """L_locq per segment ``[B, P, S]``: predicted quality, logits ``[B, P, 1, Q]``, against the true ``tiou``, ``tnd``
+    ``[B, P, S]`` (APL Eq. 3)."""
     truth = {"tiou": tiou, "tnd": tnd, "diou": jnp.maximum(tiou - tnd, q.epsilon)}
     element = losses.binary_cross_entropy if q.loss == "bce" else losses.pointwise_kl
-    probability = jax.nn.sigmoid(quality_logits)
+    probability = jnp.broadcast_to(jax.nn.sigmoid(quality_logits), (*tiou.shape, quality_logits.shape[-1]))
     parts = [element(probability[..., i], truth[name]) for i, name in enumerate(QUALITY_BRANCHES[q.branches])]
     return sum(parts, jnp.zeros_like(tiou))

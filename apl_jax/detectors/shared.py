@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from apl_jax.detectors.base import ClassDistribution, PointTargets
+from apl_jax.ops import intervals
 from apl_jax.ops.decoding import Kept
 from apl_jax.ops.losses import PROBABILITY_FLOOR
 from apl_jax.settings import NmsSettings
@@ -37,6 +38,51 @@ def sigmoid_distribution(class_logits: Array, time_t: Array, mask: Array) -> Cla
         jnp.broadcast_to(time_t, mask.shape),
         mask,
     )
+
+
+def softmax_distribution(class_logits: Array, time_t: Array, mask: Array) -> ClassDistribution:
+    """The softmax of logits ``[B, S, C + 1]``, background last. Probabilities are clamped before logarithms (C4).
+
+    ``time_t [B, S]``, ``mask [B, S]``.
+    """
+    log_p = jax.nn.log_softmax(class_logits, axis=-1)
+    log_in = jnp.clip(log_p, math.log(PROBABILITY_FLOOR), math.log1p(-PROBABILITY_FLOOR))
+    # 1 - p of a class with nearly all of the probability is what the others have; the difference would round.
+    probability = jnp.exp(log_p)
+    likely = probability > 0.5
+    others = jnp.where(likely, 0, probability).sum(-1, keepdims=True)
+    unlikely = jnp.where(likely, 0, jnp.maximum(probability, PROBABILITY_FLOOR))
+    log_out = jnp.where(likely, jnp.log(jnp.maximum(others, PROBABILITY_FLOOR)), jnp.log1p(-unlikely))
+    return ClassDistribution(probability, log_in, log_out, time_t, mask)
+
+
+class SnippetOwners(NamedTuple):
+    """Which instance each snippet of each window is of."""
+
+    owner: Array  # [B, n, W] row of the shortest instance that has it; 0 where none has
+    owned: Array  # [B, n, W] whether one has
+    silent: Array  # [B, n, W] under an ignored instance and in no other
+
+
+def segments_in_snippets(segments_t: Array, start_t: Array, scale_t: Array) -> Array:
+    """Segments ``[B, N, 2]`` in the snippets of each window ``[B, n, N, 2]``: snippet i reaches from i to i + 1.
+
+    ``start_t [B, n]``, ``scale_t [B]``, see :class:`~apl_jax.nn.snippets.Snippets`.
+    """
+    return (segments_t[:, None] + 0.5 - start_t[..., None, None]) / scale_t[:, None, None, None]
+
+
+def own_snippets(first: Array, last: Array, targets: Targets, snippet_mask: Array) -> SnippetOwners:
+    """The owners of snippets ``snippet_mask [B, n, W]``: the shortest instance, in grid steps, where several lie.
+
+    The instances have the snippets ``first`` to ``last - 1``, ``[B, n, N]``.
+    """
+    covered = jnp.swapaxes(intervals.within(first, last, snippet_mask.shape[-1]), -1, -2)  # [B, n, W, N]
+    length = (targets.segments_t[..., 1] - targets.segments_t[..., 0])[:, None, None]
+    teaches = (targets.mask & ~targets.ignore_mask)[:, None, None] & covered
+    owned = teaches.any(-1) & snippet_mask
+    silent = ((targets.mask & targets.ignore_mask)[:, None, None] & covered).any(-1) & ~owned & snippet_mask
+    return SnippetOwners(jnp.where(teaches, length, jnp.inf).argmin(-1), owned, silent)
 
 
 def point_targets(classes: Array, foreground_mask: Array, silent_mask: Array) -> PointTargets:

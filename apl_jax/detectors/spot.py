@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from apl_jax.detectors.base import DetectionLoss, Detector, DetectorFacts, PointTargets, register_detector
-from apl_jax.detectors.shared import kept_detections, suppression
+from apl_jax.detectors.shared import kept_detections, own_snippets, segments_in_snippets, suppression
 from apl_jax.detectors.spot_outputs import SnippetTargets, SpotOutputs, compare_outputs, flip_outputs
 from apl_jax.detectors.spot_proposals import Proposals, class_proposals, mask_proposals, truncated_by_window
 from apl_jax.detectors.spot_settings import SpotSettings, check_spot
@@ -67,9 +67,7 @@ def assign_snippets(outputs: SpotOutputs, targets: Targets, settings: SpotSettin
     lie; an instance within one snippet has that one, unless targets are shrunk."""
     s, width = settings, outputs.snippet_mask.shape[-1]
     background = outputs.class_logits.shape[-1] - 1
-    edges = (targets.segments_t[:, None] + 0.5 - outputs.start_t[..., None, None]) / outputs.scale_t[
-        :, None, None, None
-    ]
+    edges = segments_in_snippets(targets.segments_t, outputs.start_t, outputs.scale_t)
     shift = 0.5 if s.target_edges == "nearest" else _EDGE_SLACK
     to_edge = lambda x: jnp.floor(x + shift).astype(jnp.int32)
     first, last = to_edge(edges[..., 0]), to_edge(edges[..., 1])  # [B, n, N]
@@ -78,13 +76,8 @@ def assign_snippets(outputs: SpotOutputs, targets: Targets, settings: SpotSettin
         first, last = jnp.where(last > first, first, lone), jnp.where(last > first, last, lone + 1)
     first, last = first + s.target_shrink, last - s.target_shrink
 
-    covered = jnp.swapaxes(intervals.within(first, last, width), -1, -2)  # [B, n, W, N]
-    length = (targets.segments_t[..., 1] - targets.segments_t[..., 0])[:, None, None]
-    teaches = (targets.mask & ~targets.ignore_mask)[:, None, None] & covered
-    owner = jnp.where(teaches, length, jnp.inf).argmin(-1)
-    owned = teaches.any(-1) & outputs.snippet_mask
+    owner, owned, silent = own_snippets(first, last, targets, outputs.snippet_mask)
     of_owner = lambda x: jnp.take_along_axis(jnp.broadcast_to(x, first.shape), owner, axis=-1)
-    silent = ((targets.mask & targets.ignore_mask)[:, None, None] & covered).any(-1) & ~owned & outputs.snippet_mask
     cells = intervals.within(of_owner(first), of_owner(last), width) & owned[..., None]
     weight = jnp.where(owned, of_owner(targets.weight[:, None]), jnp.where(silent, 0.0, 1.0))
     classes = jnp.where(owned, of_owner(targets.labels[:, None]), background)
@@ -204,7 +197,7 @@ def decode_detections(outputs: SpotOutputs, settings: SpotSettings) -> Detection
             kept = found.mask
             if s.window_mode == "windows":
                 stride = window_stride(s.steps, s.overlap)
-                kept &= ~truncated_by_window(found, start, length, width=s.steps, stride=stride)
+                kept &= ~truncated_by_window(found.first, found.last, start, length, width=s.steps, stride=stride)
             rows = found.score * found.location, found.label, kept, found.score
             return jnp.clip(edges, -0.5, length - 0.5).reshape(-1, 2), *(x.reshape(-1) for x in rows)
 

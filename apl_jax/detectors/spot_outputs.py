@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from apl_jax.detectors.base import ClassDistribution
-from apl_jax.ops import losses
-from apl_jax.ops.masking import masked_mean, reversed_rows
+from apl_jax.detectors.shared import softmax_distribution
+from apl_jax.nn.snippets import reversed_windows, rows_of_snippets, snippet_times
+from apl_jax.ops.masking import masked_mean
 from apl_jax.structs import Array, pytree
 
 
@@ -30,36 +30,13 @@ class SpotOutputs:
     def represent(self, rows: Array) -> Array:
         """The embedding at grid steps ``rows [B, N]``, linear between snippets of the window whose centre is nearest:
         ``[B, N, E]``."""
-        batch, windows, width, channels = self.features.shape
-        scale = self.scale_t[:, None]
-        exists = self.snippet_mask.any(-1)
-        center = self.start_t + 0.5 * width * scale - 0.5
-        distance = jnp.where(exists[:, None], jnp.abs(rows[..., None] - center[:, None]), jnp.inf)
-        window = distance.argmin(-1)
-        start = jnp.take_along_axis(self.start_t, window, axis=1)
-        last = jnp.maximum(jnp.take_along_axis(self.snippet_mask.sum(-1), window, axis=1) - 1, 0)
-        position = jnp.clip((rows + 0.5 - start) / scale - 0.5, 0.0, last)
-        left = jnp.floor(position).astype(jnp.int32)
-        fraction = (position - left)[..., None].astype(self.features.dtype)
-        flat = self.features.reshape(batch, windows * width, channels)
-        take = lambda index: jnp.take_along_axis(flat, (window * width + index)[..., None], axis=1)
-        return take(left) * (1 - fraction) + take(jnp.minimum(left + 1, last)) * fraction
+        return rows_of_snippets(self.features, self.snippet_mask, self.start_t, self.scale_t, rows)
 
     def distribution(self) -> ClassDistribution:
-        """The softmax of all windows' snippets, S = n * W. Probabilities are clamped before logarithms (C4)."""
-        log_p = jax.nn.log_softmax(self.class_logits, axis=-1)
-        floor = losses.PROBABILITY_FLOOR
-        log_in = jnp.clip(log_p, math.log(floor), math.log1p(-floor))
-        # 1 - p of a class with nearly all of the probability is what the others have; the difference would round.
-        probability = jnp.exp(log_p)
-        likely = probability > 0.5
-        others = jnp.where(likely, 0, probability).sum(-1, keepdims=True)
-        unlikely = jnp.where(likely, 0, jnp.maximum(probability, floor))
-        log_out = jnp.where(likely, jnp.log(jnp.maximum(others, floor)), jnp.log1p(-unlikely))
-        width = self.class_logits.shape[2]
-        time = self.start_t[..., None] + (jnp.arange(width) + 0.5) * self.scale_t[:, None, None] - 0.5
+        """The softmax of all windows' snippets, S = n * W."""
+        time_t = snippet_times(self.start_t, self.scale_t, self.class_logits.shape[2])
         flat = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
-        return ClassDistribution(flat(probability), flat(log_in), flat(log_out), flat(time), flat(self.snippet_mask))
+        return softmax_distribution(flat(self.class_logits), flat(time_t), flat(self.snippet_mask))
 
 
 class SnippetTargets(NamedTuple):
@@ -91,25 +68,15 @@ def compare_outputs(student: SpotOutputs, teacher: SpotOutputs, mask: Array) -> 
 def flip_outputs(outputs: SpotOutputs) -> SpotOutputs:
     """Outputs on a view whose valid grid steps are reversed, padding staying at the end, as outputs on the view.
 
-    The valid windows are reversed, and in each the valid snippets, queries and times of the mask alike. Exact is a
-    resized video. In windows of grid steps every window stands where ``start_t`` says, so what is decoded is exact too;
-    approximate is that a window takes the place of another in order: unless the video's length is a whole number of
-    window strides beyond one window, the inner windows of the reversed view start up to stride - 1 steps before those
-    whose places they take, and ``compare`` looks at snippets as far apart. Twice the flip is the identity.
+    The valid windows are reversed, and in each the valid snippets, queries and times of the mask alike. Where that is
+    exact, and that ``compare`` may look at snippets up to a stride apart, :func:`~apl_jax.nn.snippets.reversed_windows`
+    says. Twice the flip is the identity.
     """
-    exists, snippets = outputs.snippet_mask.any(-1), outputs.snippet_mask.sum(-1)
-    window = reversed_rows(exists)
-    of_window = lambda x: jnp.take_along_axis(x, window.reshape(window.shape + (1,) * (x.ndim - 2)), axis=1)
-    snippet_mask = of_window(outputs.snippet_mask)
-    row = reversed_rows(snippet_mask)
-    of_snippet = lambda x: jnp.take_along_axis(of_window(x), row[..., None], axis=2)
-    # Snippet i of v stands at start + (i + .5) scale - .5; reversed in time it is snippet v - 1 - i.
-    end = outputs.start_t + snippets * outputs.scale_t[:, None]
-    start = jnp.where(exists, outputs.lengths[:, None] - end, outputs.start_t)
+    order = reversed_windows(outputs.snippet_mask, outputs.start_t, outputs.scale_t, outputs.lengths)
     return SpotOutputs(
-        of_snippet(outputs.class_logits),
-        jnp.take_along_axis(of_snippet(outputs.mask_logits), row[:, :, None], axis=3),
-        of_snippet(outputs.features),
-        of_snippet(outputs.inputs),
-        snippet_mask, of_window(start), outputs.scale_t, outputs.lengths,
+        order.snippets(outputs.class_logits),
+        jnp.take_along_axis(order.snippets(outputs.mask_logits), order.row[:, :, None], axis=3),
+        order.snippets(outputs.features),
+        order.snippets(outputs.inputs),
+        order.mask, order.start_t, outputs.scale_t, outputs.lengths,
     )  # fmt: skip

@@ -65,12 +65,13 @@ def class_proposals(action: Array, mask_logits: Array, valid: Array, classes: Ar
     return Proposals(start, stop, classes[row], score, location, score > 0)
 
 
-def truncated_by_window(found: Proposals, start_t: Array, length: Array, *, width: int, stride: int) -> Array:
+def truncated_by_window(first: Array, last: Array, start_t: Array, length: Array, *, width: int, stride: int) -> Array:
     """Proposals ``[n, M]`` that a window's end cuts off although the neighbouring window sees more of them.
 
-    ``start_t [n]`` of the windows, ``length`` of the video; windows of ``width`` grid steps, one every ``stride``.
+    ``first``, ``last`` ``[n, M]``, snippets of their window · ``start_t [n]`` of the windows, ``length`` of the video;
+    windows of ``width`` grid steps, one every ``stride``.
     """
-    size, shared = found.last - found.first, width - stride
-    before = (found.first == 0) & (start_t[:, None] > 0) & (size < shared)
-    after = (found.last == width) & (start_t[:, None] + width < length) & (size <= shared)
+    size, shared = last - first, width - stride
+    before = (first == 0) & (start_t[:, None] > 0) & (size < shared)
+    after = (last == width) & (start_t[:, None] + width < length) & (size <= shared)
     return before | after

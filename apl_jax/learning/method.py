@@ -38,11 +38,11 @@ View = Callable[[Array, Batch], Batch]
 
 
 class Pass(NamedTuple):
-    """One way of videos through the network."""
+    """One way of videos through the network. One that no term needs is a view for others, and takes no part."""
 
     videos: str  # one of VIDEOS
     view: View | None = None  # view(key, batch); None: the stage's random view
-    same_view_as: str = ""  # name of an earlier pass whose view this one sees; replaces ``view``
+    same_view_as: str = ""  # name of an earlier pass whose view this one sees; ``view``, if any, is made of that
     ema: bool = False  # with the averaged parameters, and without gradient
     dropout: bool = True
 
@@ -51,7 +51,7 @@ class PassResult(NamedTuple):
     """What a pass saw and gave."""
 
     view: Batch
-    outputs: Any
+    outputs: Any  # None of a pass that no term needs
 
 
 class TermInputs(NamedTuple):
@@ -100,6 +100,7 @@ class Term(NamedTuple):
     init: Callable[[Array], tuple[dict[str, PyTree], PyTree]] = no_parameters
     weight: float = 1.0
     group: GroupSettings | None = None
+    sees: tuple[str, ...] = ()  # passes of which it reads the view alone
 
 
 class Method(NamedTuple):
@@ -220,7 +221,7 @@ def check_needs(method: Method) -> None:
         earlier.append(name)
     known = {*method.passes, INSTANCES}
     for name, term in method.terms.items():
-        missing = [need for need in term.needs if need not in known]
+        missing = [need for need in (*term.needs, *term.sees) if need not in known]
         if missing:
             raise SettingsError(f"term {name!r}: found needs {missing}, expected some of {', '.join(sorted(known))}")
         known.add(name)
@@ -229,15 +230,18 @@ def check_needs(method: Method) -> None:
 def run_passes(
     method: Method, context: MethodContext, params: PyTree, ema_params: PyTree, batches: Mapping[str, Batch], key: Array
 ) -> dict[str, PassResult]:
-    """All passes of one step. Those with the same parameters and of equal length go through the network together."""
+    """All passes of one step. Those with the same parameters and of equal length go through the network together, those
+    that no term needs do not."""
+    needed = {need for term in method.terms.values() for need in term.needs}
     views: dict[str, Batch] = {}
     groups: dict[tuple[bool, bool, int], list[str]] = {}
     for i, (name, p) in enumerate(method.passes.items()):
-        make = p.view or context.view
-        drawn = jax.random.fold_in(key, i)
-        views[name] = views[p.same_view_as] if p.same_view_as else make(drawn, batches[p.videos])
-        groups.setdefault((p.ema, p.dropout, views[name].mask.shape[1]), []).append(name)
-    results: dict[str, PassResult] = {}
+        make = p.view or ((lambda key, batch: batch) if p.same_view_as else context.view)
+        source = views[p.same_view_as] if p.same_view_as else batches[p.videos]
+        views[name] = make(jax.random.fold_in(key, i), source)
+        if name in needed:
+            groups.setdefault((p.ema, p.dropout, views[name].mask.shape[1]), []).append(name)
+    results = {name: PassResult(view, None) for name, view in views.items()}
     for i, ((ema, dropout, _), names) in enumerate(groups.items()):
         chosen = jax.lax.stop_gradient(ema_params[DETECTOR]) if ema else params[DETECTOR]
         dropout_key = jax.random.fold_in(key, len(method.passes) + i) if dropout else None

@@ -69,6 +69,27 @@ class MaskedConv(nn.Module):
         return apply_mask(y, mask)
 
 
+class GroupedConv(nn.Module):
+    """Zero-padded 3-wide convolution over time with bias, within groups of channels; not silenced anywhere."""
+
+    features: int
+    groups: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, steps, channels = x.shape
+        size = channels // self.groups
+        kernel = self.param("kernel", uniform_fan_in, (3, size, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (0, 0)))
+        taps = jnp.stack([padded[:, k : k + steps] for k in range(3)], 2).reshape(batch, steps, 3, self.groups, size)
+        by_group = kernel.astype(taps.dtype).reshape(3, size, self.groups, -1)
+        wide = jnp.promote_types(taps.dtype, jnp.float32)
+        y = jnp.einsum("btkgi,kigo->btgo", taps, by_group, preferred_element_type=wide)
+        return (y.reshape(batch, steps, -1) + bias).astype(taps.dtype)
+
+
 class DepthwiseConv(nn.Module):
     """Kernel-3 depthwise convolution with stride, no bias, silenced at invalid output steps."""
 
@@ -86,10 +107,12 @@ class ConvNormRelu(nn.Module):
     features: int
     strict: bool
     dtype: DTypeLike = jnp.float32
+    kernel_size: int = 3
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> Array:
-        y = nn.relu(LayerNorm(name="norm")(MaskedConv(self.features, dtype=self.dtype, name="conv")(x, mask)))
+        y = MaskedConv(self.features, self.kernel_size, dtype=self.dtype, name="conv")(x, mask)
+        y = nn.relu(LayerNorm(name="norm")(y))
         return apply_mask(y, mask) if self.strict else y
 
 
@@ -139,6 +162,18 @@ class ScaledResidual(nn.Module):
         return jnp.where(keep, branch / (1 - self.drop_path), 0.0)
 
 
+def pool_by_stride(x: Array, mask: Array, stride: int, strict: bool) -> Array:
+    """``x [B, T, C]`` of which every ``stride``-th step is the maximum of its neighbourhood; stride 1: ``x`` itself.
+
+    What comes out at invalid steps means nothing. In the reference a value of the first padded step can win the maximum
+    at the last valid output; the strict form takes it of valid steps alone.
+    """
+    if stride == 1:
+        return x
+    x = jnp.where(mask[..., None], x, jnp.asarray(-jnp.inf, x.dtype)) if strict else x
+    return sequence.max_pool1d(x, stride)
+
+
 class TransformerBlock(nn.Module):
     """Pre-norm block; with stride 2 it halves the sequence, its skip path being a max-pool."""
 
@@ -161,20 +196,14 @@ class TransformerBlock(nn.Module):
         normed = LayerNorm(name="norm_attention")(x)
         normed = apply_mask(normed, mask) if self.strict else normed
         attended = ConvAttention(self.heads, self.window, self.stride, self.dtype, name="attention")(normed, out_mask)
-        y = self._skip(x, mask, out_mask) + residual("scale_attention")(attended, deterministic)
+        skipped = apply_mask(pool_by_stride(x, mask, self.stride, self.strict), out_mask)
+        y = skipped + residual("scale_attention")(attended, deterministic)
 
         hidden = Linear(self.expansion * x.shape[-1], self.dtype, name="expand")(LayerNorm(name="norm_mlp")(y))
         hidden = nn.Dropout(self.dropout, deterministic=deterministic)(sequence.gelu(hidden))
         branch = Linear(x.shape[-1], self.dtype, name="contract")(hidden)
         branch = apply_mask(nn.Dropout(self.dropout, deterministic=deterministic)(branch), out_mask)
         return y + residual("scale_mlp")(branch, deterministic), out_mask
-
-    def _skip(self, x: Array, mask: Array, out_mask: Array) -> Array:
-        if self.stride == 1:
-            return apply_mask(x, mask)
-        # In the reference a zero from the first padded step can win the maximum at the last valid output.
-        x = jnp.where(mask[..., None], x, jnp.asarray(-jnp.inf, x.dtype)) if self.strict else x
-        return apply_mask(sequence.max_pool1d(x, self.stride), out_mask)
 
 
 def sinusoid_positions(length: int, width: int) -> Array:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from apl_jax.nn.blocks import ConvNormRelu, DepthwiseConv, LayerNorm, MaskedConv, TransformerBlock, sinusoid_positions
+from apl_jax.nn.blocks import ConvNormRelu, DepthwiseConv, LayerNorm, MaskedConv, sinusoid_positions
 from apl_jax.ops.masking import apply_mask
 from apl_jax.ops.pyramid import Levels
 from apl_jax.structs import Array
@@ -17,15 +19,12 @@ class Backbone(nn.Module):
     """Embedding convolutions, stem blocks at stride 1, then one block of stride 2 for each further level."""
 
     width: int
-    heads: int
-    windows: tuple[int, ...]  # of attention, one per level; 0 or 1 = global
+    levels: int
+    # ``block(level, stride, name)``: the module that maps features, their mask and whether dropout is off to features
+    # and mask; of stride 1 in the stem, of stride 2 where a level begins
+    block: Callable[[int, int, str], nn.Module]
     embedding_convs: int
     stem_blocks: int
-    expansion: int  # MLP width / width
-    dropout: float
-    drop_path: float
-    layer_scale: bool
-    layer_scale_init: float
     position_length_t: int  # length that the position table is built for; 0: no position
     strict: bool  # masking, see blocks.py
     dtype: DTypeLike = jnp.float32
@@ -40,17 +39,11 @@ class Backbone(nn.Module):
         if self.position_length_t:
             x = x + self._positions(x.shape[1], deterministic) * mask[..., None]
 
-        def block(level: int, stride: int, name: str) -> TransformerBlock:
-            return TransformerBlock(
-                self.heads, self.windows[level], stride, self.expansion, self.dropout, self.drop_path,
-                self.layer_scale, self.layer_scale_init, self.strict, self.dtype, name=name,
-            )  # fmt: skip
-
         for i in range(self.stem_blocks):
-            x, mask = block(0, 1, f"stem_{i}")(x, mask, deterministic)
+            x, mask = self.block(0, 1, f"stem_{i}")(x, mask, deterministic)
         levels = [(x, mask)]
-        for i in range(len(self.windows) - 1):
-            x, mask = block(i + 1, 2, f"branch_{i}")(x, mask, deterministic)
+        for i in range(self.levels - 1):
+            x, mask = self.block(i + 1, 2, f"branch_{i}")(x, mask, deterministic)
             levels.append((x, mask))
         return tuple(levels)
 

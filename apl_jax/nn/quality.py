@@ -1,6 +1,6 @@
 """Heads shared over pyramid levels: classes, offsets, and ALQA's localisation quality (APL 3.1, Eq. 2).
 
-The levels are laid end to end with one silent step between them, so that a head is one convolution over one sequence
+The levels are laid end to end with silent steps between them, so that a head is one convolution over one sequence
 instead of one per level: the gap is what zero padding would be.
 """
 
@@ -23,21 +23,21 @@ QUALITY_BRANCHES = {"none": (), "tiou": ("tiou",), "diou": ("diou",), "tiou_tnd"
 
 
 class JoinedLevels(NamedTuple):
-    """All levels in one sequence of J = P + L - 1 steps."""
+    """All levels in one sequence of J steps: P points, and gaps between levels."""
 
     features: Array  # [B, J, C]
     mask: Array  # [B, J], false at gaps
     level: np.ndarray  # [J] level of each step, -1 at gaps
 
 
-def join_levels(levels: Levels) -> JoinedLevels:
-    """Lays the levels end to end, one silent step between neighbours."""
+def join_levels(levels: Levels, gap: int = 1) -> JoinedLevels:
+    """Lays the levels end to end, ``gap`` silent steps between neighbours: as many as a head sees to either side."""
     features, masks, level = [], [], []
     for i, (x, mask) in enumerate(levels):
-        gap = 1 if i + 1 < len(levels) else 0
-        features.append(jnp.pad(x, ((0, 0), (0, gap), (0, 0))))
-        masks.append(jnp.pad(mask, ((0, 0), (0, gap))))
-        level.append(np.array([i] * x.shape[1] + [-1] * gap))
+        after = gap if i + 1 < len(levels) else 0
+        features.append(jnp.pad(x, ((0, 0), (0, after), (0, 0))))
+        masks.append(jnp.pad(mask, ((0, 0), (0, after))))
+        level.append(np.array([i] * x.shape[1] + [-1] * after))
     return JoinedLevels(jnp.concatenate(features, 1), jnp.concatenate(masks, 1), np.concatenate(level))
 
 
@@ -54,19 +54,26 @@ class Trunk(nn.Module):
     layers: int
     strict: bool  # masking, see blocks.py
     dtype: DTypeLike = jnp.float32
+    kernel_size: int = 3
 
     @nn.compact
     def __call__(self, levels: JoinedLevels) -> Array:
         x = levels.features
         for i in range(self.layers):
-            x = ConvNormRelu(self.width, self.strict, self.dtype, name=f"layer_{i}")(x, levels.mask)
+            layer = ConvNormRelu(self.width, self.strict, self.dtype, self.kernel_size, name=f"layer_{i}")
+            x = layer(x, levels.mask)
             if not self.strict:  # LayerNorm's bias may stay at padded steps, as in the reference, but not in the gaps
                 x = apply_mask(x, jnp.broadcast_to(levels.level >= 0, levels.mask.shape))
         return x.astype(jnp.float32)  # predictors run in float32: logits never are bfloat16
 
 
+def prior_logit(probability: float) -> float:
+    """The logit of a probability in (0, 1)."""
+    return -math.log((1 - probability) / probability)
+
+
 class ClassHead(nn.Module):
-    """Sigmoid class logits ``[B, P, C]``; initial probability ``prior_probability``."""
+    """Sigmoid class logits ``[B, J, C]``, gaps included; initial probability ``prior_probability``."""
 
     num_classes: int
     prior_probability: float
@@ -74,13 +81,13 @@ class ClassHead(nn.Module):
     layers: int  # hidden ones
     strict: bool
     dtype: DTypeLike = jnp.float32
+    kernel_size: int = 3
 
     @nn.compact
     def __call__(self, levels: JoinedLevels) -> Array:
-        bias = -math.log((1 - self.prior_probability) / self.prior_probability)
-        hidden = Trunk(self.width, self.layers, self.strict, self.dtype, name="trunk")(levels)
-        predictor = MaskedConv(self.num_classes, bias_init=bias, name="predictor")
-        return drop_gaps(predictor(hidden, levels.mask), levels.level)
+        hidden = Trunk(self.width, self.layers, self.strict, self.dtype, self.kernel_size, name="trunk")(levels)
+        bias = prior_logit(self.prior_probability)
+        return MaskedConv(self.num_classes, self.kernel_size, bias, name="predictor")(hidden, levels.mask)
 
 
 def quality_branches(hidden: Array, mask: Array, branches: tuple[str, ...], tiou_bias: float, tnd_bias: float) -> Array:

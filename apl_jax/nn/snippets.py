@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from apl_jax.nn.blocks import ConvNormRelu, LayerNorm, Linear, MaskedConv, uniform_fan_in
 from apl_jax.ops import sequence
-from apl_jax.ops.masking import apply_mask
+from apl_jax.ops.masking import apply_mask, reversed_rows
 from apl_jax.structs import Array
 
 _NO_KEY = -1e30  # for -inf: a window without any valid snippet still has a finite softmax
@@ -73,6 +73,64 @@ def to_snippets(features: Array, mask: Array, *, width: int, window_mode: str, o
         inputs = take(jnp.minimum(row, last_row))
     inputs = inputs.reshape(batch, -1, width, features.shape[-1])
     return Snippets(jnp.where(snippet_mask[..., None], inputs, 0), snippet_mask, start, scale, lengths)
+
+
+def snippet_times(start_t: Array, scale_t: Array, width: int) -> Array:
+    """The grid steps ``[B, n, W]`` that snippets stand for; ``start_t [B, n]``, ``scale_t [B]``."""
+    return start_t[..., None] + (jnp.arange(width) + 0.5) * scale_t[:, None, None] - 0.5
+
+
+def rows_of_snippets(features: Array, mask: Array, start_t: Array, scale_t: Array, rows: Array) -> Array:
+    """Features ``[B, n, W, E]`` of snippets at grid steps ``rows [B, N]``, linear between snippets of the window whose
+    centre is nearest: ``[B, N, E]``. ``mask [B, n, W]``, ``start_t [B, n]``, ``scale_t [B]``."""
+    batch, windows, width, channels = features.shape
+    scale = scale_t[:, None]
+    exists = mask.any(-1)
+    center = start_t + 0.5 * width * scale - 0.5
+    distance = jnp.where(exists[:, None], jnp.abs(rows[..., None] - center[:, None]), jnp.inf)
+    window = distance.argmin(-1)
+    start = jnp.take_along_axis(start_t, window, axis=1)
+    last = jnp.maximum(jnp.take_along_axis(mask.sum(-1), window, axis=1) - 1, 0)
+    position = jnp.clip((rows + 0.5 - start) / scale - 0.5, 0.0, last)
+    left = jnp.floor(position).astype(jnp.int32)
+    fraction = (position - left)[..., None].astype(features.dtype)
+    flat = features.reshape(batch, windows * width, channels)
+    take = lambda index: jnp.take_along_axis(flat, (window * width + index)[..., None], axis=1)
+    return take(left) * (1 - fraction) + take(jnp.minimum(left + 1, last)) * fraction
+
+
+class ReversedWindows(NamedTuple):
+    """How the snippets of a view whose valid grid steps are reversed, padding staying at the end, become those of the
+    view: the valid windows are reversed, and in each the valid snippets."""
+
+    window: Array  # [B, n] which window stands at each place
+    row: Array  # [B, n, W] and then which of its snippets
+    mask: Array  # [B, n, W]
+    start_t: Array  # [B, n]
+
+    def windows(self, x: Array) -> Array:
+        """``x [B, n, ...]`` in the order of the view."""
+        return jnp.take_along_axis(x, self.window.reshape(self.window.shape + (1,) * (x.ndim - 2)), axis=1)
+
+    def snippets(self, x: Array) -> Array:
+        """``x [B, n, W]`` or ``[B, n, W, E]``, windows and snippets in the order of the view."""
+        return jnp.take_along_axis(self.windows(x), self.row[(..., *(None,) * (x.ndim - 3))], axis=2)
+
+
+def reversed_windows(mask: Array, start_t: Array, scale_t: Array, lengths: Array) -> ReversedWindows:
+    """The order for windows of ``mask [B, n, W]``, ``start_t [B, n]`` of videos with ``scale_t``, ``lengths`` ``[B]``.
+
+    Exact is a resized video. In windows of grid steps every window stands where ``start_t`` says, so what is decoded is
+    exact too; approximate is that a window takes the place of another in order: unless the video's length is a whole
+    number of window strides beyond one window, the inner windows of the reversed view start up to stride - 1 steps
+    before those whose places they take. Twice the order is the identity.
+    """
+    exists, snippets = mask.any(-1), mask.sum(-1)
+    # Snippet i of v stands at start + (i + .5) scale - .5; reversed in time it is snippet v - 1 - i.
+    start = jnp.where(exists, lengths[:, None] - (start_t + snippets * scale_t[:, None]), start_t)
+    order = ReversedWindows(reversed_rows(exists), snippets, mask, start)
+    turned = order.windows(mask)
+    return order._replace(row=reversed_rows(turned), mask=turned, start_t=order.windows(start))
 
 
 def products_in(dtype: str, x: Array) -> DTypeLike:

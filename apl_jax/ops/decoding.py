@@ -53,6 +53,8 @@ def keep_best(
     max_detections: int,
     class_wise: bool,
     voting_threshold: float,
+    decay_above: tuple[float, float] = (0.0, 0.0),
+    longest: Float[Array, ""] | float = 1.0,
 ) -> Kept:
     """Thresholds, non-maximum suppression, and voting.
 
@@ -60,7 +62,7 @@ def keep_best(
         segments_t, confidence, labels, mask: M candidates.
         score_threshold: least confidence before suppression, exclusive.
         duration_threshold_t: least length, exclusive, in the unit of ``segments_t``.
-        method, sigma, iou_threshold, min_score, max_detections, class_wise: those of
+        method, sigma, iou_threshold, min_score, max_detections, class_wise, decay_above, longest: those of
             :func:`apl_jax.ops.suppression.suppress`.
         voting_threshold: least tIoU of the candidates that a kept segment is averaged over, 0 being no voting; only
             suppression over all classes together has voting.
@@ -69,7 +71,7 @@ def keep_best(
     picks = suppression.suppress(
         segments_t, confidence, labels, valid,
         method=method, sigma=sigma, iou_threshold=iou_threshold, min_score=min_score,
-        max_detections=max_detections, class_wise=class_wise,
+        max_detections=max_detections, class_wise=class_wise, decay_above=decay_above, longest=longest,
     )  # fmt: skip
     kept = segments_t[picks.row]
     if not class_wise and voting_threshold > 0:

@@ -56,6 +56,12 @@ def quality_focal(p: Float[Array, "*N"], y: Float[Array, "*N"]) -> Float[Array, 
     return (y - p) ** 2 * binary_cross_entropy(p, y)
 
 
+def smooth_l1(difference: Float[Array, "*N"]) -> Float[Array, "*N"]:
+    """Half the square of a difference up to 1, beyond it the absolute value less one half."""
+    size = jnp.abs(difference)
+    return jnp.where(size < 1, 0.5 * size**2, size - 0.5)
+
+
 def info_nce(
     vectors: Float[Array, "n d"],
     labels: Int[Array, " n"],

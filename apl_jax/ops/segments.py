@@ -29,6 +29,33 @@ def offset_quality(
     return inner / jnp.maximum(union, epsilon), (shift / jnp.maximum(cover, epsilon)) ** 2
 
 
+def cover_t(a: Float[Array, "*N 2"], b: Float[Array, "*M 2"]) -> Float[Array, "*K"]:
+    """Length of the smallest segment that covers both, broadcast."""
+    return jnp.maximum(a[..., 1], b[..., 1]) - jnp.minimum(a[..., 0], b[..., 0])
+
+
+def tnd(a: Float[Array, "*N 2"], b: Float[Array, "*M 2"]) -> Float[Array, "*K"]:
+    """Squared distance of the centres over the squared length that covers both (APL Eq. 1), in [0, 1); broadcast."""
+    return (0.5 * (a.sum(-1) - b.sum(-1)) / jnp.maximum(cover_t(a, b), 1e-8)) ** 2
+
+
+def relative_segment(base: Float[Array, "*N 2"], segment: Float[Array, "*N 2"]) -> Float[Array, "*N 2"]:
+    """Where ``segment`` lies as seen from ``base``: shift of the centre over the length of ``base``, logarithm of the
+    ratio of the lengths (spec 5.1). Empty segments count as very short ones."""
+    least = 1e-6
+    length, other = (jnp.maximum(x[..., 1] - x[..., 0], least) for x in (base, segment))
+    shift = 0.5 * (segment.sum(-1) - base.sum(-1)) / length
+    return jnp.stack([shift, jnp.log(other) - jnp.log(length)], -1)
+
+
+def place_segment(base: Float[Array, "*N 2"], relative: Float[Array, "*N 2"]) -> Float[Array, "*N 2"]:
+    """The segment that :func:`relative_segment` describes; at most e^4 times as long as ``base``, or as short."""
+    length = base[..., 1] - base[..., 0]
+    center = 0.5 * base.sum(-1) + relative[..., 0] * length
+    half = 0.5 * length * jnp.exp(jnp.clip(relative[..., 1], -4, 4))
+    return jnp.stack([center - half, center + half], -1)
+
+
 def covered_rows(
     segments_t: Float[Array, "*N 2"], length: Int[Array, "*#N"] | int
 ) -> tuple[Int[Array, "*N"], Int[Array, "*N"]]:

@@ -36,6 +36,8 @@ def suppress(
     min_score: float,
     max_detections: int,
     class_wise: bool,
+    decay_above: tuple[float, float] = (0.0, 0.0),
+    longest: Float[Array, ""] | float = 1.0,
 ) -> Picks:
     """Greedy NMS: Gaussian soft-NMS (``method="gaussian"``) or ``"hard"`` (spec 1.9).
 
@@ -46,6 +48,9 @@ def suppress(
     Args:
         segments, scores, labels, mask: M candidates; any time unit.
         max_detections: K, the number of picks.
+        decay_above: of the soft form: the tIoU above which a pick decays others, if the pick is very short, and if it
+            is as long as ``longest``; linear between (BMN's rule, spec 2.7).
+        longest: length of the video, in the unit of ``segments``.
 
     Returns:
         K picks; rows beyond the last candidate have a false mask.
@@ -63,7 +68,9 @@ def suppress(
             survives = overlap < iou_threshold
             decayed = remaining
         else:
-            decayed = remaining * jnp.exp(-(overlap**2) / sigma)
+            share = (segments[best, 1] - segments[best, 0]) / longest
+            near = overlap > decay_above[0] + (decay_above[1] - decay_above[0]) * share
+            decayed = jnp.where(near, remaining * jnp.exp(-(overlap**2) / sigma), remaining)
             survives = decayed >= min_score
         updated = jnp.where(survives, decayed, -jnp.inf)
         remaining = jnp.where(found & related, updated, remaining).at[best].set(-jnp.inf)

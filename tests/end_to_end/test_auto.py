@@ -104,6 +104,7 @@ def test_a_stage_that_was_broken_off_ends_as_if_nothing_had_been(
     assert repeated["decisions"] == results["decisions"] and repeated["variants"] == results["variants"]
 
 
+@pytest.mark.exhaustive
 def test_one_labelled_recording_takes_the_plain_way(tmp_path: Path) -> None:
     """Nothing can be held out: the run says so, and ends as well as any other."""
     few = {"data.label_ratio": 0.007, "learning.supervised.steps": 4, "learning.self_train.steps": 4}

@@ -14,6 +14,7 @@ from fixtures import rarely, smoke_settings
 import apl_jax as apl
 from apl_jax.data.features.sources import embedded_root
 from apl_jax.declarations import Choice, SettingsError
+from apl_jax.detectors.pgcn_settings import PgcnSettings
 from apl_jax.registry import DETECTORS
 from apl_jax.runs.plans import plan_stages
 from apl_jax.runs.run import run
@@ -58,6 +59,18 @@ def test_whole_run_and_its_model(settings: Settings, feed: str, tmp_path: Path) 
     rate = json.loads((embedded_root() / "annotations.json").read_text())["database"][video]["fps"]
     with np.load(next(embedded_root().glob("signals_*.npz"))) as signals:
         found = model.predict(signals[video], fps=rate)
+    np.testing.assert_allclose([d.score for d in found], sorted((r["score"] for r in written), reverse=True), atol=1e-4)
+
+
+@pytest.mark.exhaustive
+def test_pgcn_and_its_model(settings: Settings, tmp_path: Path) -> None:
+    """The detector that ships, of which the generator's segments are decoded once more after the model is opened."""
+    chosen = PgcnSettings(Choice("actionformer", proposal_detector.SMALL), width=16, projection_width=8)
+    run(dataclasses.replace(settings, detector=Choice("pgcn", chosen)), tmp_path)
+    video, written = next(iter(predictions(tmp_path).items()))
+    rate = json.loads((embedded_root() / "annotations.json").read_text())["database"][video]["fps"]
+    with np.load(next(embedded_root().glob("signals_*.npz"))) as signals:
+        found = apl.load_model(tmp_path).predict(signals[video], fps=rate)
     np.testing.assert_allclose([d.score for d in found], sorted((r["score"] for r in written), reverse=True), atol=1e-4)
 
 

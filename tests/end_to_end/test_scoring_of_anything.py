@@ -108,7 +108,7 @@ def test_point_12_a_run_on_a_test_set_without_labels(tmp_path: Path) -> None:
         (root / archive.name).symlink_to(archive)
     settings = smoke_settings(
         {
-            "data.root": str(root), "variants": ("supervised", "semi_supervised"), "learning.pretrain.steps": 0,
+            "data.root": str(root), "variants": ("semi_supervised",), "learning.pretrain.steps": 0,
             "learning.supervised.steps": 2, "learning.method.name": "nontarget",
             "learning.method.pseudo_labels": "online", "learning.self_train.steps": 2,
             "data.label_ratio": 1.0, "evaluation.label_space.enabled": True, "evaluation.label_space.frames": 50,

@@ -1,4 +1,4 @@
-"""Parameter counts of the released ActionFormer models (spec 1.1) and of the paper's Table S6 (spec A16)."""
+"""Parameter counts of the released ActionFormer and TriDet models (spec 1.1, 1.12) and of Table S6 (spec A16)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 
 from apl_jax.detectors.actionformer import build_actionformer
 from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.detectors.pyramid_settings import PyramidSettings
 from apl_jax.detectors.quality import QualitySettings
+from apl_jax.detectors.tridet import build_tridet
+from apl_jax.detectors.tridet_settings import TriDetSettings
 from apl_jax.nn.discriminator import build_discriminator
 from apl_jax.structs import DataFacts
 
@@ -23,9 +26,18 @@ EPIC = dataclasses.replace(
 )
 
 
-def sizes(settings: ActionFormerSettings, feature_width: int, classes: int) -> dict[str, int]:
+TRIDET = TriDetSettings(quality=QualitySettings(branches="none"))
+HACS = dataclasses.replace(
+    TRIDET, width=1024, mlp_width=1024, head_width=1024, windows=(1, 15, 15, 15, 15, 15), kernel_factor=1.2,
+    head_kernel=5, boundary_kernel=1,
+)  # fmt: skip
+SEVEN_RANGES = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 10000))
+
+
+def sizes(settings: PyramidSettings, feature_width: int, classes: int) -> dict[str, int]:
     """Entries of each parameter by its slash-separated path; nothing is computed."""
-    shapes = jax.eval_shape(build_actionformer(settings, DataFacts(feature_width, classes)).init, jax.random.key(0))[0]
+    build = build_tridet if isinstance(settings, TriDetSettings) else build_actionformer
+    shapes = jax.eval_shape(build(settings, DataFacts(feature_width, classes)).init, jax.random.key(0))[0]
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     return {"/".join(str(key.key) for key in path): int(np.prod(leaf.shape)) for path, leaf in leaves}
 
@@ -43,6 +55,31 @@ def test_released_models(settings: ActionFormerSettings, feature_width: int, cla
     found = sizes(settings, feature_width, classes)
     assert sum(found.values()) == expected
     assert len(found) == 229
+
+
+@pytest.mark.parametrize(
+    ("changes", "of", "feature_width", "classes", "expected"),
+    [
+        pytest.param({}, TRIDET, 2048, 20, 15_989_604, id="thumos14"),
+        pytest.param(
+            {"width": 256, "mlp_width": 2048, "windows": (1, 15, 15, 15, 15, 15), "kernel_factor": 1.3, "bins": 12},
+            TRIDET, 512, 1, 12_811_555, id="activitynet_tsp",
+        ),
+        pytest.param({"mlp_width": 1024, "kernel_factor": 4.0}, TRIDET, 2304, 300, 19_503_532, id="epic_noun"),
+        pytest.param(
+            {"mlp_width": 1024, "windows": (1, 5, 5, 5, 5, 5), "kernel_factor": 2.0}, TRIDET, 2304, 97, 18_594_123,
+            id="epic_verb",
+        ),
+        pytest.param({"bins": 14, "windows": (1, 3, 3, 3, 3, 3)}, HACS, 2304, 200, 51_860_092, id="hacs_slowfast"),
+        pytest.param(
+            {"bins": 12, "branch_blocks": 6, "windows": (1, *(15,) * 6), "regression_ranges": SEVEN_RANGES}, HACS, 2048,
+            200, 53_412_473, id="hacs_i3d",
+        ),
+    ],
+)  # fmt: skip
+def test_released_tridet(changes: dict, of: TriDetSettings, feature_width: int, classes: int, expected: int) -> None:
+    found = sizes(dataclasses.replace(of, **changes), feature_width, classes)
+    assert sum(found.values()) == expected
 
 
 def test_parts_of_the_thumos14_model() -> None:

@@ -46,7 +46,7 @@ from apl_jax.training.step import build_dispatch, build_step
 # Every kind on one detector, and every detector in the kinds that between them use all of it: compiling takes time.
 FIRST, THOROUGH = next(iter(DETECTORS)), ("contrast", "nontarget")
 CASES = [(kind, detector) for kind in KINDS for detector in DETECTORS if detector == FIRST or kind in THOROUGH]
-OFTEN = [("apl", FIRST), *(("nontarget", detector) for detector in DETECTORS if detector not in (FIRST, "ensemble"))]
+OFTEN = [("apl", FIRST), ("nontarget", "spot"), ("nontarget", "conv")]
 CASES.sort(key=lambda case: case not in OFTEN)  # first what is waited for: one process trains them in this order
 DEVICES, STEPS, BATCH, VIDEOS = 4, 16, 4, 6
 PORTION, PORTIONS = 3, 2
@@ -184,7 +184,9 @@ def test_one_device_equals_four(pair: Pair, request: pytest.FixtureRequest) -> N
     objective = build_kind(kind, tiny_choice(detector), STEPS, PERTURB, **changes_of(kind, detector))
     params, _ = weights_of(objective, SEED)
     moved = [np.abs(pair.one.leaves[f"['state'].params{name}"] - x).max() for name, x in by_name(params).items()]
-    assert np.median(moved) > 1e-3
+    # Contrast trains what `represent` reads: of P-GCN one projection, of the others nearly all.
+    typical = np.max if (kind, detector) == ("contrast", "pgcn") else np.median
+    assert typical(moved) > 1e-3
 
 
 def test_one_trace_and_no_late_compilation(pair: Pair) -> None:

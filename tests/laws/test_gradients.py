@@ -19,13 +19,14 @@ from fixtures import (
     in_bfloat16,
     random_bank,
     random_batch,
+    random_proposals,
     rarely,
     tiny_choice,
     variants,
 )
 from law_batches import batches_of, weights_of
 
-from apl_jax.detectors.actionformer import PyramidOutputs, detection_losses
+from apl_jax.detectors.pyramid_outputs import PyramidOutputs, detection_losses
 from apl_jax.detectors.quality import QualitySettings
 from apl_jax.learning.method import Method
 from apl_jax.nn.quality import QUALITY_BRANCHES
@@ -48,7 +49,13 @@ def batch_of(mask: np.ndarray, segments_t: np.ndarray, exists: np.ndarray, ignor
         jnp.ones((VIDEOS, COUNT)), jnp.full((VIDEOS, COUNT), ignored),
     )  # fmt: skip
     features = random_batch([STEPS] * VIDEOS, STEPS).features * mask[:, None]
-    return Batch(features, twice(mask), targets, jnp.arange(VIDEOS))
+    return Batch(
+        features,
+        twice(mask),
+        targets,
+        jnp.arange(VIDEOS),
+        random_proposals(np.stack([segments_t] * VIDEOS), [STEPS] * VIDEOS),
+    )
 
 
 def hard_batches() -> dict[str, Batch]:
@@ -83,6 +90,9 @@ class Program(NamedTuple):
     state: PyTree
     method: Method
 
+
+# Heads that say where an action is, of the detectors of this package.
+LOCALISING = ("regression_head", "trident_head", "mask_head", "map_head")
 
 # Every kind in float32. In bfloat16 the networks differ, not the objectives: two kinds that use all of a network.
 CASES = [("float32", kind, detector) for kind in KINDS for detector in DETECTORS]
@@ -135,7 +145,7 @@ def test_training_objective(program: Program, case: tuple[str, str, str], name: 
         if "backbone" in sizes:  # the parts of a stranger's detector may have any names
             # Without labels the heads have nothing to learn from contrast (spec B9), the class head not from spans.
             assert (sizes["class_head"] > 0) == (kind not in ("contrast", "foreground"))
-            localising = {part: size > 0 for part, size in sizes.items() if part in ("regression_head", "mask_head")}
+            localising = {part: size > 0 for part, size in sizes.items() if part in LOCALISING}
             assert len(localising) == 1 and all(localising.values()) == (kind != "contrast")
 
 
@@ -165,7 +175,10 @@ def test_every_form_of_the_detection_losses() -> None:
             s = dataclasses.replace(tiny, quality=quality)
 
             def objective(predicted: tuple, s=s) -> jax.Array:
-                outputs = PyramidOutputs(*predicted, jnp.ones((VIDEOS, points), bool), ())
+                logits, offsets, quality_logits = predicted
+                outputs = PyramidOutputs(
+                    logits, offsets[:, :, None], quality_logits, jnp.ones((VIDEOS, points), bool), ()
+                )
                 return detection_losses(outputs, targets, jnp.float32(10), s).total
 
             shapes = (CLASSES, 2, len(QUALITY_BRANCHES[branches]))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import CLASSES, FEATURE_WIDTH, random_batch, random_weights, rarely, variants
+from fixtures import CLASSES, FEATURE_WIDTH, is_usual, random_batch, random_weights, rarely, variants
 
 from apl_jax.detectors import Detector, build_detector
 from apl_jax.learning.method import join_batches, split_batch
@@ -20,7 +20,6 @@ from apl_jax.registry import DETECTORS
 from apl_jax.structs import DataFacts, PyTree
 
 CASES = [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
-OFTEN = [(detector, next(iter(variants(detector)))) for detector in DETECTORS]
 # Of no other size that occurs, so that B can be told from it.
 LENGTHS, STEPS = (20, 13, 1, 9, 17, 20, 6), 20
 VIDEOS = len(LENGTHS)
@@ -29,7 +28,7 @@ EVERY, NONE = jnp.ones(VIDEOS, bool), jnp.zeros(VIDEOS, bool)
 ONE_OUT = EVERY.at[1].set(False)
 
 
-@pytest.fixture(scope="module", params=rarely(CASES, lambda case: case in OFTEN), ids="-".join)
+@pytest.fixture(scope="module", params=rarely(CASES, is_usual), ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[Detector, PyTree, PyTree]:
     """A detector, with the weights of a student and of a teacher."""
     name, variant = request.param

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import CLASSES, FEATURE_WIDTH, random_batch, random_weights, variants
+from fixtures import CLASSES, FEATURE_WIDTH, is_usual, random_batch, random_weights, rarely, variants
 
 from apl_jax.detectors import build_detector
 from apl_jax.registry import DETECTORS
@@ -17,11 +17,13 @@ STEPS = 20
 ORDER = jnp.array([2, 0, 1])
 
 
-@pytest.mark.parametrize(
-    ("detector_name", "variant"), [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
-)
-def test_detector(detector_name: str, variant: str) -> None:
+CASES = [(detector, variant) for detector in DETECTORS for variant in variants(detector)]
+
+
+@pytest.mark.parametrize("case", rarely(CASES, is_usual), ids="-".join)
+def test_detector(case: tuple[str, str]) -> None:
     """Outputs, detections and targets move with their videos; losses and distances, of the whole batch, stay."""
+    detector_name, variant = case
     detector = build_detector(variants(detector_name)[variant], DataFacts(FEATURE_WIDTH, CLASSES))
     params, state = random_weights(jax.eval_shape(detector.init, jax.random.key(0)))
 

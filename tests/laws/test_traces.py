@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
-from fixtures import CLASSES, FEATURE_WIDTH, random_bank, random_batch, random_weights, tiny_choice
+from fixtures import CLASSES, FEATURE_WIDTH, random_bank, random_batch, random_weights, rarely, tiny_choice
 
 from apl_jax.data.batching import padded_length
 from apl_jax.declarations import Chain, Choice
@@ -20,7 +20,7 @@ from apl_jax.runs.labelling_stage import build_selection
 from apl_jax.structs import Batch, DataFacts, PseudoLabels, PyTree
 
 
-@pytest.mark.parametrize("detector_name", list(DETECTORS))
+@pytest.mark.parametrize("detector_name", rarely(DETECTORS, ("actionformer", "conv").__contains__))
 def test_prediction_and_selection(detector_name: str) -> None:
     """Five data sets of different lengths, counts of instances aside, fall into two buckets."""
     facts = DataFacts(FEATURE_WIDTH, CLASSES)

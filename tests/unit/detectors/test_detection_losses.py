@@ -1,4 +1,4 @@
-"""ActionFormer's losses with ALQA, beside a twin that visits points one by one (spec 1.7, A3 to A7)."""
+"""Losses of pyramid points with ALQA, beside a twin that visits points one by one (spec 1.7, 1.12, A3 to A7)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import CLASSES, random_batch
+from fixtures import CLASSES, random_batch, rarely
 
-from apl_jax.detectors.actionformer import PyramidOutputs, detection_losses
 from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.detectors.pyramid_outputs import PyramidOutputs, detection_losses
 from apl_jax.detectors.quality import QualitySettings
 from apl_jax.nn.quality import QUALITY_BRANCHES
 from apl_jax.ops import losses
@@ -29,16 +29,28 @@ FORMS: dict[str, dict[str, Any]] = {
     "literal_focal": {"quality": QualitySettings(branches="tiou_tnd", soft_focal="af", loss="kl")},
     "diou": {"quality": QualitySettings(branches="diou")},
     "tiou": {"quality": QualitySettings(branches="tiou")},
+    "weighed_by_tiou": {"quality": QualitySettings(branches="none"), "tiou_power": 0.5},
 }
+# A segment for each class, as TriDet has, and one for all.
+CASES = [(form, segments) for form in FORMS for segments in (1, CLASSES)]
+FEW = [(form, 1) for form in FORMS] + [("weighed_by_tiou", CLASSES), ("two_branches", CLASSES)]
 
 
-def scene(settings: ActionFormerSettings) -> tuple[Batch, PyramidOutputs]:
-    """Two videos of 16 and 11 steps, and arbitrary predictions; one instance is of low weight, one is ignored."""
+def scene(settings: ActionFormerSettings, segments: int = 1) -> tuple[Batch, PyramidOutputs]:
+    """Two videos of 16 and 11 steps, and arbitrary predictions; one instance is of low weight, one is ignored, and two
+    of different classes share their segment."""
     batch, draws = random_batch([16, 11], STEPS, seed=6, instances=6), np.random.default_rng(0)
+    targets = batch.targets
+    targets = dataclasses.replace(
+        targets, segments_t=targets.segments_t.at[:, 3].set(targets.segments_t[:, 0]),
+        labels=targets.labels.at[:, 3].set((targets.labels[:, 0] + 1) % CLASSES),
+    )  # fmt: skip
+    batch = dataclasses.replace(batch, targets=targets)
     point_mask = jnp.concatenate([batch.mask[:, :: 2**level] for level in range(settings.branch_blocks + 1)], axis=1)
     number = lambda width: jnp.asarray(draws.normal(size=(*point_mask.shape, width)), jnp.float32)
     quality_logits = number(2)[..., : len(QUALITY_BRANCHES[settings.quality.branches])]
-    return batch, PyramidOutputs(number(CLASSES), 3 * jnp.abs(number(2)), quality_logits, point_mask, ())
+    offsets = 3 * jnp.abs(number(2 * segments)).reshape(*point_mask.shape, segments, 2)
+    return batch, PyramidOutputs(number(CLASSES), offsets, quality_logits, point_mask, ())
 
 
 def sigmoid(x: jax.Array) -> np.ndarray:
@@ -55,38 +67,49 @@ def assigned(settings: ActionFormerSettings, batch: Batch) -> Assignment:
 def twin(settings: ActionFormerSettings, batch: Batch, outputs: PyramidOutputs) -> dict[str, float]:
     """Sums over points, before division by the normaliser, and the weighted count of positives."""
     q, goal = settings.quality, assigned(settings, batch)
-    tiou, tnd = (np.asarray(x) for x in offset_quality(outputs.offsets, jnp.maximum(goal.offsets, 0)))
+    target = jnp.broadcast_to(jnp.maximum(goal.offsets, 0)[:, :, None], outputs.offsets.shape)
+    tiou, tnd = (np.asarray(x) for x in offset_quality(outputs.offsets, target))  # [B, P, S]
     truth = {"tiou": tiou, "tnd": tnd, "diou": np.maximum(tiou - tnd, q.epsilon)}
     said = dict(zip(QUALITY_BRANCHES[q.branches], np.moveaxis(sigmoid(outputs.quality_logits), -1, 0), strict=True))
     if q.branches == "none":
         smoothed = goal.classes * (1 - settings.label_smoothing) + settings.label_smoothing / (CLASSES + 1)
-        class_loss = losses.sigmoid_focal(outputs.class_logits, smoothed, alpha=0.25, gamma=2.0)
+        class_loss = np.array(losses.sigmoid_focal(outputs.class_logits, smoothed, alpha=0.25, gamma=2.0))
+        for b, p in zip(*np.nonzero(goal.positive), strict=True):
+            taught = goal.classes[b, p] > 0 if tiou.shape[-1] > 1 else slice(None)
+            class_loss[b, p, taught] *= (
+                tiou[b, p, taught] if tiou.shape[-1] > 1 else tiou[b, p]
+            ) ** settings.tiou_power
     else:
         reliability = np.maximum(said["diou"] if q.branches == "diou" else said["tiou"] - said.get("tnd", 0), q.epsilon)
         joint = reliability[..., None] * sigmoid(outputs.class_logits)
-        label = goal.classes * truth["tiou" if q.branches == "tiou" else "diou"][..., None]
+        label = np.float32(goal.classes * truth["tiou" if q.branches == "tiou" else "diou"])
         literal = losses.soft_focal(joint, label, alpha=0.25, gamma=2.0)
         class_loss = literal if q.soft_focal == "af" else losses.quality_focal(joint, label)
     element = losses.binary_cross_entropy if q.loss == "bce" else losses.pointwise_kl
-    quality = sum((np.asarray(element(said[name], truth[name])) for name in said), np.zeros_like(tiou))
+    each = lambda name: np.asarray(element(np.broadcast_to(said[name][..., None], tiou.shape), truth[name]))
+    quality = sum((each(name) for name in said), np.zeros_like(tiou))
 
-    sums = dict.fromkeys(("class", "regression", "quality", "positives"), 0.0)
+    sums, several = dict.fromkeys(("class", "regression", "quality", "positives"), 0.0), 0
     for point in zip(*np.nonzero(np.asarray(outputs.point_mask)), strict=True):
         weight = float(goal.weight[point])
         sums["class"] += weight * float(np.asarray(class_loss)[point].sum())
         if goal.positive[point]:
+            taught = np.flatnonzero(goal.classes[point]) if tiou.shape[-1] > 1 else [0]
+            several += len(taught) > 1
             sums["positives"] += weight
-            sums["regression"] += weight * float(1 - tiou[point] + tnd[point])
-            sums["quality"] += weight * float(quality[point])
+            sums["regression"] += weight * float((1 - tiou[point] + tnd[point])[taught].sum())
+            sums["quality"] += weight * float(quality[point][taught].mean())
     weights = goal.weight[np.asarray(outputs.point_mask)]
     assert sums["positives"] > 4 and {0.0, 0.5, 1.0} == set(weights.tolist())
+    assert several > 0 or tiou.shape[-1] == 1
     return sums
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_twin(form: str) -> None:
+@pytest.mark.parametrize("case", rarely(CASES, FEW.__contains__), ids=str)
+def test_twin(case: tuple[str, int]) -> None:
+    form, segments = case
     settings = dataclasses.replace(TINY, **FORMS[form])
-    batch, outputs = scene(settings)
+    batch, outputs = scene(settings, segments)
     found = jax.jit(lambda o, t: detection_losses(o, t, jnp.float32(20), settings))(outputs, batch.targets)
     sums = twin(settings, batch, outputs)
     normalizer = 0.9 * 20 + 0.1 * sums["positives"]

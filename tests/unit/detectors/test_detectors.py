@@ -38,7 +38,7 @@ def test_settings_by_name(quality: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("actionformr", {}, "`name`: found 'actionformr', no such detector; there are actionformer, ensemble"),
+        ("actionformr", {}, "`name`: found 'actionformr', no such detector; there are actionformer, bmn, ensemble"),
         ("actionformer", {"widht": 3}, "Did you mean 'width'?"),
         ("actionformer", {"width": 0}, "`width`: found 0, expected at least 1"),
         ("actionformer", {"width": "8"}, "`width`: found '8', expected a whole number"),

@@ -14,8 +14,8 @@ from proposal_detector import NamingSettings, build_naming
 
 from apl_jax.declarations import Choice, SettingsError
 from apl_jax.detectors import build_detector, decoding_of, without_decoding
-from apl_jax.detectors.actionformer_settings import QualitySettings
 from apl_jax.detectors.ensemble import EnsembleSettings, mean_outputs
+from apl_jax.detectors.quality import QualitySettings
 from apl_jax.registry import DETECTORS
 from apl_jax.runs.settings import plain_detector
 from apl_jax.structs import DataFacts
@@ -77,7 +77,7 @@ def test_probabilities_of_an_actionformer_are_averaged() -> None:
     found, each = mean_outputs(outputs.each), jax.device_get(outputs.each)
     score = 1 / (1 + np.exp(-each.class_logits))
     np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(found.class_logits))), score.mean(1), atol=1e-5)
-    sure = score.max(-1, keepdims=True) + 1e-4
+    sure = score.max(-1)[..., None, None] + 1e-4
     np.testing.assert_allclose(found.offsets, (each.offsets * sure).sum(1) / sure.sum(1), rtol=1e-4)
     np.testing.assert_allclose(found.quality_logits, each.quality_logits.mean(1), atol=1e-5)
     np.testing.assert_array_equal(found.point_mask, each.point_mask[:, 0])

@@ -13,11 +13,15 @@ from fixtures import CLASSES, FEATURE_WIDTH, random_batch, random_weights
 from snippet_outputs import TINY as SPOT
 from snippet_outputs import WINDOWS, outputs_of
 
-from apl_jax.detectors.actionformer import PyramidOutputs, build_actionformer
-from apl_jax.detectors.actionformer_settings import ActionFormerDecoding, ActionFormerSettings
+from apl_jax.detectors.actionformer import build_actionformer
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
 from apl_jax.detectors.base import Detector
+from apl_jax.detectors.pyramid_outputs import PyramidOutputs
+from apl_jax.detectors.pyramid_settings import PyramidDecoding
 from apl_jax.detectors.quality import QualitySettings
 from apl_jax.detectors.spot import SpotOutputs, build_spot
+from apl_jax.detectors.tridet import build_tridet
+from apl_jax.detectors.tridet_settings import TriDetSettings
 from apl_jax.ops import pyramid
 from apl_jax.ops.masking import reverse_time
 from apl_jax.ops.segments import offset_quality
@@ -29,15 +33,20 @@ PYRAMID = ActionFormerSettings(
     width=8, heads=2, stem_blocks=1, branch_blocks=LEVELS - 1, windows=(3, 0, 5), expansion=2, layer_scale_init=0.5,
     regression_ranges=((0, 4), (4, 8), (8, 10000)),
 )  # fmt: skip
+TRIDENT = TriDetSettings(
+    width=8, norm_groups=4, stem_blocks=1, branch_blocks=LEVELS - 1, windows=(1, 3, 5), kernel_factor=1.5, mlp_width=12,
+    head_width=8, bins=3, layer_scale_init=0.5, regression_ranges=((0, 4), (4, 8), (8, 10000)),
+)  # fmt: skip
 DETECTORS: dict[str, Detector] = {
     "actionformer": build_actionformer(PYRAMID, FACTS),
+    "tridet": build_tridet(TRIDENT, FACTS),
     "spot": build_spot(SPOT, FACTS),
     "spot windows": build_spot(WINDOWS, FACTS),
 }
 
 
-def pyramid_outputs(lengths: tuple[int, ...], steps: int = STEPS, seed: int = 0) -> PyramidOutputs:
-    """Arbitrary predictions."""
+def pyramid_outputs(lengths: tuple[int, ...], steps: int = STEPS, seed: int = 0, segments: int = 1) -> PyramidOutputs:
+    """Arbitrary predictions, of so many segments for each point."""
     draws = np.random.default_rng(seed)
     mask = jnp.arange(steps) < jnp.asarray(lengths)[:, None]
     masks = [mask[:, :: 2**level] for level in range(LEVELS)]
@@ -46,12 +55,13 @@ def pyramid_outputs(lengths: tuple[int, ...], steps: int = STEPS, seed: int = 0)
     shape = len(lengths), points
     levels = tuple((number(m.shape, 4), m) for m in masks)
     point_mask = jnp.concatenate(masks, axis=1)
-    return PyramidOutputs(number(shape, CLASSES), 3 * jnp.abs(number(shape, 2)), number(shape, 2), point_mask, levels)
+    offsets = 3 * jnp.abs(number((*shape, segments), 2))
+    return PyramidOutputs(number(shape, CLASSES), offsets, number(shape, 2), point_mask, levels)
 
 
 def arbitrary(name: str, lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> Any:
-    if name == "actionformer":
-        return pyramid_outputs(lengths, seed=seed)
+    if name in ("actionformer", "tridet"):
+        return pyramid_outputs(lengths, seed=seed, segments=CLASSES if name == "tridet" else 1)
     return outputs_of(WINDOWS if "windows" in name else SPOT, lengths, STEPS, seed=seed)
 
 
@@ -73,9 +83,10 @@ def symmetric(params: PyTree) -> PyTree:
 
     def one(path: tuple, leaf: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path)
-        if "regression_head" in name and "predictor" in name:
+        if "predictor" in name and ("regression_head" in name or "trident_head']['predictor" in name):
             return (leaf + leaf[::-1, :, ::-1]) / 2 if "kernel" in name else jnp.full_like(leaf, leaf.mean())
-        convolution = leaf.ndim == 3 or "_conv'" in name or ("neck" in name and "conv_" in name)
+        depthwise = any(f"{part}']['kernel" in name for part in ("gate", "narrow", "wide"))
+        convolution = leaf.ndim == 3 or "_conv'" in name or ("neck" in name and "conv_" in name) or depthwise
         return (leaf + leaf[::-1]) / 2 if convolution else leaf
 
     return jax.tree_util.tree_map_with_path(one, params)
@@ -87,6 +98,7 @@ def symmetric(params: PyTree) -> PyTree:
         # Of these lengths every level ends with a point: all is exact. (The fpn neck knows the direction of time: a
         # coarse step is repeated on its own step and the next.)
         ("actionformer", {}, 20, (17, 9, 1)),
+        ("tridet", {}, 20, (17, 9, 1)),
         ("spot", {"mask_head": "bilinear"}, 20, (20, 17, 9)),
         # 8 and whole strides of 4 beyond it, and videos shorter than a window.
         ("spot windows", {}, 20, (20, 16, 8, 5)),
@@ -95,11 +107,13 @@ def symmetric(params: PyTree) -> PyTree:
 def test_a_network_without_a_direction_of_time(
     name: str, changes: dict[str, Any], steps: int, lengths: tuple[int, ...]
 ) -> None:
-    if name == "actionformer":
-        detector = build_actionformer(dataclasses.replace(PYRAMID, **changes), FACTS)
+    if name in ("actionformer", "tridet"):
+        detector = DETECTORS[name]
     else:
         detector = build_spot(dataclasses.replace(WINDOWS if "windows" in name else SPOT, **changes), FACTS)
     params = symmetric(random_weights(jax.eval_shape(detector.init, jax.random.key(0))[0]))
+    if name == "tridet":  # a start is then what an end is in the other direction
+        params["trident_head"]["end_head"] = params["trident_head"]["start_head"]
     batch: Batch = random_batch(list(lengths), steps, seed=1)
     turned = dataclasses.replace(batch, features=reverse_time(batch.features, batch.mask))
 
@@ -137,10 +151,10 @@ def test_segments_of_all_levels_are_exact() -> None:
     goal = jax.vmap(lambda t: pyramid.assign(points, t, num_classes=CLASSES, center_radius=1.5))(targets)
     blank = pyramid_outputs(lengths)
     outputs = dataclasses.replace(
-        blank, class_logits=jnp.where(goal.classes > 0, 12.0, -12.0), offsets=jnp.maximum(goal.offsets, 0.0)
+        blank, class_logits=jnp.where(goal.classes > 0, 12.0, -12.0), offsets=jnp.maximum(goal.offsets, 0.0)[:, :, None]
     )
     settings = dataclasses.replace(
-        PYRAMID, quality=QualitySettings(branches="none"), decoding=ActionFormerDecoding(method="hard")
+        PYRAMID, quality=QualitySettings(branches="none"), decoding=PyramidDecoding(method="hard")
     )
     detector = build_actionformer(settings, FACTS)
     flipped = detector.flip(outputs)
@@ -195,7 +209,8 @@ def twin_distances(name: str, student: Any, teacher: Any, videos: list[bool]) ->
             if videos[b]:
                 classes.append(((p[b, point] - q[b, point]) ** 2).mean())
                 if q[b, point].max() > 0.3:
-                    tiou, tnd = offset_quality(student.offsets[b, point], teacher.offsets[b, point])
+                    best = min(int(q[b, point].argmax()), student.offsets.shape[2] - 1)
+                    tiou, tnd = offset_quality(student.offsets[b, point, best], teacher.offsets[b, point, best])
                     other.append(1 - float(tiou) + float(tnd))
         return {"class": np.mean(classes), "segment": np.mean(other)}
     p, q = soft(np.float64(student.class_logits)), soft(np.float64(teacher.class_logits))

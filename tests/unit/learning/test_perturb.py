@@ -124,7 +124,7 @@ def test_proposals_are_cut_as_their_videos_are() -> None:
     assert found.proposals is not None
     assert (found.proposals.mask == found.targets.mask).all() and found.proposals.mask.any()
     np.testing.assert_array_equal(found.proposals.segments_t, found.targets.segments_t)
-    assert views(batch, SETTINGS, 16).proposals is None
+    assert views(dataclasses.replace(batch, proposals=None), SETTINGS, 16).proposals is None
 
 
 def test_no_crop_is_asked_for() -> None:

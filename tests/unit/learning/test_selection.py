@@ -20,6 +20,7 @@ from apl_jax.learning.selection import (
     Known,
     Link,
     chain,
+    observe_nothing,
     unselected,
     with_reason,
 )
@@ -32,7 +33,13 @@ FACTS = DataFacts(feature_width=6, num_classes=3)
 GOLDEN = [0.9, 0.62, 0.5, 0.41, 0.33, 0.2, 0.16, 0.14, 0.05]
 # Every registered link that looks at the confidences alone, and the scopes of the one that has some.
 RULES = [("dynamic", {"scope": scope}) for scope in ("pooled", "class", "video")]
-RULES += [(name, {}) for name in SELECTION if name != "dynamic" and hasattr(SELECTION[name].settings(), "tau_neg")]
+RULES += [
+    (name, {})
+    for name in SELECTION
+    if name != "dynamic"
+    and hasattr(settings := SELECTION[name].settings(), "tau_neg")
+    and SELECTION[name].build(settings, FACTS).observe is observe_nothing
+]
 
 
 def detections(confidence: list[list[float]], labels: list[list[int]] | None = None) -> Detections:

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apl_jax.ops.segments import covered_rows, frame_labels, offset_quality, pool_max, tiou
+from apl_jax.ops.segments import (
+    covered_rows,
+    frame_labels,
+    offset_quality,
+    place_segment,
+    pool_max,
+    relative_segment,
+    tiou,
+    tnd,
+)
 
 
 def test_tiou_of_all_pairs() -> None:
@@ -34,6 +43,16 @@ DIOU = [
 def test_regression_loss_of_the_reference(predicted: tuple, target: tuple, loss: float) -> None:
     overlap, distance = offset_quality(jnp.array(predicted, jnp.float32), jnp.array(target, jnp.float32))
     np.testing.assert_allclose(1 - overlap + distance, loss, atol=1e-6)
+
+
+def test_a_segment_as_seen_from_another() -> None:
+    base, segment = jnp.array([[10.0, 20.0], [3.0, 3.0]]), jnp.array([[14.0, 34.0], [2.0, 4.0]])
+    np.testing.assert_allclose(relative_segment(base, segment)[0], [0.9, np.log(2)], rtol=1e-6)
+    assert jnp.isfinite(relative_segment(base, segment)).all() and jnp.isfinite(relative_segment(segment, base)).all()
+    np.testing.assert_allclose(place_segment(base, relative_segment(base, segment))[0], segment[0], rtol=1e-6)
+    far = place_segment(base, jnp.array([[0.0, 1e9], [0.0, -1e9]]))
+    np.testing.assert_allclose(far[0], [15 - 5 * np.exp(4), 15 + 5 * np.exp(4)], rtol=1e-6)
+    np.testing.assert_allclose(tnd(base, segment), [(9 / 24) ** 2, 0], atol=1e-7)
 
 
 def test_offset_quality_is_the_geometry_of_the_segments() -> None:

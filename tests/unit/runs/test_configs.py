@@ -19,11 +19,11 @@ from apl_jax.structs import DataFacts
 
 LADDER = [f"{d}-{loss}" for d, loss in itertools.product(("spot", "actionformer"), ("target", "negative", "hybrid"))]
 VARIANTS = {
-    "spsw": ["full", "demo", "smoke", "fixed", "alqa", "icd", "apl"],
-    "hapt": ["full", "smoke", "fixed", "alqa", "icd", "apl"],
+    "spsw": ["full", "demo", "smoke", "fixed", "alqa", "icd", "apl", "apl-tridet"],
+    "hapt": ["full", "smoke", "fixed", "alqa", "icd", "apl", "full-tridet"],
     "spsw_nontarget": [*LADDER, "spot-soft", "spot-complementary", "apl-hybrid"],
     "hapt_nontarget": [*LADDER, "spot-soft", "spot-complementary", "apl-hybrid"],
-    "thumos14": ["apl", "icd", "alqa", "fixed", "full", "nontarget", "spot", "spot_tsn", "synthetic"],
+    "thumos14": ["apl", "icd", "alqa", "fixed", "full", "tridet", "nontarget", "spot", "spot_tsn", "synthetic"],
     "activitynet": [
         *(name + tsp for name in ("apl", "icd", "alqa", "fixed", "full", "nontarget") for tsp in ("", "-tsp")),
         "spot",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,33 @@ def decision(teacher: str, steps: int, icd: bool, threshold: float = 0.4) -> dic
         "icd": similarity,
         "temperature": None, "candidates_above": 0.15,
     }  # fmt: skip
+
+
+class OneLabelled:
+    """A run's context in which nothing can be held out, and nothing else may be asked for."""
+
+    classes, streamed = ("walk", "run"), False
+
+    def table(self, name: str) -> Any:
+        assert name == "labelled"
+        return SimpleNamespace(records=("the only one",))
+
+
+def test_with_one_labelled_recording_no_deciding_stage_works_or_asks(tmp_path: Path) -> None:
+    """A whole run of this kind: test_auto.py, in `make exhaustive`."""
+    settings, results = smoke_settings(AUTO), {TEACHER: decision("none", 20, icd=False)}
+    alone: Any = OneLabelled()
+    stages = {
+        stage.name: stage for stage in known_stages(settings, FACTS, results) if stage.name != "cross_fit_pretrain"
+    }
+    found = {name: stage.work(stage.handed, alone, tmp_path) for name, stage in stages.items()}
+    assert found["cross_fit_none"] == found["cross_fit_student"] == {"folds": 0, "held_out_map": {}}
+    assert found["cross_fit_labels"] == {"labels": []}
+    assert found[TEACHER]["teacher"]["name"] == "none" and found[TEACHER]["operating_point"] is None
+    assert found[MODEL]["model"] == "student"
+    for name in (TEACHER, MODEL):
+        assert "one labelled recording, and none that could be held out" in found[name]["because"][0]
+    assert not list(tmp_path.iterdir())
 
 
 def test_stages_become_known_as_decisions_are_made() -> None:

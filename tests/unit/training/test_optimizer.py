@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from apl_jax.detectors.actionformer import build_actionformer
-from apl_jax.detectors.actionformer_settings import ActionFormerSettings, QualitySettings
+from apl_jax.detectors.actionformer_settings import ActionFormerSettings
+from apl_jax.detectors.quality import QualitySettings
 from apl_jax.learning.method import GroupSettings
 from apl_jax.settings import OptimizerSettings
 from apl_jax.structs import DataFacts
