@@ -340,7 +340,7 @@ def test_a_detector_is_given_the_proposals_of_its_generator() -> None:
     template = DETECTORS["conv"].build(DETECTORS["conv"].settings(), DataFacts(FEATURE_WIDTH, CLASSES))
     generator = template._replace(apply=generate, decode=lambda outputs: ("decoded", *outputs))
     whole = with_generator(template._replace(apply=detect), generator)
-    batch = random_batch([9, 5], 9)
+    batch = dataclasses.replace(random_batch([9, 5], 9), proposals=None)
     assert whole.apply({"detector": "ours", "generator": "theirs"}, batch, "key") == "outputs"  # pyright: ignore
     assert seen["params"] == "ours" and seen["key"] == "key"
     decoded, params, video = seen["proposals"]
