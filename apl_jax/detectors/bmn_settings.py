@@ -33,9 +33,8 @@ class BmnDecoding(NmsSettings):
 class MapQualitySettings(Checked):
     """APL's localisation reliability on the map, whose regression channel predicts tIoU already (spec 2.9)."""
 
-    branches: str = one_of(
-        "tiou_tnd", "tiou", "none"
-    )  # a tND channel besides | cross-entropy on tIoU alone | plain BMN
+    # a tND channel besides | cross-entropy on tIoU alone | plain BMN
+    branches: str = one_of("tiou_tnd", "tiou", "none")
     loss: str = one_of("bce", "kl")  # APL's Table S1
     weight: float = number(0.1, at_least=0, at_most=1e6)  # lambda_locq, added to the squared loss
     epsilon: float = number(1e-4, above=0, below=1)  # floor of tIoU - tND (A3)
@@ -72,9 +71,7 @@ class BmnSettings(Checked):
     anchors: str = one_of("J", "S", "O")
     boundary_width: float = number(3.0, above=0, at_most=1e4)  # snippets around a boundary that are its region
     boundary_positive: float = number(0.5, at_least=0, below=1)  # label above which a snippet is a start or an end
-    map_positive: float = number(
-        0.9, at_least=0, below=1
-    )  # tIoU above which a cell is a positive of the classification
+    map_positive: float = number(0.9, at_least=0, below=1)  # tIoU above which the classification has a positive
     high_tiou: float = number(0.7, at_least=0, below=1)  # the regression keeps all cells above it, and as many ...
     middle_tiou: float = number(0.3, at_least=0, below=1)  # ... between the two, and as many below
     low_cells: str = one_of("overlapping", "all")  # the latter: of tIoU > 0 (J and S) | of tIoU 0 too (O)

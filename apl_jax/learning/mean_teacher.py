@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from apl_jax.declarations import Checked, number
-from apl_jax.detectors.base import Outputs
+from apl_jax.detectors.base import Outputs, as_they_are
 from apl_jax.learning.detection import detection
 from apl_jax.learning.method import (
     LABELLED,
@@ -188,9 +188,8 @@ def _consistency(context: MethodContext, s: ConsistencySettings, seen: str, weig
     student, teacher = f"{seen}_reversed" if flipped else seen, f"{seen}_teacher"
 
     def loss(inputs: TermInputs) -> TermValue:
-        theirs = inputs.passes[teacher].outputs
-        count = len(inputs.passes[teacher].view.mask)
-        theirs, mask = context.detector.sharpen(theirs) if seen == UNLABELLED else (theirs, jnp.ones(count, bool))
+        sharpen = context.detector.sharpen if seen == UNLABELLED else as_they_are
+        theirs, mask = sharpen(inputs.passes[teacher].outputs)
         ours = inputs.passes[student].outputs
         ours = context.detector.flip(ours) if flipped else ours
         value = sum(context.detector.compare(ours, theirs, mask).values(), jnp.zeros(()))

@@ -31,7 +31,8 @@ class MixupSettings(Checked):
 def mix(key: Array, batch: Batch, settings: MixupSettings) -> Batch:
     """Every video of ``batch`` mixed with the next one, cut to the shorter of both; a single one as it is.
 
-    Features are ``share * own + (1 - share) * other``; instances ``[B, 2 N]`` of both, with weights times the shares.
+    Features are ``share * own + (1 - share) * other``; instances ``[B, 2 N]`` are those of both, with weights times the
+    shares, and so are proposals, where there are some.
     """
     videos = len(batch.mask)
     if videos == 1:
@@ -41,14 +42,12 @@ def mix(key: Array, batch: Batch, settings: MixupSettings) -> Batch:
     mask = batch.mask & other.mask
     blend = share[:, None, None]
     features = jnp.where(mask[..., None], blend * batch.features + (1 - blend) * other.features, 0)
-    cut = jax.vmap(lambda targets, length: clip_segments(targets, jnp.int32(0), length, settings.keep_ratio))
-    both = [cut(one.targets, mask.sum(-1)) for one in (batch, other)]
-    targets = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), *both)
-    shares = jnp.concatenate(
-        [jnp.broadcast_to(s[:, None], t.weight.shape) for s, t in zip((share, 1 - share), both, strict=True)], 1
-    )
-    targets = dataclasses.replace(targets, weight=targets.weight * shares)
-    return dataclasses.replace(batch, features=features, mask=mask, targets=targets)
+    cut = jax.vmap(lambda found, length: clip_segments(found, jnp.int32(0), length, settings.keep_ratio))
+    together = lambda *parts: jax.tree.map(lambda *x: jnp.concatenate(x, 1), *(cut(p, mask.sum(-1)) for p in parts))
+    weighed = lambda targets, share: dataclasses.replace(targets, weight=targets.weight * share[:, None])
+    targets = together(weighed(batch.targets, share), weighed(other.targets, 1 - share))
+    proposals = batch.proposals and together(batch.proposals, other.proposals)
+    return dataclasses.replace(batch, features=features, mask=mask, targets=targets, proposals=proposals)
 
 
 def build_mixup(settings: MixupSettings, context: MethodContext) -> Method:

@@ -75,9 +75,7 @@ class Squares(NamedTuple):
     edge: np.ndarray  # [Q] int: how many steps a sequence must have at least for the cell to be on its map
     row: np.ndarray  # [K, R] which of the N T projected rows (bin after bin) each square gathers
     weight: np.ndarray  # [K, side^2, R] float32
-    neighbour: (
-        np.ndarray
-    )  # [Q, 9] cells around each, itself in the middle; Q where that is off the map, or not computed
+    neighbour: np.ndarray  # [Q, 9] cells around each, itself in the middle; Q where that is none that is computed
     place: np.ndarray  # [D, T] where each valid cell stands; Q where the cell is none
 
 

@@ -34,6 +34,8 @@ def test_features_and_instances_of_both() -> None:
         kept = exists & (clipped[:, 1] - clipped[:, 0] >= 0.5 * (both[:, 1] - both[:, 0]))
         assert (mixed.targets.mask[v] == kept).all() and kept.any()
         np.testing.assert_allclose(mixed.targets.segments_t[v], clipped, atol=1e-5)
+        proposals = np.concatenate([batch.proposals.segments_t[v], batch.proposals.segments_t[other]])
+        np.testing.assert_allclose(mixed.proposals.segments_t[v], proposals.clip(0, length), atol=1e-5)
 
 
 def test_one_recording_is_left_as_it_is() -> None:
