@@ -32,7 +32,7 @@ from apl_jax.learning.method import (
 )
 from apl_jax.learning.nontarget import detection_of
 from apl_jax.nn.self_supervision import ClipOrder, Reconstruction
-from apl_jax.ops.masking import masked_mean, reverse_time
+from apl_jax.ops.masking import apply_mask, masked_mean, reverse_time
 from apl_jax.structs import Array, Batch, Detections, PyTree, Targets
 
 _PARTS = (LABELLED, UNLABELLED)
@@ -200,8 +200,8 @@ def _consistency(context: MethodContext, s: ConsistencySettings, seen: str, weig
 
 
 def _frame_features(outputs: Outputs, mask: Array) -> Array:
-    """The features ``[B, T, R]`` of every grid step."""
-    return outputs.represent(jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape))
+    """The features ``[B, T, R]`` of every grid step, 0 at padded ones."""
+    return apply_mask(outputs.represent(jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)), mask)
 
 
 def _width_of_features(context: MethodContext) -> int:
@@ -224,14 +224,15 @@ def _reconstruction(context: MethodContext, s: SstapSettings) -> Term:
     module = Reconstruction(context.facts.feature_width, s.groups)
 
     def init(key: Array) -> tuple[dict[str, PyTree], PyTree]:
-        return {RECONSTRUCTION: module.init(key, jnp.zeros((1, 1, _width_of_features(context))))["params"]}, ()
+        features = jnp.zeros((1, 1, _width_of_features(context)))
+        return {RECONSTRUCTION: module.init(key, features, jnp.ones((1, 1), bool))["params"]}, ()
 
     def loss(inputs: TermInputs) -> TermValue:
         value = jnp.zeros(())
         for part in _PARTS:
             seen, whole = inputs.passes[f"{part}_partial"], inputs.passes[f"{part}_source"].view
             params = {"params": inputs.params[RECONSTRUCTION]}
-            rebuilt: Any = module.apply(params, _frame_features(seen.outputs, whole.mask))
+            rebuilt: Any = module.apply(params, _frame_features(seen.outputs, whole.mask), whole.mask)
             value += masked_mean(jnp.square(rebuilt - whole.features).mean(-1), whole.mask)
         return TermValue(value, {"reconstruction": value})
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from apl_jax.nn.blocks import GroupedConv, uniform_fan_in
+from apl_jax.ops.masking import apply_mask
 from apl_jax.structs import Array
 
 
@@ -25,10 +26,10 @@ class Reconstruction(nn.Module):
     groups: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array) -> Array:
         hidden = x.shape[-1]
         groups = math.gcd(self.groups, hidden, self.width)
-        x = nn.relu(GroupedConv(hidden, groups, name="hidden")(x))
+        x = apply_mask(nn.relu(GroupedConv(hidden, groups, name="hidden")(x)), mask)
         return GroupedConv(self.width, groups, name="output")(x)
 
 

@@ -130,7 +130,7 @@ def objective(detector: Detector, student: PyTree, teacher: PyTree, exchanged: b
             turned = dataclasses.replace(turned, boundary_logits=turned.boundary_logits[..., ::-1])
         losses["consistency_flip"] += 0.1 * weight * distance(detector, turned, theirs, mask)
         base = run(student, VIEWS[kind]["reconstruction"]).features[:, 0]
-        rebuilt = rebuild.apply({"params": student["reconstruction"]}, base)
+        rebuilt = rebuild.apply({"params": student["reconstruction"]}, base, jnp.ones(base.shape[:2], bool))
         heads[f"reconstruction_{kind}"] = rebuilt
         losses["reconstruction"] += 0.0005 * jnp.square(rebuilt - of_video(RECORD[f"in/{kind}"])).mean()
     base = run(student, of_video(RECORD["order/input"])).features[:, 0]
