@@ -7,6 +7,8 @@ import itertools
 import json
 import logging
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +35,14 @@ class Ledger:
     ``stages/<name>/`` holds a stage's files, ``started.json`` with its fingerprint, and, once all else is written,
     ``done.json`` with its result and a digest of each file. A stage whose fingerprint has changed moves to
     ``superseded/``: nothing is deleted. Only the first process writes; the others wait for it.
+
+    With ``shared``, a folder of finished stages by fingerprint, runs that have a stage in common do it once: what one
+    has finished is copied there, and copied from there by the others.
     """
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, shared: Path | None = None) -> None:
         self.workdir = workdir
+        self.shared = shared
         self.first_process = jax.process_index() == 0
 
     def folder(self, name: str) -> Path:
@@ -53,7 +59,7 @@ class Ledger:
 
     def _sealed_result(self, name: str, mark: str) -> dict[str, Any] | None:
         folder = self.folder(name)
-        if not os.path.lexists(folder / DONE):
+        if not os.path.lexists(folder / DONE) and not self._adopt(name, mark):
             return None
         try:
             record = read_seal(folder)
@@ -83,7 +89,36 @@ class Ledger:
         """Declares the stage done; everything it wrote must be on disk by now."""
         if self.first_process:
             seal(self.folder(name), mark, result)
+            self._offer(name, mark)
         self._wait(f"finish {name}")
+
+    @contextmanager
+    def claimed(self, mark: str) -> Iterator[None]:
+        """Waits while another run does the stage of this fingerprint; without ``shared`` nobody is waited for."""
+        if self.shared is None or not self.first_process:
+            yield
+            return
+        self.shared.mkdir(parents=True, exist_ok=True)
+        with (self.shared / f"{mark}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _adopt(self, name: str, mark: str) -> bool:
+        """Copies a stage that another run has finished; False where there is none, or this run has begun it itself."""
+        source, folder = self.shared and self.shared / mark, self.folder(name)
+        if source is None or not (source / DONE).exists():
+            return False
+        if os.path.lexists(folder):
+            if _started(folder) == mark:
+                return False
+            self._supersede(folder)
+        _copy_whole(source, folder)
+        return True
+
+    def _offer(self, name: str, mark: str) -> None:
+        """Copies a finished stage for other runs, without its checkpoints."""
+        if self.shared and not (self.shared / mark).exists():
+            _copy_whole(self.folder(name), self.shared / mark)
 
     def write(self, path: Path, document: dict[str, Any]) -> None:
         """Writes a JSON file whole, from the first process only."""
@@ -155,6 +190,18 @@ def check_workdir(workdir: Path) -> None:
         found, expected = f"{str(workdir)!r}, an address of {scheme}", "a folder of a mounted file system"
         remedy = "mount it and give that folder, or run in a local folder and copy it afterwards"
         raise refusal("`workdir`", found, expected, remedy)
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """A copy of a stage's folder that is there whole or not at all; what it was resumed from stays behind."""
+    half = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    shutil.copytree(source, half, ignore=shutil.ignore_patterns(CHECKPOINTS, "tensorboard", "*.tmp"))
+    try:
+        half.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(half)
+        if not (target / DONE).exists():
+            raise
 
 
 def _started(folder: Path) -> str | None:

@@ -48,8 +48,9 @@ _EVALUATION, _LABEL_SPACE, _QUALITY = "_evaluation", "_label_space", "_quality"
 log = logging.getLogger(__name__)
 
 
-def open_run(settings: Settings, workdir: Path) -> RunContext:
-    """Opens the data set and the devices for a run in ``workdir``; writes nothing."""
+def open_run(settings: Settings, workdir: Path, shared: Path | None = None) -> RunContext:
+    """Opens the data set and the devices for a run in ``workdir``; writes nothing. ``shared``: see
+    :class:`~apl_jax.runs.ledger.Ledger`."""
     check_workdir(workdir)
     enable_compile_cache()
     # Impossible settings are refused before anything is written, and as far as can be before anything is read.
@@ -66,7 +67,7 @@ def open_run(settings: Settings, workdir: Path) -> RunContext:
         facts=DataFacts(dataset.labelled.width, len(dataset.classes), data.max_length_t, edge_t),
         truth=open_truth(data),
         scored_truth=open_truth(data, named=settings.evaluation.protocol == "external"),
-        ledger=Ledger(workdir),
+        ledger=Ledger(workdir, shared),
         mesh=mesh,
         runtime=runtime,
         batches=BatchPlan(runtime.prediction_batch, data.max_length_t, data.length_multiple, runtime.read_threads),
@@ -91,13 +92,14 @@ def _note_protocol(settings: Settings, context: RunContext) -> None:
         log.info("note: %s", note)
 
 
-def run(settings: Settings, workdir: Path, command: str = "") -> dict[str, Any]:
+def run(settings: Settings, workdir: Path, command: str = "", shared: Path | None = None) -> dict[str, Any]:
     """Carries out every stage that is not done yet and returns the results, which ``results.json`` holds too.
 
     Running the same command again after any interruption ends in the same final state; after a change of settings,
-    only the stages that depend on it are done again. ``command`` is kept in the results, for whoever reads them.
+    only the stages that depend on it are done again. ``command`` is kept in the results, for whoever reads them. Runs
+    that are given the same folder ``shared`` do the stages that they have in common once.
     """
-    context = open_run(settings, workdir)
+    context = open_run(settings, workdir, shared)
     ledger = context.ledger
     with ledger.locked():
         if ledger.first_process:
@@ -110,7 +112,7 @@ def run(settings: Settings, workdir: Path, command: str = "") -> dict[str, Any]:
         while todo := [s for s in known_stages(settings, context.facts, results) if s.name not in results]:
             foreseen = foreseen_stages(settings, context.facts, results)
             for stage in todo:
-                fingerprints[stage.name] = stage_fingerprint(stage, context, fingerprints)
+                fingerprints[stage.name] = stage_fingerprint(stage, context.digest, fingerprints)
                 position = f"{len(results) + 1}/{len(foreseen)}"
                 results[stage.name] = carry_out(stage, fingerprints[stage.name], context, position)
                 if ledger.first_process:
@@ -135,6 +137,11 @@ def _tell_what_is_left(stage: Stage, foreseen: list[Stage], results: Mapping[str
 
 def carry_out(stage: Stage, mark: str, context: RunContext, position: str) -> dict[str, Any]:
     """A stage's result: from the ledger where it is done under the fingerprint ``mark``, else by doing it."""
+    with context.ledger.claimed(mark):
+        return _carried_out(stage, mark, context, position)
+
+
+def _carried_out(stage: Stage, mark: str, context: RunContext, position: str) -> dict[str, Any]:
     done = context.ledger.result(stage.name, mark)
     if done is not None:
         log.info("%s %s: done before", position, stage.name)

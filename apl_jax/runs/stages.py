@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from apl_jax import __version__
 from apl_jax.declarations import fingerprint, to_dict
-from apl_jax.runs.context import RunContext, StageInputs
+from apl_jax.runs.context import StageInputs
 
 
 class Stage(NamedTuple):
@@ -26,8 +26,9 @@ class Stage(NamedTuple):
     work: Callable[[Any, StageInputs, Path], dict[str, Any]]
 
 
-def stage_fingerprint(stage: Stage, context: RunContext, earlier: Mapping[str, str]) -> str:
-    """The hash of all that the stage's result depends on; ``earlier`` holds the fingerprints of the stages before."""
-    digests = {read: context.digest(read) for read in stage.reads}
+def stage_fingerprint(stage: Stage, digest: Callable[[str], str], earlier: Mapping[str, str]) -> str:
+    """The hash of all that the stage's result depends on: ``digest`` says that of what it reads, ``earlier`` holds the
+    fingerprints of the stages before."""
+    digests = {read: digest(read) for read in stage.reads}
     needs = [earlier[name] for name in stage.needs]
     return fingerprint(stage.name, stage.work.__qualname__, to_dict(stage.handed), digests, needs, __version__)

@@ -204,7 +204,7 @@ def marks(settings: Settings, context: FakeContext | None = None) -> dict[str, s
     """The fingerprint of every stage of a run."""
     found: dict[str, str] = {}
     for stage in plan_stages(settings, FACTS):
-        found[stage.name] = stage_fingerprint(stage, context or FakeContext(), found)  # pyright: ignore
+        found[stage.name] = stage_fingerprint(stage, (context or FakeContext()).digest, found)  # pyright: ignore
     return found
 
 

@@ -254,7 +254,7 @@ def test_every_variant_depends_on_the_content_of_the_file(tmp_path: Path) -> Non
             external_digest(external(file))
         }
         earlier = {need: "" for stage in found.values() for need in stage.needs}
-        return {name: stage_fingerprint(stage, context, earlier) for name, stage in found.items()}
+        return {name: stage_fingerprint(stage, context.digest, earlier) for name, stage in found.items()}
 
     path.write_text("one")
     first, digest = depends(path), external_digest(external(path))

@@ -89,3 +89,63 @@ def test_an_address_is_no_folder(name: str) -> None:
         check_workdir(Path(name))
     check_workdir(Path("runs/a: b"))
     check_workdir(Path("/data/a:/b"))
+
+
+# Stages that runs have in common
+
+
+def test_a_stage_that_another_run_has_done_is_copied(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    first = Ledger(tmp_path / "first", shared)
+    folder = first.begin("stage", "mark")
+    write_json(folder / "labels.json", {"labels": [1, 2]})
+    write_json(folder / "checkpoints" / "10" / "state", {})
+    (folder / "metrics.jsonl").write_text("{}")
+    first.finish("stage", "mark", RESULT)
+
+    second = Ledger(tmp_path / "second", shared)
+    assert second.result("stage", "another mark") is None
+    assert second.result("stage", "mark") == RESULT
+    copied = second.folder("stage")
+    assert sealed_file(copied, "labels.json").is_file() and (copied / "metrics.jsonl").is_file()
+    assert not (copied / "checkpoints").exists() and not list((tmp_path / "second" / "stages").glob(".*"))
+    assert Ledger(tmp_path / "alone").result("stage", "mark") is None
+
+
+def test_a_damaged_copy_is_done_again_and_not_copied_again(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    first = Ledger(tmp_path / "first", shared)
+    write_json(first.begin("stage", "mark") / "labels.json", {})
+    first.finish("stage", "mark", RESULT)
+    (shared / "mark" / "labels.json").write_text("damaged")
+    assert Ledger(tmp_path / "second", shared).result("stage", "mark") is None
+    assert first.result("stage", "mark") == RESULT
+
+
+def test_what_a_run_has_begun_itself_is_not_replaced(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    second = Ledger(tmp_path / "second", shared)
+    write_json(second.begin("stage", "mark") / "checkpoints" / "10" / "state", {})
+    first = Ledger(tmp_path / "first", shared)
+    first.begin("stage", "mark")
+    first.finish("stage", "mark", RESULT)
+    assert second.result("stage", "mark") is None
+    assert (second.folder("stage") / "checkpoints" / "10" / "state").is_file()
+
+
+def test_two_runs_do_not_do_one_stage_at_once(tmp_path: Path) -> None:
+    import threading
+
+    ledger, order = Ledger(tmp_path / "first", tmp_path / "shared"), []
+
+    def wait_for_it() -> None:
+        with Ledger(tmp_path / "second", tmp_path / "shared").claimed("mark"):
+            order.append("second")
+
+    with ledger.claimed("mark"):
+        other = threading.Thread(target=wait_for_it)
+        other.start()
+        other.join(0.2)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]
