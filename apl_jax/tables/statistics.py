@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import ttest_rel, wilcoxon
 
+_EQUAL = 1e-9  # percentage points within which differences are the same number
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -48,7 +50,7 @@ def difference(ours: Mapping[int, float], above: Mapping[int, float]) -> Differe
     if summary is None:
         return None
     t_test = wilcoxon_test = None
-    if len(seeds) > 1 and np.ptp(values) > 0:
+    if len(seeds) > 1 and np.ptp(values) > _EQUAL:
         t_test = float(ttest_rel([ours[s] for s in seeds], [above[s] for s in seeds]).pvalue)
     if len(seeds) > 1 and values.any():
         wilcoxon_test = float(np.asarray(wilcoxon(values))[1])
