@@ -11,6 +11,7 @@ from typing import Any
 
 from apl_jax.cli import (
     compare,
+    compile,
     configure,
     evaluate,
     export,
@@ -30,8 +31,8 @@ from apl_jax.cli.words import in_flags
 from apl_jax.text import for_message, say
 
 _FILES = (
-    inspect, configure, run, evaluate, predict, thresholds, report, compare, tables, export, import_actionformer,
-    synthesize, prepare_hapt,
+    inspect, configure, run, evaluate, predict, thresholds, report, compare, tables, compile, export,
+    import_actionformer, synthesize, prepare_hapt,
 )  # fmt: skip
 COMMANDS: dict[str, Command] = {file.COMMAND.name: file.COMMAND for file in _FILES}
 MISUSED, INTERRUPTED = 2, 130  # exit codes, beside those of faults.py

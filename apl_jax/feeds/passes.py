@@ -27,11 +27,11 @@ def map_resident(function: BatchFn, params: PyTree, table: Batch, batch: int, me
     About ``batch`` videos at a time, each batch spread over the mesh.
     """
     batch = -(-batch // mesh.size) * mesh.size
-    return _program(function, batch)(params, table)
+    return whole_table_program(function, batch)(params, table)
 
 
 @functools.lru_cache(maxsize=4)
-def _program(function: BatchFn, batch: int) -> Callable[[PyTree, Batch], PyTree]:
+def whole_table_program(function: BatchFn, batch: int) -> Callable[[PyTree, Batch], PyTree]:
     """What :func:`map_resident` runs, compiled once for a function that is mapped several times."""
     return jax.jit(lambda p, t: map_rows(lambda chunk: function(p, chunk), t, batch))
 
@@ -51,7 +51,7 @@ def map_streamed(function: BatchFn, params: PyTree, table: VideoTable, shape: Ba
     Videos of about the same length go together, and lengths are rounded up to powers of two, so that few programs serve
     all. Where results depend on the length (one per step, say), the shorter ones are filled with zeros.
     """
-    source = _Batches(table, build_targets(table.records, table.grids), _plan(table.lengths, shape, mesh.size))
+    source = _Batches(table, build_targets(table.records, table.grids), plan_chunks(table.lengths, shape, mesh.size))
     ahead = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(shape.threads, shape.threads))
     program = jax.jit(function)
     found: list[PyTree] = []
@@ -65,14 +65,16 @@ def map_streamed(function: BatchFn, params: PyTree, table: VideoTable, shape: Ba
     return jax.tree.map(lambda *leaves: _in_order(leaves, [rows for rows, _, _ in source.plan]), *found)
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
+    """Videos of about one length that go together."""
+
     rows: np.ndarray  # of the table
     fill: int  # rows of zeros behind them
     length_t: int
 
 
-def _plan(lengths: np.ndarray, shape: BatchPlan, devices: int) -> list[_Chunk]:
-    """Which videos go together."""
+def plan_chunks(lengths: np.ndarray, shape: BatchPlan, devices: int) -> list[Chunk]:
+    """Which videos of these ``lengths [V]`` go together."""
     padded = np.array([bucket_length(length, shape.multiple, max(lengths)) for length in lengths.tolist()])
     plan = []
     for length_t in np.unique(padded):
@@ -81,7 +83,7 @@ def _plan(lengths: np.ndarray, shape: BatchPlan, devices: int) -> list[_Chunk]:
         most = -(-min(most, 1 << (len(rows) - 1).bit_length()) // devices) * devices
         for first in range(0, len(rows), most):
             some = rows[first : first + most]
-            plan.append(_Chunk(some, most - len(some), int(length_t)))
+            plan.append(Chunk(some, most - len(some), int(length_t)))
     return plan
 
 
@@ -91,7 +93,7 @@ class _Batches:
 
     table: VideoTable
     targets: Targets  # [V, N, ...]
-    plan: Sequence[_Chunk]
+    plan: Sequence[Chunk]
 
     def __len__(self) -> int:
         return len(self.plan)

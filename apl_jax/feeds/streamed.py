@@ -114,23 +114,35 @@ def stream_feed(
         steps_t = min(table.length_t, window_t)
         targets = build_targets(table.records, table.grids, max_instances.get(name))
         roles[name] = Role(table, targets, to_host(order), steps_t, _local_videos(mesh, batch))
-    step_bytes = sum(role.step_bytes for role in roles.values())
-    fitting = max(int(runtime.portion_mib * _MIB / max(step_bytes, 1)), 1)
-    size = max(n for n in range(1, runtime.steps_per_dispatch + 1)
-               if runtime.steps_per_dispatch % n == 0 and n <= fitting)  # fmt: skip
+    size = portion_steps(sum(role.step_bytes for role in roles.values()), runtime)
     seed = int(np.asarray(to_host(jax.random.key_data(key))).ravel()[-1])
     reader = _Reader(Portions(roles, size, steps, seed), runtime.read_threads)
 
     def bring(first: int, count: int) -> PyTree:
         portion = reader.portion(first, count)
-        placed = {name: place(batch, _spread(mesh, batch.video.shape[1])) for name, batch in portion.items()}
+        placed = {name: place(batch, spread(mesh, batch.video.shape[1])) for name, batch in portion.items()}
         return {"first": place(np.int32(first), replicated(mesh)), "portion": placed, "constants": dict(constants)}
 
-    def batches(arrays: PyTree, _: Array, step: Array) -> dict:
-        within = step - arrays["first"]
-        return jax.tree.map(lambda x: x[within], arrays["portion"]) | arrays["constants"]
+    return Feed({}, portion_batches, dict(batch_sizes), bring, size)
 
-    return Feed({}, batches, dict(batch_sizes), bring, size)
+
+def portion_batches(arrays: PyTree, _: Array, step: Array) -> dict:
+    """``Feed.batches`` of a stream: a step's part of a portion, whose arrays ``bring`` returns."""
+    within = step - arrays["first"]
+    return jax.tree.map(lambda x: x[within], arrays["portion"]) | arrays["constants"]
+
+
+def portion_steps(step_bytes: int, runtime: RuntimeSettings) -> int:
+    """How many steps a portion has whose steps take so much memory: a divisor of ``runtime.steps_per_dispatch``."""
+    fitting = max(int(runtime.portion_mib * _MIB / max(step_bytes, 1)), 1)
+    whole = range(1, runtime.steps_per_dispatch + 1)
+    return max(n for n in whole if runtime.steps_per_dispatch % n == 0 and n <= fitting)
+
+
+def spread(mesh: Mesh, batch: int) -> NamedSharding:
+    """Stacked batches ``[steps, B, ...]``: videos over the devices where they divide B, as devices.py has it."""
+    spec = PartitionSpec(None, DATA_AXIS) if batch % mesh.size == 0 else PartitionSpec()
+    return NamedSharding(mesh, spec)
 
 
 class _Reader:
@@ -155,14 +167,8 @@ class _Reader:
         return next(self._ahead)
 
 
-def _spread(mesh: Mesh, batch: int) -> NamedSharding:
-    """Stacked batches ``[steps, B, ...]``: videos over the devices where they divide B, as devices.py has it."""
-    spec = PartitionSpec(None, DATA_AXIS) if batch % mesh.size == 0 else PartitionSpec()
-    return NamedSharding(mesh, spec)
-
-
 def _local_videos(mesh: Mesh, batch: int) -> slice:
     """The videos of a batch that the devices of this process hold."""
-    held = [index[1] for index in _spread(mesh, batch).addressable_devices_indices_map((1, batch)).values() if index]
+    held = [index[1] for index in spread(mesh, batch).addressable_devices_indices_map((1, batch)).values() if index]
     bounds = [part.indices(batch)[:2] for part in held]
     return slice(min(low for low, _ in bounds), max(high for _, high in bounds))

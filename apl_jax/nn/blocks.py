@@ -48,7 +48,7 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", uniform_fan_in, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return sequence.linear(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+        return sequence.add_bias(sequence.linear(x.astype(self.dtype), kernel), bias)
 
 
 class MaskedConv(nn.Module):
@@ -65,7 +65,7 @@ class MaskedConv(nn.Module):
         y = sequence.conv1d(x.astype(self.dtype), kernel)
         if self.bias_init is not None:
             bias = self.param("bias", nn.initializers.constant(self.bias_init), (self.features,))
-            y = y + bias.astype(self.dtype)
+            y = sequence.add_bias(y, bias)
         return apply_mask(y, mask)
 
 

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from apl_jax.nn.blocks import GroupedConv, Linear, MaskedConv, uniform_fan_in
 from apl_jax.ops.boundary_matching import Sampling, map_conv, projected_samples, squares_of, to_map
 from apl_jax.ops.masking import apply_mask
+from apl_jax.ops.sequence import add_bias
 from apl_jax.structs import Array
 
 
@@ -83,13 +84,13 @@ class MapHead(nn.Module):
         squares, lengths = squares_of(sampling), mask.sum(-1)
         segment = jnp.asarray(squares.duration + squares.start)[:, None] < lengths
         on_map = jnp.asarray(squares.edge)[:, None] <= lengths
-        cells = nn.relu(apply_mask(cells, segment) + bias.astype(cells.dtype))
+        cells = nn.relu(add_bias(apply_mask(cells, segment), bias))
         cells = nn.relu(Linear(self.width, self.dtype, name="contract")(cells))
         cells, on_map = jnp.swapaxes(apply_mask(cells, on_map), 0, 1), on_map.T  # [N, Q, width]
         for i in range(2):
             kernel = self.param(f"conv_{i}_kernel", uniform_fan_in, (9, self.width, self.width))
             bias = self.param(f"conv_{i}_bias", nn.initializers.zeros, (self.width,))
-            cells = apply_mask(nn.relu(map_conv(cells, kernel, sampling) + bias.astype(cells.dtype)), on_map)
+            cells = apply_mask(nn.relu(add_bias(map_conv(cells, kernel, sampling), bias)), on_map)
         wide = jnp.promote_types(cells.dtype, jnp.float32)
         kernel = self.param("predictor_kernel", uniform_fan_in, (self.width, len(self.biases)))
         bias = self.param(

@@ -183,7 +183,7 @@ class SnippetAttention(nn.Module):
             seen = jnp.einsum("nqk,nke->nqe", weights.astype(dtype), value, preferred_element_type=wide)
             return sequence.linear(seen.astype(dtype), merge[own]).astype(x.dtype)
 
-        y = sum((head(h) for h in range(1, self.heads)), head(0)) + bias.astype(x.dtype)
+        y = sequence.add_bias(sum((head(h) for h in range(1, self.heads)), head(0)), bias)
         y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
         return x, apply_mask(LayerNorm(name="norm")(y + x), mask)
 

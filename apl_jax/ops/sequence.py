@@ -31,6 +31,12 @@ def linear(x: Array, kernel: Array) -> Array:
     return _linear(x, kernel)
 
 
+def add_bias(x: Array, bias: Array) -> Array:
+    """``x`` [..., C] plus ``bias`` [C] in float32, so that the gradient of the bias, a sum over all positions and
+    devices, is summed in float32 too."""
+    return (x.astype(_accumulator(x)) + bias).astype(x.dtype)
+
+
 def conv1d(x: Array, kernel: Array, stride: int = 1) -> Array:
     """Convolution of ``x`` [B, T, I] with ``kernel`` [K, I, O], K odd, K // 2 zeros beyond both ends, without bias.
 

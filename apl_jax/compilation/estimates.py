@@ -1,0 +1,108 @@
+"""What a compiled program takes: memory, arithmetic, traffic, and what it says to other devices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apl_jax.compilation.chips import Chip
+
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+_CALL = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
+_ARRAY = re.compile(r"\b(?P<dtype>[a-z]+[0-9]+(?:e[0-9]m[0-9][a-z]*)?|pred)\[(?P<shape>[0-9,]*)\]")
+_BITS = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All communication of one kind and one type of numbers."""
+
+    kind: str
+    dtype: str
+    count: int
+    bytes: int  # that are handed over, per device
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one call of a program takes on each device, as the compiler counts it."""
+
+    arguments: int  # bytes
+    outputs: int  # bytes that are not arguments given back
+    temporaries: int  # bytes
+    code: int  # bytes
+    flops: float
+    traffic: float  # bytes that operations read and write; what stays on the chip between them is in it
+    collectives: tuple[Collective, ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of memory that a call needs at once."""
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+    def seconds(self, chip: Chip) -> float:
+        """A bound from below by arithmetic and memory, each at its published peak, and no overlap of communication."""
+        return max(self.flops / chip.flops, self.traffic / chip.bandwidth) + self.communication_s(chip)
+
+    def communication_s(self, chip: Chip) -> float:
+        """Of a ring: twice the bytes of an all-reduce pass every device, those of other kinds once."""
+        return sum(c.bytes * (2 if c.kind == "all-reduce" else 1) for c in self.collectives) / chip.links
+
+
+def estimate(compiled: Any) -> Estimate:
+    """Reads a ``jax.stages.Compiled``."""
+    memory, cost = compiled.memory_analysis(), _cost(compiled)
+    return Estimate(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=float(cost.get("flops", 0.0)),
+        traffic=float(cost.get("bytes accessed", 0.0)),
+        collectives=collectives_of(compiled.as_text()),
+    )
+
+
+def _cost(compiled: Any) -> Mapping[str, float]:
+    found = compiled.cost_analysis()
+    return (found[0] if isinstance(found, list) else found) or {}
+
+
+def collectives_of(hlo: str) -> tuple[Collective, ...]:
+    """The communication in a program's HLO, by kind and type of numbers.
+
+    An instruction within a loop counts once: in the loop over the steps of a dispatch, per step.
+    """
+    found: dict[tuple[str, str], list[int]] = {}
+    for line in hlo.splitlines():
+        call = _CALL.search(line)
+        if call is None:
+            continue
+        arrays = list(_ARRAY.finditer(call["type"]))
+        if call["start"] and len(arrays) > 1:  # its type holds what goes in beside what comes out
+            arrays = arrays[len(arrays) // 2 :]
+        seen = set()
+        for array in arrays:
+            size = _bytes(array["dtype"], array["shape"])
+            entry = found.setdefault((call["kind"], array["dtype"]), [0, 0])
+            entry[0] += array["dtype"] not in seen
+            entry[1] += size
+            seen.add(array["dtype"])
+    return tuple(Collective(kind, dtype, *numbers) for (kind, dtype), numbers in sorted(found.items()))
+
+
+def _bytes(dtype: str, shape: str) -> int:
+    count = 1
+    for size in filter(None, shape.split(",")):
+        count *= int(size)
+    bits = _BITS.search(dtype)
+    return count * max(int(bits[0]) // 8, 1) if bits else count
+
+
+def weak_scaling(of_one: float, gradient_bytes: int, chip: Chip, devices: int) -> float:
+    """The efficiency of ``devices`` chips that share the gradients of a step which takes one chip ``of_one`` seconds:
+    in (0, 1], with a ring over all of them and no overlap."""
+    passed = 2 * (devices - 1) / devices * gradient_bytes
+    return of_one / (of_one + passed / chip.links)
