@@ -33,7 +33,7 @@ def test_shapes_are_those_of_the_data_set() -> None:
 
 
 def test_without_features_the_width_is_given_or_that_of_synthetic_ones(shared: Path) -> None:
-    data = dataclasses.replace(read_config("thumos14:apl").data, root=str(shared / "annotations"))
+    data = dataclasses.replace(read_config("thumos14:apl").data, root=str(shared / "data" / "annotations"))
     shapes = shapes_of(data)
     assert shapes.facts.feature_width == data.synthetic.width == 2048
     assert shapes_of(data, 512).labelled.width == 512
