@@ -35,7 +35,7 @@ class GivenProposals:
 
     path: Path
     instances: Instances  # labels are 0
-    notes: tuple[str, ...]  # what was left out, and where nothing was found, in words
+    notes: tuple[str, ...]  # in which recordings nothing was found, in words
 
     @property
     def most(self) -> int:
@@ -51,7 +51,7 @@ class GivenProposals:
         shape, counts, total = (len(rows), self.most), np.zeros(len(rows), int), 0
         segments_t, confidence = np.zeros((*shape, 2), np.float32), np.zeros(shape, np.float32)
         for place, (row, grid, duration_s) in enumerate(zip(rows, grids, durations_s, strict=True)):
-            own = self.instances.select(self.instances.video == row)
+            own = self.instances.select(slice(*np.searchsorted(self.instances.video, (row, row + 1))))
             cut_s = np.clip(own.segments_s, 0.0, duration_s)
             inside = cut_s[:, 1] > cut_s[:, 0]
             counts[place], total = inside.sum(), total + len(own)
@@ -93,9 +93,6 @@ def read_given_proposals(path: str | Path, ids: Sequence[str], most: int) -> Giv
         words = f"a score of {found.score[wrong][0]:g} ({int(wrong.sum()):,} such scores)"
         raise refusal(f"{path}: results", words, "scores in [0, 1]", "apply a sigmoid to the scores")
     chosen = surest_segments(found, most)
-    kinds = (
-        (empty, "recordings have an empty list of proposals: nothing will be found in them"),
-        (submission.unknown_videos, "recordings of the file are not used"),
-    )
-    notes = tuple(f"{path}: {len(names):,} {what} ({some([*map(shown, names)])})" for names, what in kinds if names)
-    return GivenProposals(path, chosen, notes)
+    what = "with an empty list of proposals, in which nothing will be found"
+    note = f"{path}: {counted(len(empty), 'recording')} {what}: {some([*map(shown, empty)])}"
+    return GivenProposals(path, chosen, (note,) if empty else ())
