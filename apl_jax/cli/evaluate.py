@@ -1,4 +1,4 @@
-"""``apl-jax evaluate``: a prediction file scored against an annotation file, without a model."""
+"""``apl-jax evaluate``: a file of predictions, or of proposals, scored against an annotation file, without a model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def _declare(parser: Parser) -> None:
     words = "predictions: JSON in the layout of ActivityNet's submissions, or a CSV as apl-jax predict writes it"
     parser.flag("predictions", "FILE", words, path, required=True)
     parser.flag("subset", "NAME", "score the videos of this subset only", default="", shown="all videos")
-    shown = ",".join(map(str, TIOU))
-    parser.flag("tiou", "NUMBERS", "tIoU thresholds, or first:step:last", numbers, default=TIOU, shown=shown)
+    shown = f"{','.join(map(str, TIOU))}; with --proposals 0.5:0.05:0.95"
+    parser.flag("tiou", "NUMBERS", "tIoU thresholds, or first:step:last", numbers, shown=shown)
+    parser.switch("proposals", "score segments without looking at classes: average recall, and the area under it")
     words = "JSON or CSV with a probability per video and class: scores under the external protocol"
     parser.flag("external_scores", "FILE", words)
     parser.flag("external_top_k", "K", "classes of a video that each of its segments is given", whole_number, shown="2")
@@ -42,6 +43,9 @@ def _carry_out(arguments: Namespace) -> None:
     from apl_jax.evaluation.submission import read_submission
     from apl_jax.report import print_average_precision
 
+    if arguments.proposals and arguments.external_scores:
+        expected = "one of them: of proposals, classes are not looked at"
+        raise UsageError(f"{PROGRAM} evaluate: found --proposals and --external_scores, expected {expected}")
     external = {name: value for name in _EXTERNAL if (value := getattr(arguments, name)) is not None}
     if (external or arguments.out) and not arguments.external_scores:
         given = [f"--{name}" for name in (*external, "out") if getattr(arguments, name) is not None]
@@ -50,15 +54,30 @@ def _carry_out(arguments: Namespace) -> None:
     records = _choose_videos(annotations, arguments.subset)
     if reason := why_not_scored(records):
         raise refusal(f"{arguments.annotations}", reason, "instances to score against", "a file with annotations")
-    # The external protocol does not look at labels, which may be those of a class-agnostic detector.
-    names = None if external else annotations.classes
+    # The external protocol does not look at labels, which may be those of a class-agnostic detector; proposals may have
+    # none.
+    names = None if external or arguments.proposals else annotations.classes
     submission = read_submission(arguments.predictions, [r.id for r in records], names)
     for note in (*annotations.notes, *coverage_notes(records, submission)):
         say(f"note: {note}", error=True)
     predictions = submission.instances
+    if arguments.proposals:
+        _score_proposals(records, predictions, arguments.tiou)
+        return
     if external:
         predictions = _with_external_classes(predictions, records, annotations.classes, external, arguments)
-    print_average_precision(score(records, predictions, annotations.classes, arguments.tiou, RECALL_AT))
+    tiou = arguments.tiou or TIOU
+    print_average_precision(score(records, predictions, annotations.classes, tiou, RECALL_AT))
+
+
+def _score_proposals(records: Sequence[VideoRecord], proposals: Instances, tiou: Sequence[float] | None) -> None:
+    """Prints the average recall of proposals at ``tiou``, by default ActivityNet's thresholds."""
+    from apl_jax.evaluation.proposal_recall import TIOU as ACTIVITYNET
+    from apl_jax.evaluation.proposal_recall import proposal_recall
+    from apl_jax.evaluation.scoring import judged
+    from apl_jax.report import print_proposal_recall
+
+    print_proposal_recall(proposal_recall(*judged(records, proposals), tiou or ACTIVITYNET).as_dict())
 
 
 def _choose_videos(annotations: Annotations, subset: str) -> list[VideoRecord]:
@@ -96,9 +115,11 @@ def _with_external_classes(
 COMMAND = Command(
     "evaluate",
     "score a prediction file against an annotation file",
-    "Scores any prediction JSON against any annotation JSON, without a model: average precision and recall.",
+    "Scores any prediction JSON against any annotation JSON, without a model: average precision and recall. With "
+    "--proposals: average recall at 1, 5, 10 and 100 proposals per video, and the area under it (AUC).",
     (
         "--annotations=A.json --predictions=P.json --subset=test --tiou=0.3,0.5",
+        "--annotations=A.json --predictions=P.json --subset=test --proposals",
         "--annotations=A.json --predictions=P.json --external_scores=classes.json --out=named.json",
     ),
     _declare,

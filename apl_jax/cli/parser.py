@@ -58,6 +58,11 @@ class Parser(argparse.ArgumentParser):
         )
         self.flags.append(name)
 
+    def switch(self, name: str, words: str) -> None:
+        """Declares ``--name``, which takes no value and is off without it."""
+        self.add_argument(f"--{name}", help=words, action="store_true")
+        self.flags.append(name)
+
     def error(self, message: str) -> NoReturn:
         """Raises :class:`UsageError`."""
         raise UsageError(f"{self.prog}: {message.removeprefix('argument ')}. See {self.prog} --help.")

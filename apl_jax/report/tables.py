@@ -8,7 +8,7 @@ from typing import Any
 from apl_jax.report.figures import MEASURES as _FIGURE_3C
 from apl_jax.report.figures import SET_NAMES
 from apl_jax.runs.evidence import MODEL, TEACHER
-from apl_jax.text import one_line, say
+from apl_jax.text import counted, one_line, say
 
 MEASURES = _FIGURE_3C | {"precision": "precision", "recall": "recall"}
 
@@ -63,7 +63,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         if decided
         else []
     )
-    parts += [protocol(results), gain(results), no_pseudo_labels(results)]
+    parts += [protocol(results), proposals(results), gain(results), no_pseudo_labels(results)]
     for name, labels in results["pseudo_labels"].items():
         parts += [f"{stage_name(name)}: {counts(labels)}", aligned(quality_rows(labels["quality"]))]
     return "\n\n".join(part for part in parts if part)
@@ -82,6 +82,22 @@ def average_precision_table(result: Mapping[str, Any]) -> str:
     for name, values in result["recall"].items():
         rows.append([f"Recall@{name}", *percents(values.values()), percent(mean(values))])
     return aligned(rows, rules=(1, 1 + len(result["ap"])))
+
+
+def print_proposal_recall(result: Mapping[str, Any]) -> None:
+    """Prints :func:`proposal_recall_table`."""
+    say(proposal_recall_table(result))
+
+
+def proposal_recall_table(result: Mapping[str, Any]) -> str:
+    """The score of proposals, as ``ProposalRecall.as_dict`` gives it, in percent, and how many proposals there are."""
+    rows = [["%", *(f"AR@{number}" for number in result["recall"]), "AUC"]]
+    for threshold, area in result["area"].items():
+        rows.append([f"tIoU {threshold}", *percents(at[threshold] for at in result["recall"].values()), percent(area)])
+    rows.append(["average", *percents(result["average_recall"].values()), percent(result["auc"])])
+    videos, each = result["videos"], result["proposals"] / result["videos"]
+    words = f"{counted(result['instances'], 'instance')} in {counted(videos, 'video')}, {each:.1f} proposals per video"
+    return f"{aligned(rows, rules=(1, len(rows) - 1))}\n\n{words}"
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -112,6 +128,17 @@ def protocol(results: Mapping[str, Any]) -> str:
     return (
         f"Protocol: {words}. Segments are the model's, classes a video-level classifier's, which may have learnt from "
         "labels that the model never saw: compare with numbers of this protocol only."
+    )
+
+
+def proposals(results: Mapping[str, Any]) -> str:
+    """Where proposals come from that the run did not make; empty for all other runs."""
+    source = results.get("proposals")
+    if not source:
+        return ""
+    return (
+        f"Proposals: from {one_line(source['file'])} (digest {source['digest']}). Whatever made them may have "
+        "learnt from labels that this run never saw."
     )
 
 

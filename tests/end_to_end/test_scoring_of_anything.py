@@ -75,6 +75,28 @@ def test_point_13_proposals_without_labels(tmp_path: Path, capsys: pytest.Captur
     assert "name of a class" in capsys.readouterr().err
 
 
+def test_proposals_with_labels_and_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both files have the same average recall; a class that the truth lacks is no reason to leave a segment out."""
+    rows = {name: [{"segment": s, "score": 0.5} for s in segments] for name, segments in SEGMENTS.items()}
+    bare = write(tmp_path / "bare.json", {"results": rows | {"stranger": [{"segment": [0, 1], "score": 1.0}]}})
+    table = write(tmp_path / "found.csv", "video,start_s,end_s,score\na,1,4,0.5\na,6,9,0.5\nb,2,3,0.5\n")
+    for predictions in (bare, table, found(tmp_path / "found.json", label="swim")):
+        said = evaluate(capsys, truth(tmp_path / "truth.json"), predictions, "--proposals")
+        lines = said.splitlines()
+        assert lines[0].split() == ["%", "AR@1", "AR@5", "AR@10", "AR@100", "AUC"]
+        for row in ("tIoU 0.95", "average"):
+            line = next(line for line in lines if line.startswith(row)).removeprefix(row)
+            assert line.split() == ["33.3", "100.0", "100.0", "100.0", "98.7"]
+        assert "3 instances in 2 videos, 1.5 proposals per video" in said
+        assert ("'stranger'" in said) == (predictions == bare)
+    said = evaluate(capsys, truth(tmp_path / "truth.json"), table, "--proposals", "--tiou=0.5,0.7")
+    assert "tIoU 0.7" in said and "tIoU 0.95" not in said
+    classes = write(tmp_path / "classes.json", {"class": ["walk"], "results": {"a": [0.9], "b": [0.9]}})
+    both = ["--proposals", f"--external_scores={classes}"]
+    assert main(["evaluate", f"--annotations={tmp_path}/truth.json", f"--predictions={table}", *both]) == 2
+    assert "found --proposals and --external_scores" in capsys.readouterr().err
+
+
 def test_point_13_ambiguous_is_no_class_of_thumos14(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(Path(truth(tmp_path / "truth.json")).read_text())
     document["database"]["a"]["annotations"].append({"segment": [4.5, 5.5], "label": "Ambiguous"})

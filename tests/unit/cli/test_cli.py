@@ -45,7 +45,9 @@ def test_flags_are_taken_with_an_equals_sign_or_without() -> None:
     assert (one.fps, one.top_k, one.min_score, one.out, one.stage) == (25.0, 3, 0.1, None, "")
     assert one.plugin == ["x", "y"] and one.overrides == {} and "features" in one.flags
     assert one.command_line.startswith("apl-jax predict '--workdir=a b' --features new")
-    assert parsed("evaluate", "--annotations=a", "--predictions=p").tiou == (0.3, 0.4, 0.5, 0.6, 0.7)
+    bare = parsed("evaluate", "--annotations=a", "--predictions=p")
+    assert bare.tiou is None and bare.proposals is False, "what thresholds are usual depends on what is scored"
+    assert parsed("evaluate", "--annotations=a", "--proposals", "--predictions=p").proposals is True
     assert parsed("evaluate", "--annotations=a", "--predictions=p", "--tiou=0.5,0.95").tiou == (0.5, 0.95)
     assert parsed("compare", "runs/a", "runs/b").folders == [Path("runs/a"), Path("runs/b")]
     assert parsed("predict", "--workdir=~/x", "--features=f").workdir == Path.home() / "x"
@@ -89,6 +91,7 @@ def test_overrides_are_every_flag_below_config() -> None:
         (("predict", "--workdir=a", "--features=b", "--fps=x"), "--fps: found 'x', expected a number"),
         (("predict", "--workdir=a", "--features=b", "--top_k=2.5"), "--top_k: found '2.5', expected a whole number"),
         (("predict", "--workdir=", "--features=b"), "--workdir: found nothing, expected a path"),
+        (("evaluate", "--annotations=a", "--predictions=p", "--proposals=yes"), "--proposals: ignored explicit"),
         (("evaluate", "--annotations=a", "--predictions=p", "--tiou=0.5;0.7"), "expected numbers with commas between"),
         (("synthesize", "--config=spsw", "--out=o", "--videos=0"), "expected a whole number of at least 1"),
         (("compare",), "required: FOLDER"),
