@@ -25,15 +25,13 @@ def seeds(text: str) -> tuple[int, ...]:
 
 def _declare(parser: Parser) -> None:
     parser.add_argument("tables", metavar="TABLE", nargs="*", help="name of a table, such as apl:2")
-    parser.add_argument("--list", action="store_true", help="name all tables and figures, and do nothing else")
-    parser.flags.append("list")
+    parser.switch("list", "name all tables and figures, and do nothing else")
     words = "data set: the name of its configuration without a variant, or a configuration file"
     parser.flag("data", "NAME", words, default="spsw")
     parser.flag("seeds", "LIST", "seeds of network and split, such as 0,1,2 or 0..4", seeds, default=(0,), shown="0")
     parser.flag("workdir", "FOLDER", "folder of the runs and pages, made if there is none", path)
     parser.flag("jobs", "N", "runs side by side, each a process of its own", count, default=1)
-    parser.add_argument("--plan", action="store_true", help="say what is to be run and what it costs, and run nothing")
-    parser.flags.append("plan")
+    parser.switch("plan", "say what is to be run and what it costs, and run nothing")
     words = "another value for one setting in all rows, such as the folder of the data"
     parser.add_argument(f"{OVERRIDE}PATH", metavar="VALUE", help=words)
     declare_plugin(parser)

@@ -52,7 +52,7 @@ def measure_speed(settings: Settings) -> Speed:
     then for three times as many steps."""
     with tempfile.TemporaryDirectory(prefix="apl_jax_trial_") as folder:
         context = open_run(settings, Path(folder))
-        detector = generator_of(settings.detector, context.facts) or plain_detector(settings.detector)
+        detector = generator_of(settings, context.facts) or plain_detector(settings.detector)
         few = settings.runtime.steps_per_dispatch
         seconds = []
         for place, steps in enumerate((few, few, 3 * few)):

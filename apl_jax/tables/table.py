@@ -12,7 +12,7 @@ THUMOS14, ACTIVITYNET, EPIC = "thumos14", "activitynet", "epic"  # data sets tha
 # Configurations of a data set by detector; of any detector: its main one, or a file of one's own.
 ANY = ("{data}:apl", "{data}")
 TRIDET = ("{data}:apl-tridet",)
-BMN, PGCN = ("{data}:apl-bmn", "{data}:bmn"), ("{data}:apl-pgcn", "{data}:pgcn")
+BMN, PGCN = ("{data}:apl-bmn",), ("{data}:apl-pgcn",)
 SPOT = ("{data}_nontarget:spot-target", "{data}:spot")
 PLAIN_ACTIONFORMER = ("{data}_nontarget:actionformer-hybrid", "{data}:nontarget")
 FOUR = ("0.3", "0.5", "0.7", "average")  # columns of most tables

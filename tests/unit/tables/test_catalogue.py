@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,13 @@ def test_every_table_of_both_papers_is_there() -> None:
     assert all(name == table.name for name, table in TABLES.items())
 
 
-@pytest.mark.parametrize("data", ["spsw", "hapt", "thumos14"])
-@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "apl:s7"])
+# thumos14 has P-GCN with every label only, and only EPIC-KITCHENS has verbs and nouns.
+WITHOUT = [("apl:s8", "thumos14"), *(("apl:s7", data) for data in FACTS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [(n, d) for n, d in itertools.product(EXPECTED, FACTS) if (n, d) not in WITHOUT]
+)
 def test_rows_can_be_planned(name: str, data: str, tmp_path: Path) -> None:
     table = TABLES[name]
     plan = plan_table(table, data, (0,), {}, tmp_path)
