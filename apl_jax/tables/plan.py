@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_jax.declarations import SettingsError, fingerprint, override, to_dict
-from apl_jax.runs.evidence import foreseen_stages
+from apl_jax.runs.evidence import foreseen_stages, known_stages
 from apl_jax.runs.forecast import steps_of, work_of
 from apl_jax.runs.run import open_run
 from apl_jax.runs.settings import Settings, read_config
@@ -57,6 +57,7 @@ def plan_table(table: Table, data: str, seeds: Sequence[int], overrides: Mapping
             base, settings = _base(row, data)
             changes = {**row.changes(settings), **_ratio(row)}
             chosen = override(override(settings, changes), overrides, text=True)
+            known_stages(chosen, DataFacts(1, 1, chosen.data.max_length_t), {})  # refuses what does not go together
         except SettingsError as error:
             left_out[place] = str(error)
             continue
