@@ -36,6 +36,7 @@ _FILES = (
 )  # fmt: skip
 COMMANDS: dict[str, Command] = {file.COMMAND.name: file.COMMAND for file in _FILES}
 MISUSED, INTERRUPTED = 2, 130  # exit codes, beside those of faults.py
+_GOES_ON = (run.COMMAND.name, tables.COMMAND.name)  # commands that keep checkpoints
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(for_message(str(error)), error=True)
         return MISUSED
     except KeyboardInterrupt:
-        goes_on = " The same command goes on from the last checkpoint." if chosen.command == run.COMMAND.name else ""
+        goes_on = " The same command goes on from the last checkpoint." if chosen.command in _GOES_ON else ""
         say(f"{PROGRAM}: interrupted.{goes_on}", error=True)
         return INTERRUPTED
     except Exception as error:

@@ -88,9 +88,8 @@ def _ratio(row: Row) -> dict[str, float]:
 
 def _folder_name(table: Table, base: str, settings: Settings) -> str:
     """Equal for equal runs, whatever table they are in."""
-    known = dataclasses.replace(settings, runtime=dataclasses.replace(settings.runtime, progress=False))
     name = Path(base.partition(":")[0]).stem
-    return f"{name}-{fingerprint(MEASURES[table.measure].done, known)}"
+    return f"{name}-{fingerprint(MEASURES[table.measure].done, settings)}"
 
 
 def _command(base: str, changes: Mapping[str, Any], folder: Path) -> str:
