@@ -71,7 +71,8 @@ SLOW = (
 # Of those, what looks again, on more pairs or at more length, at what others look at: `make exhaustive` adds it.
 EXHAUSTIVE = (
     "tests/laws/test_every_pair.py", "tests/end_to_end/test_external_protocol.py", "tests/end_to_end/test_notebook.py",
-    "tests/end_to_end/test_streamed.py", "tests/end_to_end/test_kills.py", "tests/end_to_end/test_own_data.py", "tests/end_to_end/test_storage_faults.py",
+    "tests/end_to_end/test_streamed.py", "tests/end_to_end/test_kills.py", "tests/end_to_end/test_own_data.py",
+    "tests/end_to_end/test_storage_faults.py",
 )  # fmt: skip
 
 
