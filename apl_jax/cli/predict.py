@@ -30,6 +30,8 @@ def _declare(parser: Parser) -> None:
     words = "least score of a prediction whose class has no threshold"
     parser.flag("min_score", "SCORE", words, number, default=MIN_SCORE)
     parser.flag("top_k", "K", "at most so many predictions per video", whole_number, shown="no limit")
+    words = "JSON or CSV with proposals of the recordings, for a model that refines them and has no generator"
+    parser.flag("proposals", "FILE", words, path)
     parser.flag("out", "FILE", "predictions to write, .json or .csv", path, shown="the surest on the terminal")
     parser.flag("timelines", "PATH", "page to draw (.html), or folder for a picture of each video", path)
     declare_plugin(parser)
@@ -43,7 +45,7 @@ def _carry_out(arguments: Namespace) -> None:
     request = Request(
         arguments.features, arguments.stage, arguments.annotations, arguments.fps, arguments.duration,
         arguments.thresholds, arguments.min_score, arguments.top_k, arguments.out, arguments.timelines,
-        arguments.subset,
+        arguments.subset, arguments.proposals,
     )  # fmt: skip
     found = predict(arguments.workdir, request)
     instances, videos = counted(len(found.instances), "instance"), counted(len(found.records), "video")

@@ -56,8 +56,8 @@ class Instances:
     def __len__(self) -> int:
         return len(self.video)
 
-    def select(self, rows: np.ndarray) -> Instances:
-        """The rows named by a bool mask ``[M]`` or by indices, in that order."""
+    def select(self, rows: np.ndarray | slice) -> Instances:
+        """The rows named by a bool mask ``[M]``, by indices, in that order, or by a slice."""
         return Instances(self.video[rows], self.label[rows], self.segments_s[rows], self.score[rows], self.ignore[rows])
 
 

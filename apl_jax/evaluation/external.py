@@ -104,7 +104,7 @@ def fuse(instances: Instances, scores: np.ndarray, top_k: int, combination: str,
     if (instances.score < 0).any():
         found = f"a segment with the score {instances.score.min():g}"
         raise refusal("external protocol", found, "scores of at least 0", "apply a sigmoid to the scores of segments")
-    best = _surest_segments(instances, segments_per_video)
+    best = surest_segments(instances, segments_per_video)
     top = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]  # [V, k]
     product = np.take_along_axis(scores, top, axis=1)[best.video] * best.score[:, None]  # [M, k]
     score = np.sqrt(product) if combination == "sqrt" else product
@@ -113,7 +113,7 @@ def fuse(instances: Instances, scores: np.ndarray, top_k: int, combination: str,
     return Instances(np.repeat(best.video, count), top[best.video].ravel(), segments_s, score.ravel())
 
 
-def _surest_segments(instances: Instances, count: int) -> Instances:
+def surest_segments(instances: Instances, count: int) -> Instances:
     """At most ``count`` distinct segments per video, by video and falling score."""
     start_s, end_s = instances.segments_s.T
     order = np.lexsort((-instances.score, end_s, start_s, instances.video))

@@ -105,7 +105,7 @@ def _all_unknown(
     expected = " and ".join(f"{what} such as {shown(n)}" for (what, _, _), n in zip(unknown, near, strict=True))
     return refusal(
         f"{path}: results",
-        f"{found}, none of them annotated",
+        f"{found}, none of them known",
         expected,
         "check the subset and the spelling of the names",
     )

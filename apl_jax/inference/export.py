@@ -61,6 +61,9 @@ def export_model(workdir: Path, out: Path, length_t: int | None = None, stage: s
         found = "the folder of a run or a model, whose model.json would be lost" if out.is_dir() else "a file"
         raise refusal(f"`out={out}`", found, "a folder of its own", f"`out={out}_export`")
     model = open_model(workdir, stage)
+    if model.wants_proposals:
+        found = f"{model.card.detector.name}, which refines proposals, without a generator"
+        raise refusal(f"{workdir}: model", found, "a model that finds segments by itself", "train with a generator")
     data = model.card.grid
     steps = padded_length([length_t or model.card.longest_t], data.length_multiple)
     log.info(

@@ -57,6 +57,7 @@ class ModelCard:
     standardizer: Standardizer  # [D]
     prediction_batch: int = 16  # videos that are predicted together
     generator: Choice | None = None  # that makes the proposals which the detector wants
+    max_proposals: int | None = None  # of a recording, the surest, where they come from a file in place of a generator
     data: str = ""  # name of the data set
     licence: str = ""  # of the data
 
@@ -83,6 +84,11 @@ class Model:
         if self.card.generator is None:
             return detector
         return with_generator(detector, build_detector(self.card.generator, facts))
+
+    @property
+    def wants_proposals(self) -> bool:
+        """Whether proposals must be given with the recordings: they are wanted, and there is no generator."""
+        return self.card.generator is None and self.detector.facts.wants_proposals
 
     @functools.cached_property
     def program(self) -> Callable[[PyTree, Batch], Detections]:
@@ -236,6 +242,7 @@ def _read_card(path: Path, document: Mapping[str, Any]) -> ModelCard:
     plain: dict[str, Any] = {
         n: document[n] for n in ("stage", "features", "feature_width", "longest_t", "fps", "prediction_batch")
     }
+    plain["max_proposals"] = document.get("max_proposals")
     plain |= {n: str(document.get(n, "")) for n in ("data", "licence")}
     return ModelCard(
         detector=choice,
@@ -268,6 +275,7 @@ def _check_numbers(path: Path, document: Mapping[str, Any]) -> None:
     named = named and len(set(map(clean_name, classes))) == len(classes)
     clock = "fps" in document and (document["fps"] is None or is_rate(document["fps"]))
     counts = [document.get(name) for name in ("longest_t", "prediction_batch", "feature_width")]
+    counts += [] if document.get("max_proposals") is None else [document["max_proposals"]]
     counted = all(type(count) is int and count > 0 for count in counts)
     texts = isinstance(document.get("stage"), str) and document.get("features") in ("rows", "signal")
     if not (scaled and named and clock and counted and texts):

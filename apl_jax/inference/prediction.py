@@ -30,11 +30,13 @@ from apl_jax.data.values import LONGEST_S, is_rate
 from apl_jax.devices import first_rows, shard_batch, to_host
 from apl_jax.evaluation.average_precision import Instances
 from apl_jax.evaluation.detections import to_instances
+from apl_jax.evaluation.proposal_files import GivenProposals
 from apl_jax.evaluation.scoring import coverage_notes, judged
 from apl_jax.evaluation.submission import read_submission, write_submission
 from apl_jax.evaluation.thresholds import Thresholds, best_thresholds, read_thresholds, select_confident
 from apl_jax.inference.clock import Clock, annotated_records
 from apl_jax.inference.model import Model, open_model, read_card
+from apl_jax.inference.proposals import read_wanted, refuse_without
 from apl_jax.structs import TimeGrid
 from apl_jax.text import for_csv
 
@@ -58,6 +60,7 @@ class Request:
     out: Path | None = None  # .json or .csv
     timelines: Path | None = None  # .html, or a folder for one .png per video
     subset: str = ""  # of the annotations: only its videos are predicted; "" = all
+    proposals: Path | None = None  # JSON or CSV, for a model that refines proposals and has no generator
 
     def __post_init__(self) -> None:
         checks = (
@@ -114,7 +117,8 @@ def predict(workdir: Path, request: Request) -> Predictions:
     records = _of_subset(records, request)
     clock.note([record.fps for record in records], grid)
     records = tuple(dataclasses.replace(record, fps=clock.rate(record.fps)[0]) for record in records)
-    records, instances = predict_videos(model, source, records)
+    proposals = read_wanted(model, request.proposals, records) if request.proposals else None
+    records, instances = predict_videos(model, source, records, proposals)
     chosen = select_confident(instances, request.min_score, thresholds, request.top_k)
     return Predictions(chosen, records, classes, model.card.stage)
 
@@ -165,7 +169,7 @@ def _in_classes(record: VideoRecord, names: tuple[str, ...], classes: tuple[str,
 
 
 def predict_videos(
-    model: Model, source: FeatureSource, records: Sequence[VideoRecord]
+    model: Model, source: FeatureSource, records: Sequence[VideoRecord], proposals: GivenProposals | None = None
 ) -> tuple[tuple[VideoRecord, ...], Instances]:
     """All detections of videos of any length, each seen whole, and the records with the durations that were not known.
 
@@ -173,8 +177,10 @@ def predict_videos(
     grid's ``length_multiple``), so that few programs serve all. Detections that lie outside their
     video are left out. Raises :class:`~apl_jax.data.files.DataError` for an unknown frame rate (duration, where rows
     span their video), another feature width, a video shorter than one window, and a length that disagrees with a stated
-    duration by more than ``length_tolerance``. Improbable values and rates are noted.
+    duration by more than ``length_tolerance``. Improbable values and rates are noted. ``proposals`` of the records, in
+    their order, are for a model that wants some, which is refused without them.
     """
+    refuse_without(model, proposals)
     batch, program = model.card.prediction_batch, model.program
     if source.outliers is not None:
         source.outliers.expect(*_usual_values(model))
@@ -187,7 +193,11 @@ def predict_videos(
         rows = batch if length_t in whole else min(batch, 1 << (len(videos) - 1).bit_length())
         numbers, seen, read = zip(*videos, strict=True)
         blank = [record.without_annotations() for record in seen]
-        table = whole_table(stack_table(blank, read, model.card.standardizer, length_t))
+        table = stack_table(blank, read, model.card.standardizer, length_t)
+        if proposals is not None:
+            durations_s = [record.duration_s for record in seen]
+            table = dataclasses.replace(table, proposals=proposals.on_grids(numbers, table.grids, durations_s))
+        table = whole_table(table)
         table = jax.tree.map(lambda x, rows=rows: np.pad(x, [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1)), table)
         found = first_rows(to_host(program(model.params, shard_batch(table, model.mesh))), len(videos))
         instances, _ = to_instances(found, [grid for grid, _ in read], None, [record.duration_s for record in seen])

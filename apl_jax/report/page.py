@@ -30,6 +30,7 @@ from apl_jax.report.tables import (
     mean,
     not_scored,
     percents,
+    proposals,
     protocol,
     stage_name,
     variant_name,
@@ -83,7 +84,7 @@ def _results(run: FinishedRun) -> dict[str, Any] | None:
     return {
         "gain": " ".join(filter(None, (gain(run.results), not_scored(run.results)))),
         "table": number_table(map_rows(run.results), best="column" if len(variants) > 1 else "", plain=2),
-        "protocol": protocol(run.results),
+        "protocol": " ".join(filter(None, (protocol(run.results), proposals(run.results)))),
         "recall": number_table(recall) if len(recall) > 1 else None,
     }
 

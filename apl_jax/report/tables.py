@@ -63,7 +63,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         if decided
         else []
     )
-    parts += [protocol(results), gain(results), no_pseudo_labels(results)]
+    parts += [protocol(results), proposals(results), gain(results), no_pseudo_labels(results)]
     for name, labels in results["pseudo_labels"].items():
         parts += [f"{stage_name(name)}: {counts(labels)}", aligned(quality_rows(labels["quality"]))]
     return "\n\n".join(part for part in parts if part)
@@ -128,6 +128,17 @@ def protocol(results: Mapping[str, Any]) -> str:
     return (
         f"Protocol: {words}. Segments are the model's, classes a video-level classifier's, which may have learnt from "
         "labels that the model never saw: compare with numbers of this protocol only."
+    )
+
+
+def proposals(results: Mapping[str, Any]) -> str:
+    """Where proposals come from that the run did not make; empty for all other runs."""
+    source = results.get("proposals")
+    if not source:
+        return ""
+    return (
+        f"Proposals: from {one_line(source['file'])} (digest {source['digest']}). Whatever made them may have "
+        "learnt from labels that this run never saw."
     )
 
 

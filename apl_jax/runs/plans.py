@@ -13,10 +13,12 @@ from apl_jax.data.splits import Split
 from apl_jax.declarations import Choice, SettingsError, Unhashed
 from apl_jax.detectors import build_detector, without_decoding
 from apl_jax.evaluation.external import external_digest
+from apl_jax.evaluation.proposal_files import proposals_digest
 from apl_jax.inference.model import GENERATOR
 from apl_jax.learning.method import PSEUDO_LABELLED, Method, owners_of
 from apl_jax.runs import context as reads
 from apl_jax.runs.given_labels import GivenLabelsPart, labels_digest, take_labels
+from apl_jax.runs.given_proposals import GivenProposalsPart, take_proposals
 from apl_jax.runs.labelling_stage import LabellingPart, build_selection, label
 from apl_jax.runs.proposal_stage import ProposalPart, propose
 from apl_jax.runs.scoring_stages import (
@@ -33,7 +35,7 @@ from apl_jax.runs.training_stage import TrainingPart, build_method, train
 from apl_jax.settings import LabelSpaceSettings, StageSettings
 from apl_jax.structs import DataFacts
 
-_PROPOSALS, _EVALUATION_PROPOSALS = "proposals", "evaluation_proposals"
+PROPOSALS, EVALUATION_PROPOSALS = "proposals", "evaluation_proposals"
 
 
 def plan_stages(settings: Settings, facts: DataFacts) -> list[Stage]:
@@ -54,8 +56,8 @@ def plan_stages(settings: Settings, facts: DataFacts) -> list[Stage]:
     elif settings.learning.labels:
         found = f"`learning.labels`: found {settings.learning.labels!r}"
         raise SettingsError(f"{found}, expected none, for `variants` has no 'semi_supervised', which learns from them")
-    first = _proposals(settings, facts)
-    return first + _beside_proposals(stages) if first else stages
+    first = _given_proposals(settings, facts) if settings.learning.proposals else _proposals(settings, facts)
+    return first + _beside_proposals(stages, first[0].name) if first else stages
 
 
 def total_steps(settings: Settings, facts: DataFacts) -> int:
@@ -81,23 +83,42 @@ def check_split(settings: Settings, split: Split) -> None:
         )
 
 
-def generator_of(detector: Choice, facts: DataFacts) -> Choice | None:
-    """The detector that makes proposals for one that wants them, as its setting ``generator`` says; else None.
+def generator_of(settings: Settings, facts: DataFacts) -> Choice | None:
+    """The detector that makes proposals for one that wants them, as its setting ``generator`` says; None where there is
+    none, for proposals are not wanted, or come from a file.
 
     Raises :class:`~apl_jax.declarations.SettingsError` where that one wants proposals itself.
     """
-    if not build_detector(detector, facts).facts.wants_proposals:
+    if not _wants_proposals(settings, facts) or settings.learning.proposals:
         return None
-    generator = plain_detector(detector.settings.generator)
+    generator = plain_detector(settings.detector.settings.generator)
     if build_detector(generator, facts).facts.wants_proposals:
         found = f"`detector.generator`: found {generator.name!r}, which wants proposals itself"
         raise SettingsError(f"{found}, expected a detector that finds segments by itself")
     return generator
 
 
+def _wants_proposals(settings: Settings, facts: DataFacts) -> bool:
+    return build_detector(settings.detector, facts).facts.wants_proposals
+
+
+def _given_proposals(settings: Settings, facts: DataFacts) -> list[Stage]:
+    """The proposals of a file, for the training videos and for the evaluated ones."""
+    learning = settings.learning
+    if not _wants_proposals(settings, facts):
+        found = f"`learning.proposals`: found {learning.proposals!r}, expected none"
+        raise SettingsError(f"{found}, for the detector {settings.detector.name!r} finds segments by itself")
+    digest, file = proposals_digest(learning.proposals), Unhashed(learning.proposals)
+    stages = []
+    for name, read in ((PROPOSALS, reads.TRAINING), (EVALUATION_PROPOSALS, reads.EVALUATION)):
+        part = GivenProposalsPart(digest, file, learning.max_proposals, read)
+        stages.append(Stage(name, (), (read,), part, take_proposals))
+    return stages
+
+
 def _proposals(settings: Settings, facts: DataFacts) -> list[Stage]:
     """The generator, trained on the labelled videos only, and its proposals for all videos."""
-    generator = generator_of(settings.detector, facts)
+    generator = generator_of(settings, facts)
     if generator is None:
         return []
     part = TrainingPart(
@@ -105,21 +126,24 @@ def _proposals(settings: Settings, facts: DataFacts) -> list[Stage]:
         settings.data.max_length_t, settings.data.stream_window, settings.runtime.steps_per_dispatch,
     )  # fmt: skip
     stages = [Stage(GENERATOR, (), (reads.TRAINING, reads.LABELLED), part, train)]
-    for name, read in ((_PROPOSALS, reads.TRAINING), (_EVALUATION_PROPOSALS, reads.EVALUATION)):
+    for name, read in ((PROPOSALS, reads.TRAINING), (EVALUATION_PROPOSALS, reads.EVALUATION)):
         stages.append(Stage(name, (GENERATOR,), (read,), ProposalPart(generator, GENERATOR, read), propose))
     return stages
 
 
-def _beside_proposals(stages: list[Stage]) -> list[Stage]:
-    """The stages, each with the proposals that its videos need."""
+def _beside_proposals(stages: list[Stage], first: str) -> list[Stage]:
+    """The stages, each with the proposals that its videos need, and models with their generator, if the run's ``first``
+    stage is the training of one."""
     found = []
     for stage in stages:
         if not hasattr(stage.handed, "proposals"):  # it runs no detector
             found.append(stage)
             continue
-        name = _EVALUATION_PROPOSALS if stage.work is evaluate else _PROPOSALS
-        handed = dataclasses.replace(stage.handed, proposals=name)
-        found.append(stage._replace(needs=(*stage.needs, name), handed=handed))
+        name = EVALUATION_PROPOSALS if stage.work is evaluate else PROPOSALS
+        handed, needs = dataclasses.replace(stage.handed, proposals=name), (*stage.needs, name)
+        if first == GENERATOR and isinstance(handed, TrainingPart):
+            handed, needs = dataclasses.replace(handed, proposer=GENERATOR), (*needs, GENERATOR)
+        found.append(stage._replace(needs=needs, handed=handed))
     return found
 
 

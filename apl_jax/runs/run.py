@@ -34,7 +34,7 @@ from apl_jax.runs.evidence import (
 )
 from apl_jax.runs.forecast import in_words, seconds_left, steps_of
 from apl_jax.runs.ledger import Ledger, check_workdir
-from apl_jax.runs.plans import check_split, generator_of, total_steps
+from apl_jax.runs.plans import PROPOSALS, check_split, generator_of, total_steps
 from apl_jax.runs.settings import Settings, default_settings, plain_detector
 from apl_jax.runs.stages import Stage, stage_fingerprint
 from apl_jax.structs import DataFacts
@@ -201,7 +201,8 @@ def describe_model(settings: Settings, context: RunContext, results: Mapping[str
         fps=rates.pop() if len(rates) == 1 and min(rates) > 0 else None,
         standardizer=dataset.standardizer,
         prediction_batch=settings.runtime.prediction_batch,
-        generator=generator_of(settings.detector, context.facts),
+        generator=generator_of(settings, context.facts),
+        max_proposals=settings.learning.max_proposals if settings.learning.proposals else None,
         data=dataset.name,
         licence=dataset.licence,
     )
@@ -268,6 +269,7 @@ def summarise(settings: Settings, context: RunContext, results: Mapping[str, Any
             name: value | {"quality": results[name + _QUALITY]["quality"]}
             for name, value in results.items() if "tau_pos" in value
         },
+        "proposals": results.get(PROPOSALS, {}).get("source"),
         "label_space": {
             name.removesuffix(_LABEL_SPACE): value["label_space"]
             for name, value in results.items() if "label_space" in value

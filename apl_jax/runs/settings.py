@@ -53,6 +53,8 @@ class LearningSettings(Checked):
     self_train: StageSettings = field(default_factory=lambda: StageSettings(unlabelled_batch=2))
     selection: Chain = chain(SELECTION, "dynamic", "icd")
     labels: str = ""  # JSON with labels of unlabelled recordings, in place of the first round's pseudo labels
+    proposals: str = ""  # JSON or CSV with proposals of every recording, in place of those of the detector's generator
+    max_proposals: int = number(800, at_least=1, at_most=100_000)  # K, of a recording in that file, the surest
     candidates: str = one_of("ignore", "background")  # what unselected candidates are in training (A14)
 
 

@@ -70,6 +70,7 @@ class TrainingPart:
     start: str = ""  # stage whose averaged parameters it begins with
     labels: str = ""  # stage whose pseudo labels it learns from
     proposals: str = ""  # stage that left proposals, for detectors that want them
+    proposer: str = ""  # stage that trained the network which makes proposals; it goes with the model
 
 
 def build_method(
@@ -111,8 +112,8 @@ def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, An
         final = fit(state, dispatch, key, feed, plan, store, writer)
     store.close()
     params = final.ema_params
-    if part.proposals:  # prediction makes proposals itself
-        params = params | {GENERATOR: inputs.parameters(GENERATOR)[DETECTOR]}
+    if part.proposer:  # prediction makes proposals itself
+        params = params | {GENERATOR: inputs.parameters(part.proposer)[DETECTOR]}
     inputs.write_parameters(folder, params)
     return {"steps": int(to_host(final.step))}
 

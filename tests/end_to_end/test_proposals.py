@@ -12,6 +12,7 @@ import pytest
 from fixtures import rarely, smoke_settings
 
 import apl_jax as apl
+from apl_jax.cli import main
 from apl_jax.data.features.sources import embedded_root
 from apl_jax.declarations import Choice, SettingsError
 from apl_jax.detectors.pgcn_settings import PgcnSettings
@@ -38,7 +39,7 @@ def test_plan_puts_the_generator_first(settings: Settings) -> None:
     names = [stage.name for stage in stages]
     assert names[:3] == ["generator", "proposals", "evaluation_proposals"]
     needs = {stage.name: stage.needs for stage in stages}
-    assert needs["teacher"] == ("proposals",) and "evaluation_proposals" in needs["teacher_evaluation"]
+    assert needs["teacher"] == ("proposals", "generator") and "evaluation_proposals" in needs["teacher_evaluation"]
     reads = {stage.name: stage.reads for stage in stages}
     assert "evaluation" not in reads["proposals"] and "labelled" not in reads["proposals"]
     other = dataclasses.replace(settings.detector.settings, generator=settings.detector)
@@ -72,6 +73,49 @@ def test_pgcn_and_its_model(settings: Settings, tmp_path: Path) -> None:
     with np.load(next(embedded_root().glob("signals_*.npz"))) as signals:
         found = apl.load_model(tmp_path).predict(signals[video], fps=rate)
     np.testing.assert_allclose([d.score for d in found], sorted((r["score"] for r in written), reverse=True), atol=1e-4)
+
+
+def test_proposals_from_a_file(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No generator is trained; the model says so, and predicts recordings of which it is given proposals."""
+    annotations, file = embedded_root() / "annotations.json", tmp_path / "given.json"
+    file.write_text(json.dumps({"results": around_the_truth(annotations)}))
+    learning = dataclasses.replace(settings.learning, proposals=str(file), max_proposals=12)
+    trained = apl.train(dataclasses.replace(settings, learning=learning), workdir=tmp_path / "run")
+    done = done_files(tmp_path / "run")
+    assert "generator" not in done and done["proposals"]["result"]["proposals"] == 153 * 12
+    assert trained.results["average_map"] > 0 and f"Proposals: from {file}" in trained.table()
+    assert "Proposals: from" in trained.report().read_text("utf-8")
+    card = trained.model.card
+    assert card.generator is None and card.max_proposals == 12 and trained.model.wants_proposals
+
+    video, written = next(iter(predictions(tmp_path / "run").items()))
+    recordings = tmp_path / "new"
+    recordings.mkdir()
+    with np.load(next(embedded_root().glob("signals_*.npz"))) as signals:
+        np.save(recordings / f"{video}.npy", signals[video])
+    with pytest.raises(apl.DataError, match="no generator: its run took proposals from a file"):
+        trained.model.predict(np.load(recordings / f"{video}.npy"), fps=100)
+    ask = ["predict", f"--workdir={tmp_path}/run", f"--features={recordings}", f"--annotations={annotations}"]
+    assert main([*ask, f"--proposals={file}", "--min_score=0", f"--out={tmp_path}/found.json"]) == 0
+    rows = json.loads((tmp_path / "found.json").read_text())["results"][video]
+    np.testing.assert_allclose([r["score"] for r in rows], [r["score"] for r in written], atol=1e-5)
+    np.testing.assert_allclose([r["segment"] for r in rows], [r["segment"] for r in written], atol=1e-3)
+    capsys.readouterr()
+    assert main(ask) == 1 and "Try: apl-jax predict with --proposals=<json or csv>" in capsys.readouterr().err
+    assert main(["export", f"--workdir={tmp_path}/run", f"--out={tmp_path}/out"]) == 1
+    assert "without a generator" in capsys.readouterr().err
+
+
+def around_the_truth(annotations: Path) -> dict[str, list[dict]]:
+    """Thirteen segments without labels of every recording: near its instances, and anywhere."""
+    draws = np.random.default_rng(0)
+    results = {}
+    for video, entry in json.loads(annotations.read_text())["database"].items():
+        segments = np.array([row["segment"] for row in entry["annotations"]])
+        segments = segments[draws.integers(len(segments), size=13)] + draws.normal(scale=0.2, size=(13, 2))
+        segments = np.clip(np.sort(segments), 0, entry["duration"]) + [0, 0.01]
+        results[video] = [{"segment": list(s), "score": float(c)} for s, c in zip(segments, draws.random(13))]
+    return results
 
 
 def done_files(workdir: Path) -> dict[str, dict]:

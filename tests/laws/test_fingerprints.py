@@ -76,6 +76,8 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("learning.selection.*", ("pseudo_label_?",)),
     ("learning.candidates", ("pseudo_label_?",)),
     ("learning.labels", ("pseudo_label_1",)),
+    ("learning.proposals", GENERATED),
+    ("learning.max_proposals", ()),  # of a file; see tests/unit/runs/test_given_proposals.py
     ("evaluation.label_space.*", ("*_label_space",)),
     ("evaluation.external_scores", ()),  # where the file is; what it holds has a digest
     ("evaluation.*", ("*_evaluation",)),
@@ -93,7 +95,7 @@ DATA_READERS: dict[str, tuple[str, ...]] = {
 # Settings that decide which stages there are, some of them only at some values.
 DECIDE_STAGES = (
     "variants", "detector.name", "learning.rounds", "learning.method.name", "learning.method.pseudo_labels",
-    "learning.pretrain.steps", "evaluation.label_space.enabled",
+    "learning.pretrain.steps", "learning.proposals", "evaluation.label_space.enabled",
 )  # fmt: skip
 
 
@@ -282,7 +284,7 @@ def together(path: str, value: Any, settings: Settings, file: Path) -> list[dict
         return [{path: s.branch_blocks + 1, **{f"detector.{name}": value for name, value in more.items()}}]
     if path == "evaluation.protocol":
         return [{path: "external", "evaluation.external_scores": str(file)}]
-    if path == "learning.labels":
+    if path in ("learning.labels", "learning.proposals"):
         return [{path: str(file)}]
     if path in ("learning.teacher.icd.enabled", "learning.teacher.name"):
         # Selection asks for what the teacher trains. It comes after the teacher.
@@ -310,8 +312,9 @@ def wrong_changes(settings: Settings, below: str, file: Path) -> list[str]:
     """Settings at or below a path that do not reach exactly the stages that the specification says."""
     before, wrong = marks(settings), []
     for path, value, declared in walk(settings):
-        if not path.startswith(below) or (path == "learning.labels" and "pseudo_label_1" not in before):
-            continue  # labels for a method that learns from none are refused
+        needed = {"learning.labels": "pseudo_label_1", "learning.proposals": "proposals"}.get(path)
+        if not path.startswith(below) or (needed and needed not in before):
+            continue  # labels for a method that learns from none, and proposals that are not wanted, are refused
         runs = list(changed_runs(path, value, declared, settings, file))
         assert runs, f"{path}: found no other legal value than {value!r}"
         for after in runs:
@@ -468,6 +471,7 @@ HANDED = {
     "before": ("pseudo_label_?",),
     "trained": TRAININGS,
     "proposals": GENERATED,
+    "proposer": ("generator",),
 }
 
 
