@@ -3,8 +3,8 @@
     apl-jax run --config=activitynet:apl --config.data.root=<folder> --workdir=runs/anet_apl
 
 The folder holds activity_net.v1-3.min.json, or activitynet13_anno.json and activitynet13_video_info.csv, and the
-features of every video. ActionFormer resizes them to 192 rows; SPOT takes TSN's as they are published, 400 channels in
-100 rows (csv).
+features of every video. ActionFormer resizes them to 192 rows; SPOT and BMN take TSN's as they are published, 400
+channels in 100 rows (csv).
 
 =========  =========================================================  ==============================================
 variant    what                                                       the papers' average mAP of .5:.05:.95
@@ -13,6 +13,7 @@ apl        APL whole, 10 % labels; I3D, 2048, 16 frames of 25 per s   33.5 (APL,
 fixed      plain ActionFormer, pseudo labels above .3                 none
 full       plain ActionFormer, every label                            36.03 (its authors' code)
 nontarget  plain ActionFormer, positive and negative classes          none
+bmn        plain BMN, every label; TSN, 400 x 100                     34.21 with external classes (OpenTAD)
 spot       SPOT, positive and negative classes; TSN, 400 x 100        34.5 (paper 002, Table I); target only 32.1
 synthetic  apl-tsp with a small network on synthetic features         none: see apl_jax/data/synthetic.py
 =========  =========================================================  ==============================================
@@ -26,6 +27,12 @@ of all videos. Here it tells 200 classes apart itself, so its numbers are bound 
     ... --config.data.class_agnostic=True --config.evaluation.protocol=external
         --config.evaluation.external_scores=cuhk_val_simp_share.json
 
+For `bmn` --config.detector.classes=none and --config.evaluation.external_combination=product besides. Of its proposals
+the paper has AR@1 33.0, AR@100 75.0 and AUC 67.1, OpenTAD AR@1, 5, 10, 100 33.58, 49.16, 56.53, 75.34 and AUC 67.23.
+`apl-jax evaluate --proposals` measures them on the run's predictions.json. The suppression is that of proposals. For
+detection OpenTAD has --config.detector.decoding.sigma=0.5 with min_score .01, voting_threshold .95, boundary_scores
+False, and decay_above_short and decay_above_long 0.
+
 Labels: every class its share, 966 videos (spec 3.8). SPOT's published split, whose files name the videos:
 --config.data.split_file=<folder>/video_info_new_0.9.csv
 
@@ -34,7 +41,8 @@ of 100 x 400 1.5 and .8 GB; what a device cannot hold is streamed. Weights and t
 steps about .5 GB. One GPU of 8 GB and a machine of 16 to 32 GB.
 
 Not from the papers: 200 classes, at least 2,000 steps of supervised training, the averaged weights' ramp; of SPOT's
-optimiser the decay.
+optimiser the decay; of BMN's a decay that is not coupled with the gradient, and a cosine in place of a step after 7 of
+9 passes.
 """
 
 from ml_collections import ConfigDict
@@ -42,6 +50,7 @@ from ml_collections import ConfigDict
 from apl_jax.configs import thumos14
 from apl_jax.configs.spsw import RUNGS, apply_ablation, contrasts
 from apl_jax.configs.thumos14 import epochs_to_steps
+from apl_jax.runs.settings import choose
 
 TRAINING, LABELLED = 9649, 966
 UNLABELLED = TRAINING - LABELLED
@@ -50,8 +59,8 @@ UNLABELLED = TRAINING - LABELLED
 def get_config(variant: str = "apl") -> ConfigDict:
     known = (*RUNGS, "full", "nontarget")
     name, _, features = variant.partition("-")
-    if not (name in known and features in ("", "tsp")) and variant not in ("spot", "synthetic"):
-        expected = f"({'|'.join(known)})[-tsp], spot or synthetic"
+    if not (name in known and features in ("", "tsp")) and variant not in ("spot", "bmn", "synthetic"):
+        expected = f"({'|'.join(known)})[-tsp], spot, bmn or synthetic"
         raise ValueError(f"configs/activitynet.py:{variant}: expected {expected}")
     config = thumos14.get_config()
     data = config.data
@@ -83,6 +92,8 @@ def get_config(variant: str = "apl") -> ConfigDict:
 
     if variant == "spot":
         return _use_spot(config)
+    if variant == "bmn":
+        return _use_bmn(config)
     if variant == "synthetic":
         data.synthetic.width = 512
         return thumos14.use_synthetic_features(config)
@@ -114,12 +125,31 @@ def network(detector: ConfigDict) -> None:
 
 def _use_spot(config: ConfigDict) -> ConfigDict:
     """SPOT as its public code has it: all of a video in 100 snippets, 100 labelled and 24 unlabelled videos a step."""
-    data, learning = config.data, config.learning
-    data.fps = 0.0
-    data.stride, data.window = 0, 16  # rows span the video, whatever its length
-    data.fixed_length_t = data.max_length_t = data.length_multiple = 100
+    _use_tsn(config.data)
+    learning = config.learning
     learning.supervised.labelled_batch = learning.self_train.labelled_batch = 100
     learning.pretrain.unlabelled_batch, learning.self_train.unlabelled_batch = 100, 24
     spot = thumos14.use_spot(config, 1e-4, (TRAINING, LABELLED, UNLABELLED))  # 12 x 96, 15 x 9, 15 x 361 steps
     spot.steps = 100
     return config
+
+
+def _use_bmn(config: ConfigDict) -> ConfigDict:
+    """BMN with every label, as published (spec 2.5): all of a video in 100 snippets, 16 videos a step."""
+    _use_tsn(config.data)
+    thumos14.use_every_label(config)
+    bmn = choose(config, "detector", "bmn")  # whose defaults are these
+    bmn.steps = 100
+    bmn.quality.branches = "none"
+    supervised = config.learning.supervised
+    supervised.optimizer.weight_decay = 1e-4
+    supervised.optimizer.warmup_fraction = 0.0
+    epochs_to_steps(supervised, 9, TRAINING)  # 9 x 603 steps
+    return config
+
+
+def _use_tsn(data: ConfigDict) -> None:
+    """TSN's features as they are published: 100 rows that span the video, whatever its length."""
+    data.fps = 0.0
+    data.stride, data.window = 0, 16
+    data.fixed_length_t = data.max_length_t = data.length_multiple = 100
