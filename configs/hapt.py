@@ -34,9 +34,12 @@ def get_config(variant: str = "apl") -> ConfigDict:
         learning.pretrain.unlabelled_batch = 4
     config.runtime.prediction_batch = 4
     if config.detector.name == "bmn":
+        bmn = config.detector
         # Of the training instances, 98 % have at most 62 rows, the longest 81. Windows overlap by 64 rows, so that each
         # instance of so many lies whole in one.
-        config.detector.steps, config.detector.durations, config.detector.overlap = 256, 64, 0.25
+        bmn.steps, bmn.durations, bmn.overlap = 256, 64, 0.25
+        # A crop has 49,152 cells, a recording of spsw 6,400: so that a step takes little longer than there.
+        bmn.samples, bmn.sample_width, bmn.map_width = 8, 32, 16
     if config.detector.name == "pgcn":
         config.detector.generator.decoding.max_detections = 200  # a recording has 20 instances
     return config
