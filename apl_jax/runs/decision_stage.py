@@ -58,7 +58,8 @@ class TeacherDecisionPart:
 
     auto: AutoSettings
     teachers: tuple[Arm, ...]  # the first is taken unless another is better beyond doubt
-    plain: tuple[Arm, ...]  # the plain detector's, to choose its number of steps; none where it is not wanted
+    # the plain detector's, which may be better than these, and whose number of steps is chosen; none where not wanted
+    plain: tuple[Arm, ...]
     tau_neg: float
     tiou: tuple[float, ...]
     temperature: bool = False  # whether the student divides class distributions, whose temperature is fitted
@@ -81,13 +82,16 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
         return undecided(part) | {"tried": {}, "icd_auc": None, "calibration": {}, "because": [f"{_PLAIN_WAY}: {why}"]}
     teacher, words = _choose(part.teachers, inputs, part.auto.doubt)
     plain, _ = _choose(part.plain, inputs, part.auto.doubt) if part.plain else (None, [])
+    if plain:  # each with the number of steps that is right for it
+        teacher, more = _choose((teacher, plain), inputs, part.auto.doubt)
+        words = [*more, *words] if teacher.name == PLAIN else [*words, *more[1:]]
     truth, (found, similarity) = _truth(inputs), read_held_out(inputs.folder(teacher.place))
     judged = judge(truth, found, similarity)
     surest = surest_on(truth, found)
     above = _candidates_above(part, surest)
     point = best_operating_point(judged, part.auto.recall_weight)
     enough = point is not None and round(point.count * point.precision) >= part.auto.least_detections
-    auc = discrimination(judged, part.tau_neg)
+    auc = None if teacher.name == PLAIN else discrimination(judged, part.tau_neg)
     icd = _icd(part.auto, judged, part.tau_neg, auc)
     heat = fit_temperature(*read_distributions(inputs.folder(teacher.place))) if part.temperature else None
     return {
@@ -104,7 +108,9 @@ def decide_teacher(part: TeacherDecisionPart, inputs: StageInputs, folder: Path)
             *words,
             _threshold_words(point, enough, part.auto),
             _candidate_words(above, surest, part.tau_neg),
-            _icd_words(icd, auc, part.auto),
+            "ICD off: the plain detector is trained without it"
+            if teacher.name == PLAIN
+            else _icd_words(icd, auc, part.auto),
             *([_temperature_words(heat)] if heat else []),
         ],
         "warnings": _warnings(inputs, judged),

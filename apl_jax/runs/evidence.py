@@ -85,11 +85,15 @@ def decided(settings: Settings, facts: DataFacts, results: Results) -> Settings:
     auto = evidence_of(settings, facts)
     if auto is None or TEACHER not in results:
         return settings
-    learning, decision = settings.learning, results[TEACHER]
+    decision = results[TEACHER]
+    settings = _as_plain(settings) if _labels_plainly(decision) else settings
+    learning = settings.learning
     learning = dataclasses.replace(
         learning,
         method=_student(auto, decision),
-        pretrain=_longer(learning.pretrain, 0 if decision["teacher"]["name"] == NONE else learning.pretrain.steps),
+        pretrain=_longer(
+            learning.pretrain, learning.pretrain.steps if decision["teacher"]["name"] == PRETRAINED else 0
+        ),
         supervised=_longer(learning.supervised, decision["teacher"]["steps"]),
         self_train=_longer(learning.self_train, _student_steps(settings, decision)),
         selection=_selection(learning.selection, auto, decision),
@@ -130,6 +134,7 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
     if "supervised" in settings.variants:
         part = _cross_fit(settings, auto, f"cross_fit_{PLAIN}", learning.supervised, milestones)
         part = dataclasses.replace(part, detector=plain_detector(settings.detector), method=plain_method())
+        part = dataclasses.replace(part, distributions=_division(auto))
         stages.append(Stage(part.name, (), _READS, part, cross_fit))
         plain = [Arm(PLAIN, steps, f"{part.name}/{steps}") for steps in reversed(milestones)]
     needs = tuple(stage.name for stage in stages if stage.name != TRIAL_PRETRAIN)
@@ -142,6 +147,7 @@ def _about_teachers(settings: Settings, facts: DataFacts, auto: AutoSettings) ->
 
 def _about_students(settings: Settings, auto: AutoSettings, decision: dict[str, Any]) -> list[Stage]:
     """Students of the chosen teachers of folds, and which of all stays."""
+    settings = _as_plain(settings) if _labels_plainly(decision) else settings
     learning, place = settings.learning, decision["teacher"]["place"]
     teacher, stages = place.partition("/")[0], []
     labels = CrossFitLabelPart(
@@ -154,7 +160,7 @@ def _about_students(settings: Settings, auto: AutoSettings, decision: dict[str, 
     part = dataclasses.replace(part, method=_student(auto, decision), networks=place, labels=labels.name)
     stages.append(Stage(part.name, (teacher, labels.name), _READS, part, cross_fit))
     arms = [Arm("student", steps, f"{part.name}/{steps}"), Arm("teacher", decision["teacher"]["steps"], place)]
-    if decision["plain"]:
+    if decision["plain"] and not _labels_plainly(decision):
         arms.append(Arm(**decision["plain"]))
     needs = tuple(dict.fromkeys(arm.place.partition("/")[0] for arm in arms))
     decide = ModelDecisionPart(tuple(arms), auto.doubt, settings.evaluation.tiou)
@@ -196,12 +202,31 @@ def _division(auto: AutoSettings) -> DivisionSettings | None:
 
 
 def _student(auto: AutoSettings, decision: dict[str, Any]) -> Choice:
-    """What the student learns by, with the temperature that was fitted."""
-    heat = decision["temperature"]
-    if not heat:
-        return auto.student
+    """What the student learns by, with the temperature that was fitted; of a plain teacher nothing but the labels."""
     settings: Any = auto.student.settings
-    return dataclasses.replace(auto.student, settings=dataclasses.replace(settings, temperature=heat["value"]))
+    changes: dict[str, Any] = {}
+    if decision["temperature"]:
+        changes["temperature"] = decision["temperature"]["value"]
+    if _labels_plainly(decision) and hasattr(settings, "contrast"):
+        changes["contrast"] = dataclasses.replace(settings.contrast, weight=0.0)
+    if _labels_plainly(decision) and hasattr(settings, "icd"):
+        changes["icd"] = dataclasses.replace(settings.icd, enabled=False)
+    return (
+        dataclasses.replace(auto.student, settings=dataclasses.replace(settings, **changes))
+        if changes
+        else auto.student
+    )
+
+
+def _labels_plainly(decision: dict[str, Any]) -> bool:
+    """Whether the detector as it was published is the one that labels, and learns from its labels."""
+    return decision["teacher"]["name"] == PLAIN
+
+
+def _as_plain(settings: Settings) -> Settings:
+    """The settings with the detector as it was published, and nothing beside it."""
+    learning = dataclasses.replace(settings.learning, teacher=plain_method())
+    return dataclasses.replace(settings, detector=plain_detector(settings.detector), learning=learning)
 
 
 def _longer(stage: StageSettings, steps: int) -> StageSettings:

@@ -16,6 +16,7 @@ from apl_jax.learning.methods import AutoSettings
 from apl_jax.runs.context import EVALUATION, EVALUATION_TRUTH, UNLABELLED_TRUTH
 from apl_jax.runs.decision_stage import TeacherDecisionPart, _candidate_words, _candidates_above
 from apl_jax.runs.evidence import MODEL, TEACHER, decided, final_stage, known_stages
+from apl_jax.runs.settings import plain_method
 from apl_jax.structs import DataFacts
 
 FACTS = DataFacts(feature_width=8, num_classes=4)
@@ -159,7 +160,7 @@ def test_a_student_that_divides_classes_does_so_at_the_fitted_temperature() -> N
     results: dict[str, Any] = {TEACHER: decision("none", 20, icd=False) | {"temperature": {"value": 2.5}}}
     stages = {stage.name: stage for stage in known_stages(settings, FACTS, results)}
     assert stages["cross_fit_none"].handed.distributions and stages[TEACHER].handed.temperature
-    assert not stages["cross_fit_plain"].handed.distributions
+    assert stages["cross_fit_plain"].handed.distributions  # which may be the one that labels
     students = stages["cross_fit_student"].handed.method, decided(settings, FACTS, results).learning.method
     assert [(one.name, one.settings.temperature) for one in students] == [("apl_nontarget", 2.5)] * 2
     other = {stage.name: stage for stage in known_stages(smoke_settings(AUTO), FACTS, {})}
@@ -205,3 +206,67 @@ def test_where_candidates_begin(surest: list[float], above: float) -> None:
     part = TeacherDecisionPart(AutoSettings(), (), (), 0.15, (0.5,))
     assert _candidates_above(part, np.array(surest)) == pytest.approx(above)
     assert f"above {above:.2f}" in _candidate_words(above, np.array(surest), 0.15)
+
+
+def test_a_plain_detector_that_finds_more_labels_and_learns_without_what_did_not_help() -> None:
+    settings = smoke_settings(AUTO)
+    chosen = decision("plain", 20, icd=False)
+    found = decided(settings, FACTS, {TEACHER: chosen})
+    assert found.detector.name == "ensemble" and found.detector.settings.of.settings.quality.branches == "none"
+    assert found.learning.pretrain.steps == 0 and found.learning.teacher == plain_method()
+    student = found.learning.method.settings
+    assert student.contrast.weight == 0 and not student.icd.enabled
+    assert found.learning.selection.names == ("fixed",)
+
+    stages = {stage.name: stage.handed for stage in known_stages(settings, FACTS, {TEACHER: chosen})}
+    assert stages["cross_fit_student"].networks == "cross_fit_plain/20"
+    assert stages["cross_fit_student"].detector.settings.quality.branches == "none"
+    assert stages["cross_fit_labels"].detector.settings.quality.branches == "none"
+    # It is the teacher already: nothing is left that it could be compared with as a third.
+    assert [arm.name for arm in stages[MODEL].arms] == ["student", "teacher"]
+    tried = stages[TEACHER]
+    assert [arm.name for arm in tried.plain] == ["plain", "plain"]
+
+    results: dict[str, Any] = {TEACHER: chosen, MODEL: {"model": "teacher"}}
+    last = {stage.name: stage.handed for stage in known_stages(settings, FACTS, results)}
+    assert last["teacher"].detector.settings.of.settings.quality.branches == "none"
+    assert last["self_train_1"].detector == last["teacher"].detector
+
+
+def test_the_plain_detector_must_be_better_beyond_doubt_to_be_the_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With evidence of files: of 30 instances the first way finds 15; the plain detector finds them and more."""
+    from apl_jax.data.annotations import VideoRecord
+    from apl_jax.evaluation.average_precision import Instances
+    from apl_jax.runs import decision_stage
+    from apl_jax.runs.cross_fit_stage import write_held_out
+
+    count = 30
+    labels, segments_s = np.zeros(count, np.int32), np.stack([np.arange(count) * 2.0, np.arange(count) * 2.0 + 1], -1)
+    record = VideoRecord("one", "training", 100.0, 10.0, None, segments_s, labels, np.ones(count), labels > 0)
+    handed = {s.name: s.handed for s in known_stages(smoke_settings(AUTO), FACTS, {})}[TEACHER]
+    inputs: Any = SimpleNamespace(
+        classes=("walk", "run", "sit", "stand"), streamed=False, folder=lambda place: tmp_path / place,
+        table=lambda name: SimpleNamespace(records=(record, record)),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        decision_stage, "_truth", lambda _: Instances(np.zeros(count), np.zeros(count), segments_s, np.ones(count))
+    )
+    monkeypatch.setattr(decision_stage, "_warnings", lambda *_: [])
+
+    def decide(found: int) -> dict[str, Any]:
+        for arm in (*handed.teachers, *handed.plain):
+            some = found if arm.name == "plain" else 15
+            numbers = np.arange(some)
+            write_held_out(
+                tmp_path / arm.place,
+                Instances(0 * numbers, 0 * numbers, segments_s[:some], 1 - 0.01 * numbers),
+                np.full(some, 0.5),
+            )
+        return decision_stage.decide_teacher(handed, inputs, tmp_path)
+
+    sure, doubtful = decide(25), decide(16)
+    assert sure["teacher"]["name"] == "plain" and sure["icd"] == {"enabled": False}
+    assert "the plain detector" in sure["because"][0] and "without it" in " ".join(sure["because"])
+    assert doubtful["teacher"]["name"] == "none"
