@@ -75,8 +75,9 @@ class AplNonTargetSettings(NonTargetTermSettings):
 class AutoSettings(Checked):
     """Self-training whose choices are made by cross-fitting on the labelled recordings of the user's own data.
 
-    Decided are: pre-training or none, the number of steps, whether ALQA is of use or the plain detector labels and learns,
-    the threshold of pseudo labels, whether ICD is asked and at which similarities, and which of plain detector, teacher and student stays. All of it is evidence of networks on
+    Decided are: pre-training or none, the number of steps, whether ALQA is of use or the plain detector labels and
+    learns, the threshold of pseudo labels, whether ICD is asked and at which similarities, and which of plain detector,
+    teacher and student stays. All of it is evidence of networks on
     labelled recordings that they have not seen (runs/cross_fit_stage.py, runs/decision_stage.py).
     """
 
