@@ -51,14 +51,14 @@ CASES = [name for name in DETECTORS if in_bfloat16(tiny_choice(name)) != tiny_ch
 def test_gradients_are_summed_in_float32(name: str) -> None:
     for choice in variants(name).values():
         detector = build_detector(in_bfloat16(choice), DataFacts(FEATURE_WIDTH, CLASSES, STEPS))
-        params, state = detector.init(jax.random.key(0))
+        params, state = jax.eval_shape(detector.init, jax.random.key(0))
         batch = random_batch([STEPS, STEPS - 5], STEPS)
 
-        def loss(params: Any, detector=detector, state=state, batch=batch) -> Any:
+        def loss(params: Any, state: Any, detector=detector, batch=batch) -> Any:
             outputs = detector.apply(params, batch, jax.random.key(1))
             return detector.loss(outputs, batch.targets, state, jax.random.key(2)).total
 
-        assert sums_in_bfloat16(jax.grad(loss), params) == []
+        assert sums_in_bfloat16(jax.grad(loss), params, state) == []
 
 
 def test_a_narrow_sum_is_found() -> None:

@@ -41,7 +41,7 @@ def marks(settings: Settings) -> dict[str, str]:
     found: dict[str, str] = {}
     context: Any = SimpleNamespace(digest=str)
     for stage in plan_stages(settings, FACTS):
-        found[stage.name] = stage_fingerprint(stage, context, found)
+        found[stage.name] = stage_fingerprint(stage, context.digest, found)
     return found
 
 
