@@ -115,6 +115,7 @@ def test_point_1_and_12_nobody_annotated_it(tmp_path: Path, capsys: pytest.Captu
     assert code == 1 and "none of the 2 evaluated videos is annotated" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_point_12_a_run_on_a_test_set_without_labels(tmp_path: Path) -> None:
     """It trains, predicts and leaves a model; what it cannot do is score, and it says so."""
     root = tmp_path / "data"

@@ -103,6 +103,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert licences == {"LICENSE", "NOTICE"}
 
 
+@pytest.mark.exhaustive
 def test_the_wheel_trains_predicts_and_answers_from_python(installed: Path, tmp_path: Path) -> None:
     apl = installed / "apl-jax"
     told = carry_out(apl, "run", "--config=spsw:smoke", "--workdir=run", *FEW, folder=tmp_path)

@@ -46,7 +46,7 @@ from apl_jax.training.step import build_dispatch, build_step
 # Every kind on one detector, and every detector in the kinds that between them use all of it: compiling takes time.
 FIRST, THOROUGH = next(iter(DETECTORS)), ("contrast", "nontarget")
 CASES = [(kind, detector) for kind in KINDS for detector in DETECTORS if detector == FIRST or kind in THOROUGH]
-OFTEN = [("apl", FIRST), ("nontarget", "spot"), ("nontarget", "conv")]
+OFTEN = [("apl", FIRST)]
 CASES.sort(key=lambda case: case not in OFTEN)  # first what is waited for: one process trains them in this order
 DEVICES, STEPS, BATCH, VIDEOS = 4, 16, 4, 6
 PORTION, PORTIONS = 3, 2
