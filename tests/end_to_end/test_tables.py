@@ -96,7 +96,7 @@ def test_killed_at_random_it_ends_in_the_same_page(
     while True:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ, start_new_session=True)
         try:
-            assert process.wait(timeout=draws.uniform(4, 25)) == 0
+            assert process.wait(timeout=draws.uniform(3, 9) + 2 * kills) == 0  # later and later, so that it ends
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)  # workers have to notice by themselves
