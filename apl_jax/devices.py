@@ -31,10 +31,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def filled(rows: int, mesh: Mesh) -> int:
+    """So many rows, and those of zeros that let the devices divide them."""
+    return -(-rows // mesh.size) * mesh.size
+
+
 def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     """Host arrays, equal on every process, with their leading axis split over the devices; rows of zeros (videos
     without a valid step) fill it up to a multiple of their number."""
-    missing = lambda x: -len(x) % mesh.size
+    missing = lambda x: filled(len(x), mesh) - len(x)
     fill = lambda x: np.pad(x, [(0, missing(x))] + [(0, 0)] * (x.ndim - 1)) if missing(x) else x
     return place(jax.tree.map(lambda x: fill(np.asarray(x)), tree), NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
 

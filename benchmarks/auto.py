@@ -18,13 +18,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from scipy.stats import ttest_rel, wilcoxon
-
 from apl_jax.declarations import Choice
 from apl_jax.detectors.ensemble import EnsembleSettings
+from apl_jax.report.tables import mean_and_deviation
 from apl_jax.runs.run import run
 from apl_jax.runs.settings import read_config
+from apl_jax.tables.statistics import difference
 
 ENTRY = (sys.executable, "-m", "apl_jax.cli")
 BASELINES = {"supervised": "chosen steps", "supervised_matched": "as many steps", "same_time": "as much time"}
@@ -117,28 +116,26 @@ def table(out: Path) -> None:
                 print(f"    {sentence}")
         by_data.setdefault(path.parent.name.rpartition("_")[0], []).append(found)
     every = [one for rows in by_data.values() for one in rows]
-    for name, rows in [*by_data.items(), ("all", every)]:
+    for name, rows in [*by_data.items(), ("all", every)] if every else []:
         _summary(name, rows)
 
 
 def _summary(name: str, rows: list[dict[str, float]]) -> None:
-    final = np.array([one["final"] for one in rows])
-    print(f"\n{name}: auto {_spread(final)}, {len(rows)} runs")
+    final = [one["final"] for one in rows]
+    print(f"\n{name}: auto {mean_and_deviation(final)}, {len(rows)} runs")
     for variant, words in (BASELINES | {AVERAGE: "their average"}).items():
         pairs = [(one["final"], one[variant]) for one in rows if variant in one]
         if not pairs:
             continue
-        ours, theirs = np.array(pairs).T
-        difference, test = ours - theirs, ""
-        if len(pairs) > 1 and np.ptp(difference) > 0:
-            test = f", t-test p {ttest_rel(ours, theirs).pvalue:.3f}, Wilcoxon p {wilcoxon(ours, theirs).pvalue:.3f}"
-        print(f"  {words:<14}{_spread(theirs)}, ahead by {_spread(difference)}, worst {difference.min():+.1f}{test}")
-    best = np.array([one["final"] - max(one[v] for v in BASELINES if v in one) for one in rows])
-    print(f"  best of them in each run: ahead by {_spread(best)}, worst {best.min():+.1f}")
-
-
-def _spread(values: np.ndarray) -> str:
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+        ours, theirs = zip(*pairs, strict=True)
+        gain = difference(dict(enumerate(ours)), dict(enumerate(theirs)))
+        assert gain is not None
+        tests = {"t-test": gain.t_test, "Wilcoxon": gain.wilcoxon}
+        test = "".join(f", {name} p {p:.3f}" for name, p in tests.items() if p is not None)
+        ahead = f"ahead by {mean_and_deviation(gain.values)}, worst {min(gain.values):+.1f}"
+        print(f"  {words:<14}{mean_and_deviation(theirs)}, {ahead}{test}")
+    best = [one["final"] - max(one[v] for v in BASELINES if v in one) for one in rows]
+    print(f"  best of them in each run: ahead by {mean_and_deviation(best)}, worst {min(best):+.1f}")
 
 
 def main() -> None:

@@ -3,64 +3,42 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
 
 from apl_jax.cli.configuration import declare_configuration, read_settings
 from apl_jax.cli.parser import PROGRAM, Command, Parser, UsageError, count
+from apl_jax.compilation import ENVIRONMENT, HOST, KINDS
 from apl_jax.text import say
-
-if TYPE_CHECKING:
-    from apl_jax.runs.settings import Settings
-
-_HOST = "host"
-_KINDS = ("training", "labelling", "evaluation")
-# libtpu asks the machine what it is; here it is told, and kept from logging that.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "JAX_PLATFORMS": "cpu",
-}
 
 
 def _declare(parser: Parser) -> None:
     declare_configuration(parser)
-    words = f"TPU slice, such as v5e:4x4, v4:2x2x2, v5p:2x2x4; {_HOST}: the devices of this machine"
-    parser.flag("topology", "NAME", words, default=_HOST)
+    words = f"TPU slice, such as v5e:4x4, v4:2x2x2, v5p:2x2x4; {HOST}: the devices of this machine"
+    parser.flag("topology", "NAME", words, default=HOST)
     parser.flag("precision", "float32|bfloat16", "of the network (detector.dtype)", shown="the configuration's")
     words = "recordings of each kind that a device sees in a training step"
     parser.flag("batch_per_device", "N", words, count, shown="the configuration's batches, over all devices")
     words = "channels of a feature row, where there are no features yet"
     parser.flag("feature_width", "N", words, count, shown="that of the features, else data.synthetic.width")
-    parser.flag("only", "KIND", f"{', '.join(_KINDS)}, several with commas between them", default="", shown="all")
+    parser.flag("only", "KIND", f"{', '.join(KINDS)}, several with commas between them", default="", shown="all")
 
 
 def _carry_out(arguments: Namespace) -> int:
     import os
 
-    for name, value in ENVIRONMENT.items() if arguments.topology != _HOST else ():
+    for name, value in ENVIRONMENT.items() if arguments.topology != HOST else ():
         os.environ.setdefault(name, value)
     from apl_jax.compilation.rehearsal import rehearse
+    from apl_jax.declarations import override
 
-    settings = _changed(read_settings(arguments), arguments)
-    chosen = tuple(filter(None, arguments.only.split(","))) or _KINDS
-    if unknown := [kind for kind in chosen if kind not in _KINDS]:
-        raise UsageError(f"{PROGRAM} compile: found --only={unknown[0]}, expected some of {', '.join(_KINDS)}")
+    settings = read_settings(arguments)
+    if arguments.precision:
+        settings = override(settings, {"detector.dtype": arguments.precision})
+    chosen = tuple(filter(None, arguments.only.split(","))) or KINDS
+    if unknown := [kind for kind in chosen if kind not in KINDS]:
+        raise UsageError(f"{PROGRAM} compile: found --only={unknown[0]}, expected some of {', '.join(KINDS)}")
     found = rehearse(settings, arguments.topology, arguments.batch_per_device, arguments.feature_width, chosen, say)
     say("\n".join(["", found.table(), "", *found.notes()]))
     return 0 if found.fits else 1
-
-
-def _changed(settings: Settings, arguments: Namespace) -> Settings:
-    from apl_jax.declarations import override
-
-    changes: dict[str, Any] = {}
-    if arguments.precision:
-        changes["detector.dtype"] = arguments.precision
-    return override(settings, changes)
 
 
 COMMAND = Command(

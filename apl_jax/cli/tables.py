@@ -15,8 +15,10 @@ _MOST_SEEDS = 1000
 def seeds(text: str) -> tuple[int, ...]:
     """Whole numbers with commas between them, or first..last."""
     first, dots, last = text.partition("..")
-    found = tuple(range(whole_number(first), whole_number(last) + 1)[:_MOST_SEEDS]) if dots else ()
-    found = found or tuple(whole_number(part) for part in text.split(",") if not dots)
+    if dots:
+        found = tuple(range(whole_number(first), whole_number(last) + 1)[:_MOST_SEEDS])
+    else:
+        found = tuple(map(whole_number, text.split(",")))
     if not found or min(found) < 0 or len(set(found)) < len(found):
         expected = "different whole numbers from 0 on, such as 0,1,2 or 0..4"
         raise argparse.ArgumentTypeError(f"found {quoted(text)}, expected {expected}")
@@ -55,7 +57,7 @@ def _carry_out(arguments: Namespace) -> None:
 
 def _make(arguments: Namespace) -> None:
     from apl_jax.interruption import stoppable
-    from apl_jax.tables.carry_out import carry_out, measure_speed, write_plan
+    from apl_jax.tables.carry_out import carry_out, measure_speed
     from apl_jax.tables.catalogue import TABLES
     from apl_jax.tables.page import write_page
     from apl_jax.tables.plan import cost_of, distinct_runs, fitted, plan_table
@@ -75,7 +77,6 @@ def _make(arguments: Namespace) -> None:
             say(measure_speed(runs[0][0].settings).words(cost, arguments.jobs))
     if arguments.plan:
         return
-    write_plan(runs, workdir / "plan.json")
     with stoppable():
         carry_out(runs, workdir, arguments.jobs)
     for plan in plans:

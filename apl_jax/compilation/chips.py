@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from apl_jax.data.files import refusal
 
-SOURCE = "docs.cloud.google.com/tpu/docs, the pages of v4, v5e, v5p and v6e, read in November 2026"
+SOURCE = "docs.cloud.google.com/tpu/docs, the pages of v4, v5e, v5p and v6e, November 2026"
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,15 @@ class Chip:
     memory: float  # bytes
     bandwidth: float  # of its memory, bytes a second
     links: float  # of all its links to other chips, bytes a second in each direction
+    device: str = ""  # libtpu's name of the way in which the cores of a chip are one device, where it is not the usual
 
 
-# By the first part of a topology's name. Of the links, half of the bidirectional figure.
+# By the first part of a topology's name. Of the links, half of the bidirectional figure; of v4, for which none is
+# published, the all-reduce bandwidth of a pod, 1.1 PB a second, over its 4,096 chips.
 CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1200e9, 300e9),
+    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1200e9, 1.1e15 / 4096, "megacore"),
     "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9),
-    "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9),
+    "v5p": Chip("TPU v5p", 459e12, 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip("TPU v6e", 918e12, 32e9, 1638e9, 400e9),
 }
 

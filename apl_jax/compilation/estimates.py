@@ -27,7 +27,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one call of a program takes on each device, as the compiler counts it."""
+    """What a program takes on each device, as the compiler counts it: of a loop one turn, however many there are."""
 
     arguments: int  # bytes
     outputs: int  # bytes that are not arguments given back
@@ -43,7 +43,7 @@ class Estimate:
         return self.arguments + self.outputs + self.temporaries + self.code
 
     def seconds(self, chip: Chip) -> float:
-        """A bound from below by arithmetic and memory, each at its published peak, and no overlap of communication."""
+        """The longer of arithmetic and memory traffic, each at its published peak, and communication after it."""
         return max(self.flops / chip.flops, self.traffic / chip.bandwidth) + self.communication_s(chip)
 
     def communication_s(self, chip: Chip) -> float:
@@ -53,7 +53,7 @@ class Estimate:
 
 def estimate(compiled: Any) -> Estimate:
     """Reads a ``jax.stages.Compiled``."""
-    memory, cost = compiled.memory_analysis(), _cost(compiled)
+    memory, cost = compiled.memory_analysis(), counted_cost(compiled)
     return Estimate(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -65,7 +65,8 @@ def estimate(compiled: Any) -> Estimate:
     )
 
 
-def _cost(compiled: Any) -> Mapping[str, float]:
+def counted_cost(compiled: Any) -> Mapping[str, float]:
+    """The compiler's counts for a lowered or compiled program, by name."""
     found = compiled.cost_analysis()
     return (found[0] if isinstance(found, list) else found) or {}
 
@@ -73,7 +74,7 @@ def _cost(compiled: Any) -> Mapping[str, float]:
 def collectives_of(hlo: str) -> tuple[Collective, ...]:
     """The communication in a program's HLO, by kind and type of numbers.
 
-    An instruction within a loop counts once: in the loop over the steps of a dispatch, per step.
+    An instruction within a loop counts once.
     """
     found: dict[tuple[str, str], list[int]] = {}
     for line in hlo.splitlines():

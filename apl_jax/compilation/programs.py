@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from apl_jax.compilation import EVALUATION, LABELLING, TRAINING
 from apl_jax.compilation.shapes import RunShapes, TableShape
 from apl_jax.declarations import SettingsError
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.ensemble import members_of
-from apl_jax.devices import DATA_AXIS, replicated
+from apl_jax.devices import DATA_AXIS, filled, replicated
 from apl_jax.evaluation.detections import predict_batch
 from apl_jax.feeds.passes import BatchFn, BatchPlan, plan_chunks, whole_table_program
 from apl_jax.feeds.resident import Feed, device_feed
@@ -28,16 +29,23 @@ from apl_jax.feeds.streamed import portion_batches, portion_steps, spread
 from apl_jax.learning.icd import ClassMembers, build_bank, pool_instances
 from apl_jax.learning.method import DETECTOR, INSTANCES, LABELLED, PSEUDO_LABELLED, build_objective
 from apl_jax.learning.selection import Known
+from apl_jax.runs.context import resident_bytes, streams
 from apl_jax.runs.evidence import foreseen_stages
-from apl_jax.runs.labelling_stage import LabellingPart, build_selection
+from apl_jax.runs.labelling_stage import LabellingPart, build_selection, predict_and_observe
 from apl_jax.runs.scoring_stages import EvaluationPart
 from apl_jax.runs.settings import Settings
 from apl_jax.runs.stages import Stage
-from apl_jax.runs.training_stage import TrainingPart, abstract_state, beginning, build_method
+from apl_jax.runs.training_stage import (
+    TrainingPart,
+    abstract_state,
+    batch_sizes,
+    beginning,
+    build_method,
+    stage_step,
+)
 from apl_jax.structs import Batch, PyTree, Targets
 from apl_jax.training.optimizer import build_optimizer
-from apl_jax.training.side_by_side import at_once, build_steps
-from apl_jax.training.step import build_dispatch, build_step
+from apl_jax.training.step import build_dispatch
 
 PSEUDO_INSTANCES = 64  # a round number of pseudo labels of a recording: how many there will be, nobody knows yet
 
@@ -47,8 +55,7 @@ class Program:
     """One program of a run."""
 
     stages: tuple[str, ...]  # that it is compiled for
-    kind: str  # training | labelling | evaluation
-    steps: int  # training steps that one call takes; 1 of a pass
+    kind: str  # one of KINDS
     calls: str  # how often it is called, in words
     lower: Callable[[], Any]  # -> jax.stages.Lowered
 
@@ -65,11 +72,11 @@ class Surroundings:
 
 def surroundings(settings: Settings, shapes: RunShapes, mesh: Mesh, device_bytes: int) -> Surroundings:
     """Whether features stream follows ``runtime.feed`` and, at "auto", the memory ``device_bytes`` of all devices."""
-    runtime, tables = settings.runtime, [shapes.labelled, shapes.unlabelled, shapes.evaluation]
+    tables = [shapes.labelled, shapes.unlabelled, shapes.evaluation]
     if settings.learning.pretrain.steps > 0 and "semi_supervised" in settings.variants:
         tables.append(shapes.training)
-    need = sum(table.bytes for table in tables) + max(table.bytes for table in tables)
-    streamed = need > runtime.device_share * device_bytes if runtime.feed == "auto" else runtime.feed == "stream"
+    need = resident_bytes([table.bytes for table in tables])
+    streamed = streams(settings.runtime, need, device_bytes)
     return Surroundings(settings, shapes, mesh, streamed)
 
 
@@ -103,28 +110,22 @@ def _training(around: Surroundings, stage: Stage, part: TrainingPart) -> tuple[t
     mesh, facts = around.mesh, around.shapes.facts
     detector, networks = members_of(part.detector)
     method, context = build_method(part.method, detector, part.stage, facts)
-    sizes = {
-        videos: part.stage.labelled_batch if videos == LABELLED else part.stage.unlabelled_batch
-        for videos in sorted(method.videos)
-    }
+    sizes = batch_sizes(method, part.stage)
     feed, arrays = _feed(around, part, sizes, bool(method.constants))
     count = min(feed.most_steps or part.steps_per_dispatch, part.stage.steps)
 
     def lower() -> Any:
         objective = build_objective(method, context)
         optimizer = build_optimizer(part.stage.optimizer, objective.groups, part.stage.steps)
-        if networks:
-            step = build_steps(objective, optimizer, part.stage.optimizer, at_once(mesh), shared=True)
-        else:
-            step = build_step(objective, optimizer, part.stage.optimizer)
+        step = stage_step(part, objective, optimizer, networks, mesh)
         state = abstract_state(beginning(objective, optimizer, networks), mesh)
         dispatch: Any = build_dispatch(step, feed, mesh, count)
         return dispatch.lower(state, _key(mesh), arrays)
 
     alike = dataclasses.replace(part.stage, steps=0 if part.stage.steps >= count else part.stage.steps)
-    key = ("training", part.detector, part.method, alike, count)
+    key = (TRAINING, part.detector, part.method, alike, count)
     calls = f"every {count} steps" if count > 1 else "every step"
-    return key, Program((stage.name,), "training", count, calls, lower)
+    return key, Program((stage.name,), TRAINING, calls, lower)
 
 
 def _feed(around: Surroundings, part: TrainingPart, sizes: dict[str, int], with_instances: bool) -> tuple[Feed, PyTree]:
@@ -136,7 +137,7 @@ def _feed(around: Surroundings, part: TrainingPart, sizes: dict[str, int], with_
     if not around.streamed:
         rows = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
         placed = {
-            name: _batch((_filled(t.videos, mesh),), t.length_t, t.width, most.get(name, 1), rows)
+            name: batch_shape((filled(t.videos, mesh),), t.length_t, t.width, most.get(name, 1), rows)
             for name, t in tables.items()
         }
         feed = device_feed(placed, {name: table.videos for name, table in tables.items()}, sizes, constants)
@@ -146,7 +147,7 @@ def _feed(around: Surroundings, part: TrainingPart, sizes: dict[str, int], with_
     step_bytes = sum(4 * sizes[name] * steps_t[name] * table.width for name, table in tables.items())
     count = portion_steps(step_bytes, runtime)
     portion = {
-        name: _batch((count, sizes[name]), steps_t[name], t.width, most.get(name, 1), spread(mesh, sizes[name]))
+        name: batch_shape((count, sizes[name]), steps_t[name], t.width, most.get(name, 1), spread(mesh, sizes[name]))
         for name, t in tables.items()
     }
     first = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
@@ -162,10 +163,6 @@ def _labelling(around: Surroundings, stage: Stage, part: LabellingPart) -> tuple
     link = build_selection(part.selection, shapes.facts)
     settings = around.settings.learning
 
-    def function(known: Known, videos: Batch) -> PyTree:
-        detections = predict_batch(detector, known.params[DETECTOR], videos)
-        return detections, link.observe(known, videos, detections)
-
     def lower() -> Any:
         method, context = build_method(
             settings.teacher, members_of(part.detector)[0], settings.supervised, shapes.facts
@@ -175,10 +172,11 @@ def _labelling(around: Surroundings, stage: Stage, part: LabellingPart) -> tuple
         most = max(max(shapes.instances_of_class), 1)
         rows = jax.ShapeDtypeStruct((shapes.facts.num_classes, most), jnp.int32)
         members = ClassMembers(rows, jax.ShapeDtypeStruct(rows.shape, bool))  # pyright: ignore[reportArgumentType]
-        return _pass(around, function, Known(params, _bank(shapes), members), shapes.unlabelled)
+        known = Known(params, _bank(shapes), members)
+        return _pass(around, predict_and_observe(detector, link), known, shapes.unlabelled)
 
     calls = _calls(around, shapes.unlabelled)
-    return ("labelling", part.detector, part.selection), Program((stage.name,), "labelling", 1, calls, lower)
+    return (LABELLING, part.detector, part.selection), Program((stage.name,), LABELLING, calls, lower)
 
 
 def _evaluation(around: Surroundings, stage: Stage, part: EvaluationPart) -> tuple[tuple, Program]:
@@ -190,7 +188,7 @@ def _evaluation(around: Surroundings, stage: Stage, part: EvaluationPart) -> tup
         return _pass(around, function, params, around.shapes.evaluation)
 
     calls = _calls(around, around.shapes.evaluation)
-    return ("evaluation", part.detector), Program((stage.name,), "evaluation", 1, calls, lower)
+    return (EVALUATION, part.detector), Program((stage.name,), EVALUATION, calls, lower)
 
 
 def _pass(around: Surroundings, function: BatchFn, params: PyTree, table: TableShape) -> Any:
@@ -199,13 +197,12 @@ def _pass(around: Surroundings, function: BatchFn, params: PyTree, table: TableS
     params = _replicated(params, mesh)
     rows = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
     if not around.streamed:
-        videos = _batch((_filled(table.videos, mesh),), table.length_t, table.width, table.most_instances, rows)
-        batch = -(-plan.batch // mesh.size) * mesh.size
-        program: Any = whole_table_program(function, batch)
+        videos = batch_shape((filled(table.videos, mesh),), table.length_t, table.width, table.most_instances, rows)
+        program: Any = whole_table_program(function, filled(plan.batch, mesh))
         return program.lower(params, videos)
     largest = max(plan_chunks(table.lengths, plan, mesh.size), key=lambda c: (len(c.rows) + c.fill) * c.length_t)
     count = len(largest.rows) + largest.fill
-    videos = _batch((count,), largest.length_t, table.width, table.most_instances, rows)
+    videos = batch_shape((count,), largest.length_t, table.width, table.most_instances, rows)
     return jax.jit(function).lower(params, videos)
 
 
@@ -225,8 +222,10 @@ def _batch_plan(settings: Settings) -> BatchPlan:
 # Shapes
 
 
-def _batch(leading: tuple[int, ...], length_t: int, width: int, most: int, sharding: NamedSharding) -> Batch:
-    """A batch of videos, ``leading`` before T, as shapes."""
+def batch_shape(
+    leading: tuple[int, ...], length_t: int, width: int, most: int = 1, sharding: NamedSharding | None = None
+) -> Batch:
+    """A batch of videos, ``leading`` before T, with at most ``most`` instances each, as shapes."""
 
     def shape(*rest: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((*leading, *rest), dtype, sharding=sharding)
@@ -241,8 +240,7 @@ def _batch(leading: tuple[int, ...], length_t: int, width: int, most: int, shard
 def _bank(shapes: RunShapes) -> PyTree:
     """The memory of all labelled instances."""
     table = shapes.labelled
-    everywhere = NamedSharding(jax.make_mesh((1,), (DATA_AXIS,)), PartitionSpec())
-    videos = _batch((table.videos,), table.length_t, table.width, table.most_instances, everywhere)
+    videos = batch_shape((table.videos,), table.length_t, table.width, table.most_instances)
     return jax.eval_shape(lambda v: build_bank(pool_instances(v), v.targets), videos)
 
 
@@ -252,8 +250,3 @@ def _replicated(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def _key(mesh: Mesh) -> Any:
     return _replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh)
-
-
-def _filled(videos: int, mesh: Mesh) -> int:
-    """Rows of a table whose videos are split over the devices."""
-    return -(-videos // mesh.size) * mesh.size

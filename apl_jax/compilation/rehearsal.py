@@ -12,22 +12,25 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from apl_jax.compilation import EVALUATION, HOST, LABELLING, TRAINING
 from apl_jax.compilation.chips import SOURCE, Chip, chip_of
 from apl_jax.compilation.estimates import Estimate, estimate, weak_scaling
 from apl_jax.compilation.programs import Program, programs_of, surroundings
-from apl_jax.compilation.shapes import RunShapes, shapes_of
+from apl_jax.compilation.shapes import shapes_of
 from apl_jax.data.files import refusal
 from apl_jax.devices import DATA_AXIS, build_mesh, device_bytes
 from apl_jax.report.tables import aligned
 from apl_jax.runs.settings import Settings
 
-HOST = "host"
 _GIB = 2**30
 _SCALES = (8, 16, 32, 64, 128, 256)  # devices that weak scaling is told for
+_ABOUT_LOOPS = (
+    "GFLOP, traffic and what goes between devices are of one turn of a program's loop, as the compiler counts them: "
+    "one training step, or one batch of a pass. Part of the traffic stays on the chip."
+)
 _ABOUT_BOUND = (
-    "'At least' is of one training step, or of one pass: the longer of arithmetic and memory traffic at the published "
-    f"peaks of {{chip}} ({SOURCE}), and communication after it. It is a bound and no measurement. Traffic is the "
-    "compiler's count, part of which stays on the chip."
+    "'At least' is of one turn too: the longer of arithmetic and traffic at the published peaks of {chip} "
+    f"({SOURCE}), and communication after it. It was computed and not measured."
 )
 
 
@@ -55,7 +58,6 @@ class Rehearsal:
     chip: Chip | None  # None of this machine's own devices
     memory: int  # bytes of one device
     streamed: bool
-    shapes: RunShapes
     compiled: tuple[Compiled, ...]
 
     @property
@@ -83,6 +85,7 @@ class Rehearsal:
         for c in self.compiled:
             said = "; ".join(f"{x.count} {x.kind} of {x.dtype}, {x.bytes / 1e6:.2f} MB" for x in c.estimate.collectives)
             notes.append(f"{c.name}: called {c.program.calls}; between devices: {said or 'nothing'}.")
+        notes.append(_ABOUT_LOOPS)
         if self.chip:
             notes += [_ABOUT_BOUND.format(chip=self.chip.name), *self._scaling()]
         notes += [_does_not_fit(c, self.memory) for c in self.compiled if c.estimate.peak > self.memory]
@@ -90,7 +93,7 @@ class Rehearsal:
 
     def _scaling(self) -> list[str]:
         """The efficiency of more chips, each with the same batch, of the training program that says most."""
-        training = [c.estimate for c in self.compiled if c.program.kind == "training"]
+        training = [c.estimate for c in self.compiled if c.program.kind == TRAINING]
         chip = self.chip
         if not training or chip is None:
             return []
@@ -127,7 +130,7 @@ def rehearse(
         compiled = lowered.compile()
         compiling_s = time.perf_counter() - started - lowering_s
         found.append(Compiled(program, estimate(compiled), lowering_s, compiling_s))
-    return Rehearsal(topology, mesh.size, chip, memory, around.streamed, shapes, tuple(found))
+    return Rehearsal(topology, mesh.size, chip, memory, around.streamed, tuple(found))
 
 
 def _devices(topology: str) -> tuple[Mesh, int, Chip | None]:
@@ -137,7 +140,8 @@ def _devices(topology: str) -> tuple[Mesh, int, Chip | None]:
         return mesh, device_bytes(mesh) // mesh.size, None
     chip = chip_of(topology)
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        chosen = {"chip_config_name": chip.device} if chip.device else {}
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **chosen)
     except Exception as error:  # a missing libtpu and a shape that there is not raise anything
         found = f"{topology!r}, which cannot be described here ({type(error).__name__}: {str(error).splitlines()[0]})"
         expected = "a shape that this chip has, and libtpu: pip install 'apl_jax[tpu]'"
@@ -161,11 +165,12 @@ def _with_batches(settings: Settings, batch: int) -> Settings:
 
 def _does_not_fit(c: Compiled, memory: int) -> str:
     """Which setting to change for a program that is too large."""
+    passes = "a smaller `runtime.prediction_batch`, or `runtime.feed=stream`"
     advice = {
-        "training": "a smaller `learning.supervised.labelled_batch`, `unlabelled_batch` or `data.max_length_t`, or "
+        LABELLING: passes,
+        EVALUATION: passes,
+        TRAINING: "a smaller `learning.supervised.labelled_batch`, `unlabelled_batch` or `data.max_length_t`, or "
         "`runtime.feed=stream`",
-        "labelling": "a smaller `runtime.prediction_batch`, or `runtime.feed=stream`",
-        "evaluation": "a smaller `runtime.prediction_batch`, or `runtime.feed=stream`",
     }
     peak = f"{c.estimate.peak / _GIB:.2f} GiB of {memory / _GIB:.2f} GiB"
     return f"{c.name} does not fit: {peak}. Try: {advice[c.program.kind]}."

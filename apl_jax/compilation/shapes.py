@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,8 +14,9 @@ from apl_jax.data.features.limits import Unusable
 from apl_jax.data.files import DataError, refusal
 from apl_jax.data.splits import build_split
 from apl_jax.data.synthetic import extraction_grid
+from apl_jax.learning.method import PSEUDO_LABELLED
 from apl_jax.settings import DataSettings
-from apl_jax.structs import DataFacts
+from apl_jax.structs import DataFacts, TimeGrid
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class RunShapes:
         return TableShape(np.concatenate([one.lengths, other.lengths]), one.length_t, one.width, 1)
 
     def table(self, videos: str) -> TableShape:
-        """One of labelled, unlabelled, pseudo_labelled, training, evaluation."""
-        return self.unlabelled if videos == "pseudo_labelled" else getattr(self, videos)
+        """The videos of a pass (``learning.method.VIDEOS``)."""
+        return self.unlabelled if videos == PSEUDO_LABELLED else getattr(self, videos)
 
 
 def shapes_of(settings: DataSettings, width: int | None = None) -> RunShapes:
@@ -71,37 +71,31 @@ def shapes_of(settings: DataSettings, width: int | None = None) -> RunShapes:
     split = build_split(open_truth(settings, named=True), settings)
     annotations = open_truth(settings)
     width = width or _width(settings)
-    parts: dict[str, list[VideoRecord]] = {
-        name: [annotations.videos[video] for video in getattr(split, name)]
-        for name in ("labelled", "unlabelled", "evaluation")
-    }
-    lengths = {name: np.array([_length(r, settings) for r in records], int) for name, records in parts.items()}
-    multiple = settings.length_multiple
-    training_t = padded_length([*lengths["labelled"], *lengths["unlabelled"]], multiple)
-    evaluation_t = padded_length(lengths["evaluation"], multiple)
-    taught = np.concatenate([np.zeros(0, int), *(r.labels[~r.ignore] for r in parts["labelled"])]).astype(int)
+    labelled, unlabelled, evaluation = (
+        [annotations.videos[video] for video in videos]
+        for videos in (split.labelled, split.unlabelled, split.evaluation)
+    )
+    grids = [_grid(record, settings) for record in (*labelled, *unlabelled)]
+    lengths, seen = np.array([grid.length for grid in grids], int), len(labelled)
+    training_t = padded_length(lengths, settings.length_multiple)
+    evaluated = np.array([_grid(record, settings).length for record in evaluation], int)
+    evaluation_t = padded_length(evaluated, settings.length_multiple)
+    taught = np.concatenate([record.labels[~record.ignore] for record in labelled]).astype(int)
     counts = np.bincount(taught, minlength=len(annotations.classes))
-    spanned = settings.stride == 0 or settings.grid != "rows"  # rows are equal parts of their video
-    edge_t = 0.5 if spanned else 0.5 * settings.window / settings.stride
-    facts = DataFacts(width, len(annotations.classes), settings.max_length_t, edge_t)
+    most = max(1, *(len(record.labels) for record in labelled))
     return RunShapes(
-        facts,
-        TableShape(lengths["labelled"], training_t, width, _most(parts["labelled"])),
-        TableShape(lengths["unlabelled"], training_t, width, 1),
-        TableShape(lengths["evaluation"], evaluation_t, width, 1),
+        DataFacts(width, len(annotations.classes), settings.max_length_t, grids[0].offset),
+        TableShape(lengths[:seen], training_t, width, most),
+        TableShape(lengths[seen:], training_t, width, 1),
+        TableShape(evaluated, evaluation_t, width, 1),
         tuple(counts.tolist()),
     )
 
 
-def _most(records: Sequence[VideoRecord]) -> int:
-    return max((len(record.labels) for record in records), default=1) or 1
-
-
-def _length(record: VideoRecord, settings: DataSettings) -> int:
-    if settings.grid != "rows":
-        return settings.fixed_length_t
+def _grid(record: VideoRecord, settings: DataSettings) -> TimeGrid:
+    """The grid of a recording whose features an extractor would make; rows that are resized span their video."""
     try:
-        return extraction_grid(record, settings).length
+        return extraction_grid(record, settings if settings.grid == "rows" else replace(settings, stride=0))
     except Unusable as unusable:
         raise refusal(f"video {record.id!r}", *unusable.args) from None
 

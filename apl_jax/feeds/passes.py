@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from apl_jax.data.batching import VideoTable, aligned_zeros, bucket_length, build_targets
-from apl_jax.devices import first_rows, shard_batch, to_host
+from apl_jax.devices import filled, first_rows, shard_batch, to_host
 from apl_jax.interruption import stop_if_requested
 from apl_jax.ops.masking import map_rows
 from apl_jax.structs import Batch, PyTree, Targets
@@ -26,8 +26,7 @@ def map_resident(function: BatchFn, params: PyTree, table: Batch, batch: int, me
 
     About ``batch`` videos at a time, each batch spread over the mesh.
     """
-    batch = -(-batch // mesh.size) * mesh.size
-    return whole_table_program(function, batch)(params, table)
+    return whole_table_program(function, filled(batch, mesh))(params, table)
 
 
 @functools.lru_cache(maxsize=4)

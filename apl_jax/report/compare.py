@@ -13,12 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from apl_jax.data.files import refusal
 from apl_jax.declarations import fingerprint
 from apl_jax.report.finished_run import read_documents
-from apl_jax.report.tables import aligned, total_steps, variant_name
+from apl_jax.report.tables import aligned, mean_and_deviation, total_steps, variant_name
 from apl_jax.report.truth import check_present_truths
 
 _NO_DIFFERENCE = "data.split_seed", "data.root", "runtime."  # settings in which the runs of one row may differ
@@ -157,11 +155,11 @@ def _rows(groups: Sequence[Group]) -> tuple[list[list[str]], list[list[str]]]:
             steps = total_steps(next(iter(group.results.values())), variant)
             mark = _MARK if (group.name, variant) == reference else ""
             name = f"{group.name}, {variant_name(variant)}{mark}"
-            cells = [spread([run["map"][t] for run in scored.values() if t in run["map"]]) for t in thresholds]
-            rows.append([name, str(len(runs)), f"{steps or 0:,}", *cells, spread(list(averages.values()))])
+            cells = [_spread([run["map"][t] for run in scored.values() if t in run["map"]]) for t in thresholds]
+            rows.append([name, str(len(runs)), f"{steps or 0:,}", *cells, _spread(list(averages.values()))])
             gains = [averages[seeds] - first[seeds] for seeds in averages if seeds in first]
             values = (f"{100 * averages[s]:.1f}" if s in averages else "–" for s in all_seeds)
-            by_seed.append([name, *values, spread(gains, "+")])
+            by_seed.append([name, *values, _spread(gains, "+")])
     return rows, by_seed
 
 
@@ -185,13 +183,9 @@ def _scores(results: Mapping[str, Any]) -> dict[str, Any]:
     return {**variants, **stays}
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean ± sample standard deviation, in percent; without deviation for a single value."""
-    if not values:
-        return "–"
-    percent = 100 * np.asarray(values)
-    deviation = f" ± {percent.std(ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{percent.mean():{sign}.1f}{deviation}"
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and deviation of shares, in percent."""
+    return mean_and_deviation([100 * value for value in values], sign)
 
 
 def _seed_name(seeds: tuple[int, int]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from apl_jax.report.figures import MEASURES as _FIGURE_3C
 from apl_jax.report.figures import SET_NAMES
 from apl_jax.runs.evidence import MODEL, TEACHER
@@ -223,6 +225,15 @@ def quality_rows(quality: Mapping[str, Any]) -> list[list[str]]:
     for name, words in SET_NAMES.items():
         rows.append([words, f"{quality[name]['count']:,}", *percents(quality[name][m] for m in MEASURES)])
     return rows
+
+
+def mean_and_deviation(values: Sequence[float], sign: str = "", decimals: int = 1) -> str:
+    """Mean ± sample standard deviation; without deviation for a single value; ``sign`` "+" shows that of the mean."""
+    if not len(values):
+        return "–"
+    found = np.asarray(values)
+    deviation = f" ± {found.std(ddof=1):.{decimals}f}" if len(found) > 1 else ""
+    return f"{found.mean():{sign}.{decimals}f}{deviation}"
 
 
 def percents(values: Iterable[float | None]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,7 @@ class RunContext:
     @functools.cached_property
     def streamed(self) -> bool:
         """Whether batches are read while the devices compute (``runtime.feed``)."""
-        if self.runtime.feed != "auto":
-            return self.runtime.feed == "stream"
-        return self._feature_bytes > self.runtime.device_share * self.device_bytes
+        return streams(self.runtime, self._feature_bytes, self.device_bytes)
 
     def describe_feed(self) -> str:
         """Where features are during the run and why, in words."""
@@ -153,9 +151,20 @@ class RunContext:
         dataset = self.dataset
         tables = [dataset.labelled, dataset.unlabelled, dataset.evaluation]
         tables += [dataset.all_training] if self.pretrains else []
-        padded = [table.padded_bytes for table in tables]
         shared = dataset.held_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0
-        return sum(padded) + max(padded) + shared
+        return resident_bytes([table.padded_bytes for table in tables]) + shared
+
+
+def resident_bytes(tables: Sequence[int]) -> int:
+    """Memory of padded tables of so many bytes each, and of a copy of the largest for a pass over it."""
+    return sum(tables) + max(tables)
+
+
+def streams(runtime: RuntimeSettings, feature_bytes: int, device_bytes: int) -> bool:
+    """Whether features that would take so much of the devices' memory are streamed (``runtime.feed``)."""
+    if runtime.feed != "auto":
+        return runtime.feed == "stream"
+    return feature_bytes > runtime.device_share * device_bytes
 
 
 def write_proposals(folder: Path, videos: str, found: Detections) -> None:

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apl_jax.detectors.ensemble import members_of
-from apl_jax.learning.method import LABELLED
 from apl_jax.runs.cross_fit_stage import CrossFitPart
 from apl_jax.runs.stages import Stage
-from apl_jax.runs.training_stage import TrainingPart, build_method
+from apl_jax.runs.training_stage import TrainingPart, batch_sizes, build_method
 from apl_jax.structs import DataFacts
 
 
@@ -36,8 +35,7 @@ def work_of(stage: Stage, facts: DataFacts, labelled: int) -> int:
     if not steps:
         return 0
     method, _ = build_method(part.method, part.detector, part.stage, facts)
-    batch = {LABELLED: part.stage.labelled_batch}
-    return steps * sum(batch.get(videos, part.stage.unlabelled_batch) for videos in method.videos)
+    return steps * sum(batch_sizes(method, part.stage).values())
 
 
 def seconds_left(stages: Iterable[Stage], results: Mapping[str, Any], facts: DataFacts, labelled: int) -> float | None:

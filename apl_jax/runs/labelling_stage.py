@@ -89,6 +89,16 @@ def select_pseudo_labels(part: LabellingPart, inputs: StageInputs, folder: Path)
     return labels
 
 
+def predict_and_observe(detector: Detector, link: Link) -> Callable[[Known, Batch], tuple[Detections, PyTree]]:
+    """``(known, videos [B]) -> (detections [B, K], observed [B, ...])``: what is done with every unlabelled video."""
+
+    def look(known: Known, videos: Batch) -> tuple[Detections, PyTree]:
+        detections = predict_batch(detector, known.params[DETECTOR], videos)
+        return detections, link.observe(known, videos, detections)
+
+    return look
+
+
 def select_from(
     detector: Detector, link: Link, inputs: StageInputs
 ) -> Callable[[Known, PyTree], tuple[PyTree, PseudoLabels]]:
@@ -98,9 +108,7 @@ def select_from(
     set is selected from. What is compiled serves every teacher of the same shapes.
     """
 
-    def predict_and_observe(known: Known, videos: Batch) -> tuple[Detections, PyTree]:
-        detections = predict_batch(detector, known.params["detector"], videos)
-        return detections, link.observe(known, videos, detections)
+    look = predict_and_observe(detector, link)
 
     @jax.jit
     def select(state: PyTree, detections: Detections, observed: PyTree) -> tuple[PyTree, PseudoLabels]:
@@ -108,7 +116,7 @@ def select_from(
 
     def select_all(known: Known, state: PyTree) -> tuple[PyTree, PseudoLabels]:
         state = place(jax.tree.map(jnp.asarray, state), replicated(inputs.mesh))
-        return to_host(select(state, *inputs.map_videos("unlabelled", predict_and_observe, known)))
+        return to_host(select(state, *inputs.map_videos("unlabelled", look, known)))
 
     return select_all
 

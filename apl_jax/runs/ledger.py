@@ -193,8 +193,10 @@ def check_workdir(workdir: Path) -> None:
 
 
 def _copy_whole(source: Path, target: Path) -> None:
-    """A copy of a stage's folder that is there whole or not at all; what it was resumed from stays behind."""
-    half = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    """A copy of a stage's folder that is there whole or not at all; what it was resumed from stays behind. A half one,
+    which a killed process leaves, stands beside the folder of all stages and not in it."""
+    half = target.parent.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, half, ignore=shutil.ignore_patterns(CHECKPOINTS, "tensorboard", "*.tmp"))
     try:
         half.rename(target)

@@ -81,6 +81,21 @@ def build_method(
     return METHODS[method.name].build(method.settings, context), context
 
 
+def batch_sizes(method: Method, stage: StageSettings) -> dict[str, int]:
+    """How many videos of each kind a step sees, by kind, in their order in a feed."""
+    size = lambda videos: stage.labelled_batch if videos == LABELLED else stage.unlabelled_batch
+    return {videos: size(videos) for videos in sorted(method.videos)}
+
+
+def stage_step(
+    part: TrainingPart, objective: Objective, optimizer: optax.GradientTransformation, networks: int, mesh: Mesh
+) -> Callable:
+    """The step of one network (``networks`` 0), or of so many side by side."""
+    if networks:
+        return build_steps(objective, optimizer, part.stage.optimizer, at_once(mesh), shared=True)
+    return build_step(objective, optimizer, part.stage.optimizer)
+
+
 def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, Any]:
     """Trains one method; interrupted, it goes on from its latest checkpoint, bit for bit."""
     inputs = inputs.with_proposals(part.proposals)
@@ -96,10 +111,7 @@ def train(part: TrainingPart, inputs: StageInputs, folder: Path) -> dict[str, An
         state = fresh_state(part, inputs, begin, key)
     resumed = int(to_host(state.step))
     feed = build_feed(part, inputs, method, key)
-    if networks:
-        step = build_steps(objective, optimizer, part.stage.optimizer, at_once(inputs.mesh), shared=True)
-    else:
-        step = build_step(objective, optimizer, part.stage.optimizer)
+    step = stage_step(part, objective, optimizer, networks, inputs.mesh)
     compiled: dict[int, Any] = {}
 
     def dispatch(count: int):
@@ -148,16 +160,14 @@ def abstract_state(begin: Beginning, mesh: Mesh) -> TrainState:
 
 def build_feed(part: TrainingPart, inputs: StageInputs, method: Method, key: Array) -> Feed:
     """The batches of a stage, by what its method's passes ask for."""
-    tables, sizes = {}, {}
-    for videos in sorted(method.videos):
-        size = part.stage.labelled_batch if videos == LABELLED else part.stage.unlabelled_batch
+    tables, sizes = {}, batch_sizes(method, part.stage)
+    for videos, size in sizes.items():
         if size < 1:
             kind = "labelled" if videos == LABELLED else "unlabelled"
             found = f"`learning`: found a {kind}_batch of 0 in stage {part.name!r}"
             raise SettingsError(f"{found}, expected at least 1: method {part.method.name!r} reads {videos} videos")
         labelled_by_stage = videos == PSEUDO_LABELLED
         tables[videos] = pseudo_labelled(inputs, part.labels) if labelled_by_stage else inputs.table(videos)
-        sizes[videos] = size
     constants = {INSTANCES: inputs.bank} if method.constants else {}
     # N is rounded up to a power of two, so that another round of labels seldom means another program.
     most = {name: most_instances(table) if name == PSEUDO_LABELLED else None for name, table in tables.items()}

@@ -12,7 +12,7 @@ from apl_jax.tables.changes import (
     without_contrast,
     without_discriminator,
 )
-from apl_jax.tables.table import ACTIVITYNET, ANY, BMN, FOUR, SPOT, THUMOS14, Row, Table, two_ratios
+from apl_jax.tables.table import ACTIVITYNET, ALQA, ANY, APL, BMN, FOUR, ICD, SPOT, THUMOS14, Row, Table, two_ratios
 
 # Label ratio -> row -> the averages on THUMOS14 and ActivityNet v1.3 (Table 1).
 _AVERAGES = {
@@ -75,9 +75,9 @@ TABLES = (
         "apl:2", "The three parts of APL",
         two_ratios(
             ("fixed threshold .3", fixed_threshold, (26.6, 17.8, 6.1, 17.0), (65.9, 51.7, 22.8, 48.8)),
-            ("+ ALQA", without_discriminator, (31.9, 22.9, 8.1, 21.3), (71.0, 56.7, 26.8, 52.6)),
-            ("+ ICD", without_contrast, (33.6, 24.6, 10.2, 23.3), (72.0, 58.1, 27.7, 53.9)),
-            ("+ ACP (= APL)", with_apl, (35.1, 25.6, 11.0, 24.5), (73.2, 59.1, 28.7, 54.8)),
+            ("+ ALQA", without_discriminator, *ALQA),
+            ("+ ICD", without_contrast, *ICD),
+            ("+ ACP (= APL)", with_apl, *APL),
         ),
         FOUR,
     ),
@@ -89,31 +89,31 @@ TABLES = (
             ("DIoU, one branch", changed(without_discriminator, detector__quality__branches="diou"),
              (30.7, 20.8, 8.0, 20.0), (70.3, 55.4, 26.0, 51.8)),
             ("tIoU and tND, two branches", without_discriminator,
-             (31.9, 22.9, 8.1, 21.3), (71.0, 56.7, 26.8, 52.6)),
+             *ALQA),
         ),
         FOUR,
     ),
     Table(
         "apl:4", "The effect of ICD (without ACP)",
         two_ratios(
-            ("no ICD", without_discriminator, (31.9, 22.9, 8.1, 21.3), (71.0, 56.7, 26.8, 52.6)),
+            ("no ICD", without_discriminator, *ALQA),
             ("EAP", _EAP_ALONE, (31.7, 23.6, 9.9, 22.1), (71.5, 57.3, 27.2, 53.2)),
             ("MPP", _MPP_ALONE, (32.4, 23.5, 10.0, 22.5), (71.7, 57.7, 27.5, 53.3)),
-            ("EAP and MPP", without_contrast, (33.6, 24.6, 10.2, 23.3), (72.0, 58.1, 27.7, 53.9)),
+            ("EAP and MPP", without_contrast, *ICD),
         ),
         FOUR,
     ),
     Table(
         "apl:5", "The effect of coarse and fine contrast",
         two_ratios(
-            ("no ACP", without_contrast, (33.6, 24.6, 10.2, 23.3), (72.0, 58.1, 27.7, 53.9)),
+            ("no ACP", without_contrast, *ICD),
             ("coarse", changed(with_apl, learning__pretext__fine=False, learning__teacher__contrast__fine=False,
                                learning__method__contrast__fine=False),
              (34.6, 25.5, 10.6, 24.1), (72.5, 58.6, 28.4, 54.4)),
             ("fine", changed(with_apl, learning__pretext__coarse=False, learning__teacher__contrast__coarse=False,
                              learning__method__contrast__coarse=False),
              (34.4, 25.1, 10.5, 23.8), (72.3, 59.0, 27.9, 54.4)),
-            ("coarse and fine", with_apl, (35.1, 25.6, 11.0, 24.5), (73.2, 59.1, 28.7, 54.8)),
+            ("coarse and fine", with_apl, *APL),
         ),
         FOUR,
     ),

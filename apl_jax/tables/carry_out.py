@@ -12,7 +12,6 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from apl_jax.data.files import write_json
 from apl_jax.declarations import to_dict
 from apl_jax.interruption import stop_if_requested
 from apl_jax.runs.forecast import in_words
@@ -107,8 +106,3 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def write_plan(runs: Sequence[tuple[PlannedRun, str]], path: Path) -> None:
-    """The command of every run, for whoever wants to make one by hand."""
-    write_json(path, {run.folder.name: run.command for run, _ in runs})

@@ -13,7 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from apl_jax.compilation.estimates import counted_cost
+from apl_jax.compilation.programs import batch_shape
+from apl_jax.compilation.shapes import shapes_of
 from apl_jax.data.files import load_json, write_json
+from apl_jax.declarations import Checked, number
 from apl_jax.detectors import build_detector
 from apl_jax.learning.icd import DISCRIMINATOR
 from apl_jax.learning.method import DETECTOR, build_objective
@@ -25,11 +29,10 @@ from apl_jax.runs.run import carry_out, open_run, run
 from apl_jax.runs.settings import Settings
 from apl_jax.runs.stages import stage_fingerprint
 from apl_jax.runs.training_stage import build_method
-from apl_jax.structs import Batch, PyTree, Targets
+from apl_jax.structs import PyTree
 from apl_jax.tables.table import Number
 
 _PRETRAIN = "pretrain"
-_VIDEOS, _FRAMES, _ITERATIONS = 200, 10_000, 1_000  # of the linear classifier on frames, half of which it learns from
 RESULTS, MEASURED = "results.json", "measured.json"
 
 
@@ -74,6 +77,15 @@ def _measured(document: Mapping[str, Any], read: str) -> dict[str, Number]:
 # Table S2, S5: a linear classifier on frames
 
 
+@dataclass(frozen=True)
+class FrameSettings(Checked):
+    """What the linear classifier sees. It is a part of what the number is: no row changes it."""
+
+    videos: int = number(200, at_least=2, at_most=1_000_000)  # unlabelled recordings, from half of which it learns
+    frames: int = number(10_000, at_least=2, at_most=10_000_000)  # of these, equally many of each class
+    iterations: int = number(1000, at_least=1, at_most=1_000_000)  # of its solver, at most
+
+
 def _frame_accuracy(settings: Settings, folder: Path, shared: Path) -> None:
     """Pre-trains and asks a linear classifier; the true classes of frames are read for that alone."""
     context = open_run(settings, folder, shared)
@@ -84,7 +96,8 @@ def _frame_accuracy(settings: Settings, folder: Path, shared: Path) -> None:
             carry_out(stage, stage_fingerprint(stage, context.digest, {}), context, "1/1")
             stages = {_PRETRAIN: _PRETRAIN}
         inputs = context.inputs((TRAINING, UNLABELLED_TRUTH))
-        frames = sample_frames(inputs, _VIDEOS, _FRAMES, settings.seed)
+        sample = FrameSettings()
+        frames = sample_frames(inputs, sample.videos, sample.frames, settings.seed)
         seen = representations(settings.detector, inputs, stages, frames, settings.seed)
         write_json(
             folder / MEASURED, {name: frame_scores(rows, frames.kind, frames.row) for name, rows in seen.items()}
@@ -97,7 +110,7 @@ def frame_scores(rows: np.ndarray, kinds: np.ndarray, videos: np.ndarray) -> dic
     taught = videos % 2 == 0
     if not taught.any() or taught.all() or len(np.unique(kinds[taught])) < 2:
         return {"accuracy": None, "recall": None}
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=FrameSettings().iterations))
     found = classifier.fit(rows[taught], kinds[taught]).predict(rows[~taught])
     asked = kinds[~taught]
     recall = [float((found[asked == kind] == kind).mean()) for kind in np.unique(asked)]
@@ -110,19 +123,17 @@ def frame_scores(rows: np.ndarray, kinds: np.ndarray, videos: np.ndarray) -> dic
 def _size(settings: Settings, folder: Path, shared: Path) -> None:
     """Parameters, in millions, and operations of a forward pass, in 10^9, as XLA counts them; nothing is trained."""
     del shared
-    context = open_run(settings, folder)
-    facts, learning = context.facts, settings.learning
+    facts, learning = shapes_of(settings.data).facts, settings.learning
     detector = build_detector(settings.detector, facts)
     method, method_context = build_method(learning.teacher, settings.detector, learning.supervised, facts)
     objective = build_objective(method, method_context)
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
-    videos = jax.eval_shape(lambda: _empty_batch(settings.data.max_length_t, facts.feature_width))
+    videos = batch_shape((1,), settings.data.max_length_t, facts.feature_width)
     forward = jax.jit(lambda params, videos: jax.tree.leaves(detector.apply(params, videos, None)))
-    cost: Any = forward.lower(params[DETECTOR], videos).cost_analysis()
-    flops = float(cost["flops"])
+    flops = float(counted_cost(forward.lower(params[DETECTOR], videos))["flops"])
     one = {"parameters, M": _millions(params[DETECTOR]), "GFLOP": flops / 1e9}
     asked = params.get(DISCRIMINATOR, {})
-    pairs = getattr(learning.teacher.settings.icd, "pairs", 0) if asked else 0
+    pairs = learning.teacher.settings.icd.pairs if asked else 0
     more = sum(2 * x.size * pairs for x in jax.tree.leaves(asked) if x.ndim == 2)
     everything = {"parameters, M": _millions([params[DETECTOR], asked]), "GFLOP": (flops + more) / 1e9}
     write_json(folder / MEASURED, {"detector": one, "everything": everything})
@@ -130,14 +141,6 @@ def _size(settings: Settings, folder: Path, shared: Path) -> None:
 
 def _millions(params: PyTree) -> float:
     return sum(x.size for x in jax.tree.leaves(params)) / 1e6
-
-
-def _empty_batch(length_t: int, width: int) -> Batch:
-    """One video without instances."""
-    none = jax.numpy.zeros((1, 1))
-    targets = Targets(jax.numpy.zeros((1, 1, 2)), none.astype(int), none > 0, none, none > 0)
-    mask = jax.numpy.ones((1, length_t), bool)
-    return Batch(jax.numpy.zeros((1, length_t, width)), mask, targets, jax.numpy.zeros(1, int))
 
 
 MEASURES = {

@@ -22,6 +22,7 @@ from apl_jax.tables.changes import (
 from apl_jax.tables.table import (
     ACTIVITYNET,
     ANY,
+    APL,
     BMN,
     PGCN,
     PLAIN_ACTIONFORMER,
@@ -36,6 +37,7 @@ from apl_jax.tables.table import (
 _CLASSES = 3  # with fewer there is no class between the target and the negative one
 _TARGET, _NEGATIVE, _HYBRID = losses(False, False), losses(True, False), losses(True, True)
 
+_OURS = (52.4, 35.6, 14.7, 34.2)  # the method on THUMOS14, in three tables
 # Label ratio -> the averages of baseline and method on THUMOS14 and ActivityNet v1.3 (Table I).
 _AVERAGES = {
     0.1: ((31.9, 32.1), (34.2, 34.5)), 0.2: ((35.6, 32.4), (37.2, 34.8)), 0.4: ((37.4, 33.4), (39.6, 35.4)),
@@ -118,7 +120,7 @@ TABLES = (
             Row("supervised only", only("supervised"), "supervised", PLAIN_ACTIONFORMER,
                 published={THUMOS14: (28.5, 14.1, 4.1, 15.6)}),
             Row("NPL-style", npl_style, published={THUMOS14: (32.8, 20.1, 7.2, 20.3)}),
-            Row("APL", with_apl, published={THUMOS14: (35.1, 25.6, 11.0, 24.5)}),
+            Row("APL", with_apl, published={THUMOS14: APL[0]}),
             Row("hybrid", _HYBRID, "final", PLAIN_ACTIONFORMER, published={THUMOS14: (36.2, 26.9, 11.9, 25.6)},
                 least_classes=_CLASSES),
         ),
@@ -129,7 +131,7 @@ TABLES = (
         tuple(
             _spot(f"lambda {value:g}", changed(_HYBRID, learning__method__closeness=value), numbers)
             for value, numbers in (
-                (0.9, (51.6, 35.1, 14.6, 33.8)), (0.85, (52.4, 35.6, 14.7, 34.2)), (0.75, (50.3, 34.6, 14.2, 33.2)),
+                (0.9, (51.6, 35.1, 14.6, 33.8)), (0.85, _OURS), (0.75, (50.3, 34.6, 14.2, 33.2)),
                 (0.6, (48.4, 32.9, 12.8, 30.8)), (0.5, (46.5, 29.7, 9.6, 27.9)),
             )
         ),
@@ -140,7 +142,7 @@ TABLES = (
         (
             _spot("soft pseudo label", rival("soft_label"), (49.5, 33.2, 12.7, 31.7)),
             _spot("complementary label", rival("complementary"), (50.0, 33.5, 13.1, 32.1)),
-            _spot("hybrid", _HYBRID, (52.4, 35.6, 14.7, 34.2)),
+            _spot("hybrid", _HYBRID, _OURS),
         ),
         ("0.3", "0.5", "0.7", "average"),
     ),

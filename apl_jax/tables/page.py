@@ -11,9 +11,10 @@ from pathlib import Path
 from apl_jax.data.files import write_text
 from apl_jax.report.elements import number_table
 from apl_jax.report.rendering import Section, render_page
+from apl_jax.report.tables import mean_and_deviation
 from apl_jax.tables.measures import MEASURES, read_numbers
 from apl_jax.tables.plan import Plan
-from apl_jax.tables.statistics import Difference, difference, spread
+from apl_jax.tables.statistics import Difference, difference
 from apl_jax.tables.table import Row
 
 _NONE = "–"
@@ -38,7 +39,7 @@ def build_page(plan: Plan) -> Page:
     found = _numbers(plan)
     columns = list(dict.fromkeys(name for by_seed in found.values() for row in by_seed.values() for name in row))
     compared = _AVERAGE if _AVERAGE in columns else (columns[0] if columns else "")
-    papers = [data for data in dict.fromkeys(d for row in plan.table.rows for d in row.published)]
+    papers = list(dict.fromkeys(data for row in plan.table.rows for data in row.published))
     theirs = [f"paper, {data}: {name}" for data in papers for name in plan.table.published_columns]
     measure = MEASURES[plan.table.measure]
     shown = [f"{name}, {measure.unit}" if measure.unit else name for name in columns]
@@ -47,7 +48,7 @@ def build_page(plan: Plan) -> Page:
     above: tuple[str, Mapping[int, float]] = ("", {})
     for place, row in enumerate(plan.table.rows):
         by_seed = found.get(place, {})
-        cells = [_spread(_column(by_seed, name), measure.decimals) for name in columns]
+        cells = [mean_and_deviation([*_column(by_seed, name).values()], decimals=measure.decimals) for name in columns]
         values = _column(by_seed, compared)
         gain = difference(values, above[1]) if values and above[0] == _group(row) else None
         published = [_published(row, data, i) for data in papers for i in range(len(plan.table.published_columns))]
@@ -96,16 +97,11 @@ def _about(plan: Plan, found: Mapping[int, Mapping[int, object]], compared: str)
     return tuple(sentence for sentence in sentences if sentence)
 
 
-def _spread(values: Mapping[int, float], decimals: int) -> str:
-    found = spread(values)
-    return _NONE if found is None else found.words(decimals=decimals)
-
-
 def _difference(found: Difference | None, decimals: int) -> tuple[str, str, str]:
     if found is None:
         return _NONE, _NONE, _NONE
     p_value = lambda p: _NONE if p is None else f"{p:.3f}"
-    return found.spread.words("+", decimals), p_value(found.t_test), p_value(found.wilcoxon)
+    return mean_and_deviation(found.values, "+", decimals), p_value(found.t_test), p_value(found.wilcoxon)
 
 
 def _published(row: Row, data: str, column: int) -> str:

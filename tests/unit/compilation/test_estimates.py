@@ -41,6 +41,16 @@ def test_memory_and_arithmetic_of_a_product() -> None:
     assert found.peak >= found.arguments + found.outputs and found.collectives == ()
 
 
+def test_of_a_loop_one_turn_is_counted() -> None:
+    """What the words of the table rest on."""
+
+    def repeated(x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda y, _: (jnp.tanh(y @ y), None), x, length=10)[0]
+
+    found = estimate(jax.jit(repeated).lower(jnp.zeros((64, 64))).compile())
+    assert found.flops == pytest.approx(2 * 64**3, rel=0.05)
+
+
 def test_bound_is_the_slower_of_arithmetic_and_memory_and_then_communication() -> None:
     chip = CHIPS["v5e"]
     none = {"arguments": 0, "outputs": 0, "temporaries": 0, "code": 0}

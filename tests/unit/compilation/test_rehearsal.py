@@ -67,7 +67,9 @@ def test_the_program_is_the_very_one_of_the_stage(feed: str, tmp_path: Path, mon
     monkeypatch.setattr(training_stage, "build_dispatch", recording)
     context = open_run(settings, tmp_path)
     stage = plan_stages(settings, context.facts)[0]
-    short = dataclasses.replace(stage.handed, stage=dataclasses.replace(stage.handed.stage, steps=ours.steps))
+    short = dataclasses.replace(
+        stage.handed, stage=dataclasses.replace(stage.handed.stage, steps=settings.runtime.steps_per_dispatch)
+    )
     carry_out(stage._replace(handed=short), "mark", context, "1/1")
     assert ours.lower().as_text() == lowered[0]
 
@@ -100,7 +102,7 @@ print(json.dumps({"types": types, "fits": found.fits, "devices": found.devices})
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'apl_jax[tpu]'")
 def test_gradients_are_summed_over_tpus_in_float32() -> None:
-    from apl_jax.cli.compile import ENVIRONMENT
+    from apl_jax.compilation import ENVIRONMENT
 
     environment = {**os.environ, **ENVIRONMENT, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", _ON_TPU], env=environment, capture_output=True, text=True)
@@ -108,3 +110,19 @@ def test_gradients_are_summed_over_tpus_in_float32() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["fits"] and found["devices"] == 8
     assert "f32" in found["types"] and "bf16" not in found["types"]
+
+
+_CHIPS = """
+from apl_jax.compilation.rehearsal import _devices
+print([_devices(name)[0].size for name in ("v4:2x2x2", "v5e:2x4", "v5p:2x2x2", "v6e:2x4")])
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'apl_jax[tpu]'")
+def test_a_chip_is_one_device() -> None:
+    """Also where it has two cores: what is published is of chips."""
+    from apl_jax.compilation import ENVIRONMENT
+
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", _CHIPS], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[8, 8, 8, 8]", done.stderr

@@ -180,3 +180,10 @@ def test_runs_that_decide_have_a_row_of_the_models_that_stay(made: Path) -> None
     rows = [line for line in comparison(folders).split("\n") if line.startswith("mine, model that stays")]
     assert len(rows) == 2 and all("80.0" in rows[1] and "60.0" in row for row in rows[1:])
     assert rows[0].split()[-3:] == ["70.0", "±", "14.1"]
+
+
+def test_mean_and_deviation() -> None:
+    from apl_jax.report.tables import mean_and_deviation
+
+    assert mean_and_deviation([1.0, 2.0, 6.0], "+") == "+3.0 ± 2.6"  # the root of (4 + 1 + 9) / 2
+    assert mean_and_deviation([4.25], decimals=2) == "4.25" and mean_and_deviation([]) == "–"
