@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from apl_jax.declarations import Choice, override
 from apl_jax.detectors import build_detector
@@ -25,12 +26,14 @@ from apl_jax.detectors.pyramid_settings import PyramidDecoding
 from apl_jax.detectors.quality import QualitySettings
 from apl_jax.detectors.spot_settings import SpotDecoding, SpotSettings
 from apl_jax.detectors.tridet_settings import TriDetSettings
+from apl_jax.devices import DATA_AXIS, build_mesh, filled, place, replicated
 from apl_jax.learning.icd import PARTS, InstanceBank
 from apl_jax.learning.method import Method, MethodContext, Objective, build_objective, random_view
 from apl_jax.registry import DETECTORS, METHODS
 from apl_jax.runs.plugins import load_plugin
 from apl_jax.runs.settings import Settings, read_config
 from apl_jax.settings import OptimizerSettings, PerturbSettings
+from apl_jax.stored_videos import StoredVideos
 from apl_jax.structs import Batch, DataFacts, Detections, Targets
 
 REPOSITORY = Path(__file__).parents[1]
@@ -275,6 +278,19 @@ def random_batch(
     )
     video = jnp.arange(count, dtype=jnp.int32)
     return Batch(jnp.asarray(features), jnp.asarray(mask), targets, video, random_proposals(segments_t, lengths, seed))
+
+
+def stored(batch: Batch, mesh: Mesh | None = None, copies: bool = True) -> StoredVideos:
+    """The videos of a batch as tables keep them: their rows one after the other, whole on every device or split."""
+    mesh = mesh or build_mesh(1)
+    host = jax.device_get(batch)
+    length = host.mask.sum(-1).astype(np.int32)
+    rows = host.features[host.mask]
+    rows = np.pad(rows, [(0, 0 if copies else filled(len(rows), mesh) - len(rows)), (0, 0)])
+    over = NamedSharding(mesh, PartitionSpec() if copies else PartitionSpec(DATA_AXIS))
+    first = (np.cumsum(length) - length).astype(np.int32)
+    rest = place((first, length, host.video, host.targets, host.proposals), replicated(mesh))
+    return StoredVideos(place(rows, over), *rest, host.mask.shape[1])
 
 
 def random_proposals(instances_t: np.ndarray, lengths: Sequence[int], seed: int = 0) -> Detections:

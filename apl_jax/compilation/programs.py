@@ -21,15 +21,15 @@ from apl_jax.compilation.shapes import RunShapes, TableShape
 from apl_jax.declarations import SettingsError
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.ensemble import members_of
-from apl_jax.devices import DATA_AXIS, filled, replicated
+from apl_jax.devices import DATA_AXIS, batch_sharding, filled, replicated
 from apl_jax.evaluation.detections import predict_batch
-from apl_jax.feeds.passes import BatchFn, BatchPlan, plan_chunks, whole_table_program
+from apl_jax.feeds.passes import BatchFn, BatchPlan, plan_chunks, stored_program
 from apl_jax.feeds.resident import Feed, device_feed
 from apl_jax.feeds.streamed import portion_batches, portion_steps, spread
 from apl_jax.learning.icd import ClassMembers, build_bank, pool_instances
 from apl_jax.learning.method import DETECTOR, INSTANCES, LABELLED, PSEUDO_LABELLED, build_objective
 from apl_jax.learning.selection import Known
-from apl_jax.runs.context import resident_bytes, streams
+from apl_jax.runs.context import holds_copies, streams
 from apl_jax.runs.evidence import foreseen_stages
 from apl_jax.runs.labelling_stage import LabellingPart, build_selection, predict_and_observe
 from apl_jax.runs.scoring_stages import EvaluationPart
@@ -43,6 +43,7 @@ from apl_jax.runs.training_stage import (
     build_method,
     stage_step,
 )
+from apl_jax.stored_videos import StoredVideos
 from apl_jax.structs import Batch, PyTree, Targets
 from apl_jax.training.optimizer import build_optimizer
 from apl_jax.training.step import build_dispatch
@@ -68,16 +69,17 @@ class Surroundings:
     shapes: RunShapes
     mesh: Mesh
     streamed: bool
+    copies: bool  # whether every device holds all rows
+    training_rows: int  # that the labelled and the unlabelled videos share
 
 
 def surroundings(settings: Settings, shapes: RunShapes, mesh: Mesh, device_bytes: int) -> Surroundings:
     """Whether features stream follows ``runtime.feed`` and, at "auto", the memory ``device_bytes`` of all devices."""
-    tables = [shapes.labelled, shapes.unlabelled, shapes.evaluation]
-    if settings.learning.pretrain.steps > 0 and "semi_supervised" in settings.variants:
-        tables.append(shapes.training)
-    need = resident_bytes([table.bytes for table in tables])
+    training = shapes.training if "semi_supervised" in settings.variants else shapes.labelled
+    need = training.bytes + shapes.evaluation.bytes
     streamed = streams(settings.runtime, need, device_bytes)
-    return Surroundings(settings, shapes, mesh, streamed)
+    copies = holds_copies(settings.runtime, need, device_bytes, mesh.size)
+    return Surroundings(settings, shapes, mesh, streamed, copies, training.rows)
 
 
 def programs_of(around: Surroundings) -> list[Program]:
@@ -135,12 +137,9 @@ def _feed(around: Surroundings, part: TrainingPart, sizes: dict[str, int], with_
     most = {LABELLED: shapes.labelled.most_instances, PSEUDO_LABELLED: PSEUDO_INSTANCES}
     tables = {videos: shapes.table(videos) for videos in sizes}
     if not around.streamed:
-        rows = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-        placed = {
-            name: batch_shape((filled(t.videos, mesh),), t.length_t, t.width, most.get(name, 1), rows)
-            for name, t in tables.items()
-        }
-        feed = device_feed(placed, {name: table.videos for name, table in tables.items()}, sizes, constants)
+        rows = _rows(around, around.training_rows)
+        placed = {name: _stored(around, table, rows, most.get(name, 1)) for name, table in tables.items()}
+        feed = device_feed(placed, sizes, constants)
         return feed, feed.arrays
     window_t = int(np.ceil(part.stream_window * part.crop_t))
     steps_t = {name: min(table.length_t, window_t) for name, table in tables.items()}
@@ -192,26 +191,26 @@ def _evaluation(around: Surroundings, stage: Stage, part: EvaluationPart) -> tup
 
 
 def _pass(around: Surroundings, function: BatchFn, params: PyTree, table: TableShape) -> Any:
-    """A pass over a table as it runs: whole where features are on the devices, else its largest batch."""
+    """The largest batch of a pass over a table."""
     mesh, plan = around.mesh, _batch_plan(around.settings)
     params = _replicated(params, mesh)
-    rows = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-    if not around.streamed:
-        videos = batch_shape((filled(table.videos, mesh),), table.length_t, table.width, table.most_instances, rows)
-        program: Any = whole_table_program(function, filled(plan.batch, mesh))
-        return program.lower(params, videos)
     largest = max(plan_chunks(table.lengths, plan, mesh.size), key=lambda c: (len(c.rows) + c.fill) * c.length_t)
     count = len(largest.rows) + largest.fill
-    videos = batch_shape((count,), largest.length_t, table.width, table.most_instances, rows)
+    if not around.streamed:
+        rows = _rows(around, table.rows if table is around.shapes.evaluation else around.training_rows)
+        stored = _stored(around, table, rows, table.most_instances)
+        chosen = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch_sharding(mesh, count))
+        return stored_program(function, mesh).lower(params, stored, chosen, largest.length_t)
+    over = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    videos = batch_shape((count,), largest.length_t, table.width, table.most_instances, over)
     return jax.jit(function).lower(params, videos)
 
 
 def _calls(around: Surroundings, table: TableShape) -> str:
-    if not around.streamed:
-        return "once"
     chunks = plan_chunks(table.lengths, _batch_plan(around.settings), around.mesh.size)
     shapes = {(len(chunk.rows) + chunk.fill, chunk.length_t) for chunk in chunks}
-    return f"{len(chunks)} times, in {len(shapes)} shapes, of which the largest is shown"
+    largest = f", in {len(shapes)} shapes, of which the largest is shown" if len(shapes) > 1 else ""
+    return f"{len(chunks)} times{largest}" if len(chunks) > 1 else "once"
 
 
 def _batch_plan(settings: Settings) -> BatchPlan:
@@ -235,6 +234,20 @@ def batch_shape(
         weight=shape(most), ignore_mask=shape(most, dtype=bool),
     )  # fmt: skip
     return Batch(shape(length_t, width), shape(length_t, dtype=bool), targets, shape(dtype=jnp.int32))
+
+
+def _rows(around: Surroundings, count: int) -> Any:
+    """The rows of a table on the devices."""
+    mesh, copies = around.mesh, around.copies
+    shape = count if copies else filled(count, mesh), around.shapes.facts.feature_width
+    spec = PartitionSpec() if copies else PartitionSpec(DATA_AXIS)
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+
+def _stored(around: Surroundings, table: TableShape, rows: Any, most: int) -> StoredVideos:
+    """The videos of a table whose rows are among ``rows``, with at most ``most`` instances each."""
+    batch = batch_shape((table.videos,), table.length_t, table.width, most, replicated(around.mesh))
+    return StoredVideos(rows, batch.video, batch.video, batch.video, batch.targets, steps=table.length_t)
 
 
 def _bank(shapes: RunShapes) -> PyTree:

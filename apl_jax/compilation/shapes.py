@@ -34,9 +34,14 @@ class TableShape:
         return len(self.lengths)
 
     @property
+    def rows(self) -> int:
+        """R, of all videos."""
+        return int(self.lengths.sum())
+
+    @property
     def bytes(self) -> int:
-        """Memory of the padded features."""
-        return 4 * self.videos * self.length_t * self.width
+        """Memory of all rows."""
+        return 4 * self.rows * self.width
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,9 @@ class VideoTable:
         return len(self.records), self.length_t, self.width
 
     @property
-    def padded_bytes(self) -> int:
-        """Memory of ``features``."""
-        return 4 * math.prod(self.shape)
+    def row_bytes(self) -> int:
+        """Memory of all rows, without padding."""
+        return 4 * int(self.lengths.sum()) * self.width
 
     def take(self, rows: Sequence[int] | np.ndarray) -> VideoTable:
         """The videos of some rows, padded to the longest of these only."""

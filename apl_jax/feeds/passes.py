@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -13,30 +13,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from apl_jax.data.batching import VideoTable, aligned_zeros, bucket_length, build_targets
-from apl_jax.devices import filled, first_rows, shard_batch, to_host
+from apl_jax.devices import batch_sharding, first_rows, place, shard_batch, to_host
 from apl_jax.interruption import stop_if_requested
-from apl_jax.ops.masking import map_rows
-from apl_jax.structs import Batch, PyTree, Targets
+from apl_jax.stored_videos import StoredVideos, constrained
+from apl_jax.structs import Array, Batch, PyTree, Targets
 
 BatchFn = Callable[[PyTree, Batch], PyTree]  # (params, videos [B]) -> results [B, ...]; traceable
-
-
-def map_resident(function: BatchFn, params: PyTree, table: Batch, batch: int, mesh: Mesh) -> PyTree:
-    """``function`` of a whole table that lives on the devices, as one program: ``[V, ...]``.
-
-    About ``batch`` videos at a time, each batch spread over the mesh.
-    """
-    return whole_table_program(function, filled(batch, mesh))(params, table)
-
-
-@functools.lru_cache(maxsize=4)
-def whole_table_program(function: BatchFn, batch: int) -> Callable[[PyTree, Batch], PyTree]:
-    """What :func:`map_resident` runs, compiled once for a function that is mapped several times."""
-    return jax.jit(lambda p, t: map_rows(lambda chunk: function(p, chunk), t, batch))
+_MOST_PADDED = 2.0  # times the rows
 
 
 class BatchPlan(NamedTuple):
-    """How many videos of how many steps go to the devices together."""
+    """How many videos of how many steps go through a network together."""
 
     batch: int  # videos, at most
     longest_t: int  # steps; of longer videos fewer go together, so that a batch never holds more rows
@@ -44,24 +31,69 @@ class BatchPlan(NamedTuple):
     threads: int  # that read batches ahead
 
 
+def map_resident(
+    function: BatchFn, params: PyTree, table: StoredVideos, lengths: np.ndarray, shape: BatchPlan, mesh: Mesh
+) -> PyTree:
+    """``function`` of all V videos of a table on the devices, as numpy ``[V, ...]``; ``lengths [V]`` in steps.
+
+    As :func:`map_streamed`, but that the devices gather the batches.
+    """
+    plan = plan_chunks(lengths, shape, mesh.size)
+    program = stored_program(function, mesh)
+    filled_up = (np.pad(c.rows, (0, c.fill), constant_values=-1).astype(np.int32) for c in plan)
+    batches = (place(rows, batch_sharding(mesh, len(rows))) for rows in filled_up)
+    results = (program(params, table, rows, c.length_t) for c, rows in zip(plan, batches, strict=True))
+    return _collect(results, plan)
+
+
+@functools.lru_cache(maxsize=4)
+def stored_program(function: BatchFn, mesh: Mesh) -> Any:
+    """What :func:`map_resident` runs, compiled once for a function that is mapped several times: ``program(params,
+    table, videos [B], T)``."""
+
+    def program(params: PyTree, table: StoredVideos, videos: Array, length_t: int) -> PyTree:
+        return function(params, constrained(table.draw(videos, length_t), batch_sharding(mesh, len(videos))).whole())
+
+    return jax.jit(program, static_argnums=3)
+
+
 def map_streamed(function: BatchFn, params: PyTree, table: VideoTable, shape: BatchPlan, mesh: Mesh) -> PyTree:
     """``function`` of all videos of a table, as numpy ``[V, ...]``; Grain's threads read ahead.
 
-    Videos of about the same length go together, and lengths are rounded up to powers of two, so that few programs serve
-    all. Where results depend on the length (one per step, say), the shorter ones are filled with zeros.
+    Videos of about the same length go together where that saves much (:func:`common_lengths`), so that few programs
+    serve all. Where results depend on the length (one per step, say), the shorter ones are filled with zeros.
     """
     source = _Batches(table, build_targets(table.records, table.grids), plan_chunks(table.lengths, shape, mesh.size))
     ahead = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(shape.threads, shape.threads))
     program = jax.jit(function)
+    return _collect((program(params, shard_batch(videos, mesh)) for videos in ahead), source.plan)
+
+
+def _collect(results: Iterable[PyTree], plan: Sequence[Chunk]) -> PyTree:
+    """The results of all chunks in the table's order, on the host."""
     found: list[PyTree] = []
     running: list[PyTree] = []  # one batch is computed while the next is brought, and no more wait on the devices
-    for videos in ahead:
-        stop_if_requested(f"a pass over {len(table.ids)} videos")
-        running.append(program(params, shard_batch(videos, mesh)))
+    coming, videos = iter(results), sum(len(chunk.rows) for chunk in plan)
+    for _ in plan:
+        stop_if_requested(f"a pass over {videos} videos")
+        running.append(next(coming))
         if len(running) > 1:
             found.append(to_host(running.pop(0)))
     found += [to_host(result) for result in running]
-    return jax.tree.map(lambda *leaves: _in_order(leaves, [rows for rows, _, _ in source.plan]), *found)
+    return jax.tree.map(lambda *leaves: _in_order(leaves, [chunk.rows for chunk in plan]), *found)
+
+
+def common_lengths(lengths: np.ndarray, multiple: int) -> np.ndarray:
+    """What each of ``lengths [V]`` is padded to: the longest, and as few powers of two times ``multiple`` below it as
+    keep the padding at no more than the rows. Every further length is another program to compile."""
+    wanted = np.array([bucket_length(length, multiple, max(lengths)) for length in lengths.tolist()])
+    chosen, others = [wanted.max()], set(wanted.tolist()) - {wanted.max()}
+    to = lambda some: np.array(sorted(some))[np.searchsorted(sorted(some), wanted)]
+    while others and to(chosen).sum() > _MOST_PADDED * lengths.sum():
+        best = min(others, key=lambda length: to([*chosen, length]).sum())
+        chosen.append(best)
+        others.discard(best)
+    return to(chosen)
 
 
 class Chunk(NamedTuple):
@@ -74,7 +106,7 @@ class Chunk(NamedTuple):
 
 def plan_chunks(lengths: np.ndarray, shape: BatchPlan, devices: int) -> list[Chunk]:
     """Which videos of these ``lengths [V]`` go together."""
-    padded = np.array([bucket_length(length, shape.multiple, max(lengths)) for length in lengths.tolist()])
+    padded = common_lengths(lengths, shape.multiple)
     plan = []
     for length_t in np.unique(padded):
         rows = np.flatnonzero(padded == length_t)

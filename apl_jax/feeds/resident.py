@@ -1,22 +1,33 @@
-"""Where training batches come from: a pure function of (seed, step), so that resuming needs no iterator state."""
+"""Where training batches come from: a pure function of (seed, step), so that resuming needs no iterator state.
+
+Tables stay on the devices as :class:`~apl_jax.stored_videos.StoredVideos`. Where every device can hold all rows it
+does, and steps send no rows; otherwise each holds a part, and a step sums its batch from all of them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from apl_jax.structs import Array, Batch, PyTree
+from apl_jax.data.batching import VideoTable, aligned_zeros, build_targets
+from apl_jax.devices import DATA_AXIS, filled, place, replicated
+from apl_jax.stored_videos import StoredVideos
+from apl_jax.structs import Array, PyTree
 
 
 class Feed(NamedTuple):
     """A source of batches for one stage.
 
-    ``batches(arrays, key, step) -> {role: Batch}`` is traced into the training step; ``batch_sizes`` says which roles
-    are batches of how many videos (anything else is passed on whole). ``arrays`` live on the devices from beginning to
-    end, or, where there is a ``bring``, what it brings for the steps [first, first + count) takes their place.
+    ``batches(arrays, key, step) -> {role: Batch or StoredVideos}`` is traced into the training step; ``batch_sizes``
+    says which roles are batches of how many videos (anything else is passed on whole). ``arrays`` live on the devices
+    from beginning to end, or, where there is a ``bring``, what it brings for the steps [first, first + count) takes
+    their place.
     """
 
     arrays: PyTree
@@ -28,6 +39,43 @@ class Feed(NamedTuple):
     def inputs(self, first: int, count: int) -> PyTree:
         """The arrays for some steps, on the devices."""
         return self.arrays if self.bring is None else self.bring(first, count)
+
+
+def rows_between(table: VideoTable, low: int, high: int) -> np.ndarray:
+    """Rows [low, high) of all videos of a table in its order, ``[high - low, D]``; zeros beyond the last one.
+
+    Only videos that have some of them are read.
+    """
+    ends = np.cumsum(table.lengths)
+    rows = aligned_zeros((high - low, table.width))
+    for v in range(int(np.searchsorted(ends, low, side="right")), len(ends)):
+        first, last = int(ends[v] - table.lengths[v]), int(ends[v])
+        if first >= high:
+            break
+        begin, end = max(first, low), min(last, high)
+        rows[begin - low : end - low] = table.read(v)[begin - first : end - first]
+    return rows
+
+
+def place_rows(table: VideoTable, mesh: Mesh, copies: bool) -> Array:
+    """The rows of all videos of a table, in its order, ``[R, D]``: whole on every device, or a part on each.
+
+    Rows of zeros follow them where the devices do not divide their number, and where there are none.
+    """
+    count = max(int(table.lengths.sum()), 1)
+    shape = count if copies else filled(count, mesh), table.width
+    sharding = NamedSharding(mesh, PartitionSpec() if copies else PartitionSpec(DATA_AXIS))
+    part = lambda index: rows_between(table, *index[0].indices(shape[0])[:2])
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def stored_videos(table: VideoTable, rows: Array, first: int, mesh: Mesh) -> StoredVideos:
+    """The videos of a table whose rows begin at row ``first`` of ``rows``, on the devices."""
+    lengths, number = table.lengths, np.arange(len(table.ids), dtype=np.int32)
+    starts = (first + np.cumsum(lengths) - lengths).astype(np.int32)
+    host = starts, lengths, number, build_targets(table.records, table.grids), table.proposals
+    starts, lengths, number, targets, proposals = place(host, replicated(mesh))
+    return StoredVideos(rows, starts, lengths, number, targets, proposals, table.length_t)
 
 
 def draw_rows(key: Array, step: Array, rows: int, batch: int) -> Array:
@@ -55,27 +103,32 @@ def role_key(key: Array, role: int) -> Array:
 
 
 def device_feed(
-    tables: Mapping[str, Batch], videos: Mapping[str, int], batch_sizes: Mapping[str, int],
-    constants: Mapping[str, PyTree],
-) -> Feed:  # fmt: skip
-    """Keeps whole tables on the devices and gathers every batch inside the training step.
+    tables: Mapping[str, StoredVideos], batch_sizes: Mapping[str, int], constants: Mapping[str, PyTree]
+) -> Feed:
+    """Draws every batch inside the training step from whole tables on the devices.
 
     The key of ``batches`` seeds the order of the videos; each role has an order of its own.
 
     Args:
-        tables: per role a :class:`Batch` of all its videos, already on the devices, split over them or not.
-        videos: how many of a table's rows, counted from the first, are videos.
+        tables: per role all its videos, already on the devices.
         batch_sizes: videos per step and role.
         constants: further arrays that every step sees whole.
     """
     roles = sorted(tables)
+    # Tables may share their rows; a program is given each array once.
+    distinct = {id(table.rows): table.rows for table in tables.values()}
+    rows_of = {role: list(distinct).index(id(table.rows)) for role, table in tables.items()}
 
     def batches(arrays: PyTree, key: Array, step: Array) -> dict:
         drawn = {}
         for i, role in enumerate(roles):
-            table = arrays["tables"][role]
-            rows = draw_rows(role_key(key, i), step, videos[role], batch_sizes[role])
-            drawn[role] = jax.tree.map(lambda x, rows=rows: x[rows], table)
+            table = dataclasses.replace(arrays["tables"][role], rows=arrays["rows"][rows_of[role]])
+            drawn[role] = table.draw(draw_rows(role_key(key, i), step, len(table.first), batch_sizes[role]))
         return drawn | arrays["constants"]
 
-    return Feed({"tables": dict(tables), "constants": dict(constants)}, batches, dict(batch_sizes))
+    arrays = {
+        "rows": list(distinct.values()),
+        "tables": {role: table.without_rows() for role, table in tables.items()},
+        "constants": dict(constants),
+    }
+    return Feed(arrays, batches, dict(batch_sizes))

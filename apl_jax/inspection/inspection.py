@@ -308,7 +308,7 @@ def _size_notes(found: Survey, data: DataSettings) -> Iterable[Finding]:
     needed, there = sum(found.table_bytes.values()), host_bytes()
     if needed > there / 2:
         sizes = f"{needed / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}"
-        yield Finding(f"The whole feature table needs {sizes}: it would not fit beside a model")
+        yield Finding(f"The feature rows need {sizes}: they would not fit beside a model")
 
 
 def _listed(what: str, names: Sequence[str]) -> Finding:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from apl_jax.data.annotations import VideoRecord
-from apl_jax.data.batching import padded_length, read_rows
+from apl_jax.data.batching import read_rows
 from apl_jax.data.features.sources import FeatureSource
 from apl_jax.data.files import DataError
 from apl_jax.data.grids import count_samples, extracted_rows, place_rows
@@ -66,8 +66,7 @@ class Survey:
     lengths_t: np.ndarray  # [M] instances, in grid steps
     round_trip_s: float  # largest deviation of seconds -> grid -> seconds
     round_trip_float32_s: float  # the same through float32, as targets are kept
-    table_bytes: Mapping[str, int]  # training, evaluation: the padded tables
-    padding: float  # share of these tables that is padding
+    table_bytes: Mapping[str, int]  # training, evaluation: the rows of all videos
 
 
 def read_all(
@@ -138,7 +137,6 @@ def survey(reading: Reading, records: Sequence[VideoRecord], evaluated: frozense
         lengths_t.append(np.diff(grid.to_t(record.segments_s))[:, 0])
         seconds.append(grid.stride / grid.fps)
         tables["evaluation" if record.id in evaluated else "training"].append(grid.length)
-    padded = {name: len(rows) * padded_length(rows, data.length_multiple) for name, rows in tables.items()}
     rows = np.array([grid.length for _, grid in readable], np.int64)
     before = [count for _, grid in readable if (count := extracted_rows(grid, data)) is not None]
     return Survey(
@@ -150,6 +148,5 @@ def survey(reading: Reading, records: Sequence[VideoRecord], evaluated: frozense
         lengths_t=np.concatenate(lengths_t),
         round_trip_s=exact,
         round_trip_float32_s=rounded,
-        table_bytes={name: _FLOAT_BYTES * reading.width * steps for name, steps in padded.items()},
-        padding=1 - float(rows.sum()) / sum(padded.values()) if readable else 0.0,
+        table_bytes={name: _FLOAT_BYTES * reading.width * sum(rows) for name, rows in tables.items()},
     )

@@ -20,6 +20,7 @@ from apl_jax.detectors.base import Detector
 from apl_jax.learning.perturb import perturb
 from apl_jax.registry import METHODS
 from apl_jax.settings import PerturbSettings
+from apl_jax.stored_videos import whole
 from apl_jax.structs import Array, Batch, DataFacts, PyTree
 
 # Videos that a pass may ask for.
@@ -238,6 +239,7 @@ def run_passes(
     for i, (name, p) in enumerate(method.passes.items()):
         make = p.view or ((lambda key, batch: batch) if p.same_view_as else context.view)
         source = views[p.same_view_as] if p.same_view_as else batches[p.videos]
+        source = whole(source) if p.view else source  # the stage's random view alone reads no more than it cuts out
         views[name] = make(jax.random.fold_in(key, i), source)
         if name in needed:
             groups.setdefault((p.ema, p.dropout, views[name].mask.shape[1]), []).append(name)

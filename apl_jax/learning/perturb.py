@@ -9,19 +9,24 @@ import jax
 import jax.numpy as jnp
 
 from apl_jax.settings import PerturbSettings
+from apl_jax.stored_videos import StoredVideos, whole
 from apl_jax.structs import Array, Batch, Detections, Targets
 
 Segments = TypeVar("Segments", Targets, Detections)
 
 
-def perturb(key: Array, batch: Batch, settings: PerturbSettings, steps: int, edge_t: float = 0.0) -> Batch:
+def perturb(
+    key: Array, batch: Batch | StoredVideos, settings: PerturbSettings, steps: int, edge_t: float = 0.0
+) -> Batch:
     """A random view of every video of ``batch``, cut to at most ``steps`` grid steps; ``edge_t`` as in
     :func:`random_truncation`."""
     crop_key, noise_key = jax.random.split(key)
     return add_noise(noise_key, random_truncation(crop_key, batch, settings, steps, edge_t), settings)
 
 
-def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps: int, edge_t: float = 0.0) -> Batch:
+def random_truncation(
+    key: Array, batch: Batch | StoredVideos, settings: PerturbSettings, steps: int, edge_t: float = 0.0
+) -> Batch:
     """Random truncation (spec 1.2), for labelled, pseudo-labelled and unlabelled videos alike (A15).
 
     A video that fits is cut to a uniform length in [crop_ratio, 1] of itself, a longer one to ``steps``. Several starts
@@ -31,34 +36,36 @@ def random_truncation(key: Array, batch: Batch, settings: PerturbSettings, steps
 
     ``edge_t`` is half a window, in grid steps: rows stand for window centres, so a crop sees that much beyond them.
 
-    Returns a batch of ``[B, min(steps, T)]`` grid steps.
+    Returns a batch of ``[B, min(steps, T)]`` grid steps; of stored videos nothing else is read.
     """
-    steps = min(steps, batch.features.shape[1])
-    if settings.crop_ratio >= 1 and steps == batch.features.shape[1]:
-        return batch
+    stored = isinstance(batch, StoredVideos)
+    length_t = batch.steps if stored else batch.features.shape[1]
+    lengths = batch.length if stored else batch.mask.sum(-1)
+    steps = min(steps, length_t)
+    if settings.crop_ratio >= 1 and steps == length_t:
+        return whole(batch)
 
-    def one_video(key: Array, video: Batch) -> Batch:
+    def one_video(key: Array, length: Array, targets: Targets, proposals: Detections | None) -> tuple:
         length_key, start_key = jax.random.split(key)
-        length = video.mask.sum()
         shortest = jnp.maximum(jnp.round(settings.crop_ratio * length).astype(jnp.int32), 1)
         drawn = jax.random.randint(length_key, (), shortest, jnp.maximum(length, shortest) + 1)
         crop = jnp.where(length <= steps, drawn, steps)
         starts = jax.random.randint(start_key, (settings.crop_attempts,), 0, jnp.maximum(length - crop, 0) + 1)
-        crops = jax.vmap(lambda start: clip_segments(video.targets, start, crop, settings.keep_ratio, edge_t))(starts)
+        crops = jax.vmap(lambda start: clip_segments(targets, start, crop, settings.keep_ratio, edge_t))(starts)
         usable = (crops.mask & ~crops.ignore_mask).any(-1)
         chosen = jnp.argmax(usable)
-        rows = starts[chosen] + jnp.arange(steps)
-        valid = jnp.arange(steps) < jnp.minimum(crop, length)
-        features = video.features[jnp.minimum(rows, video.features.shape[0] - 1)]
-        return Batch(
-            jnp.where(valid[:, None], features, 0),
-            valid,
-            jax.tree.map(lambda x: x[chosen], crops),
-            video.video,
-            video.proposals and clip_segments(video.proposals, starts[chosen], crop, settings.keep_ratio, edge_t),
-        )
+        start, valid = starts[chosen], jnp.arange(steps) < jnp.minimum(crop, length)
+        kept = jax.tree.map(lambda x: x[chosen], crops)
+        return start, valid, kept, proposals and clip_segments(proposals, start, crop, settings.keep_ratio, edge_t)
 
-    return jax.vmap(one_video)(jax.random.split(key, batch.features.shape[0]), batch)
+    keys = jax.random.split(key, len(lengths))
+    start, valid, targets, proposals = jax.vmap(one_video)(keys, lengths, batch.targets, batch.proposals)
+    seen = start[:, None] + jnp.arange(steps)
+    if stored:
+        features = batch.read(seen)
+    else:
+        features = jax.vmap(lambda x, row: x[jnp.minimum(row, length_t - 1)])(batch.features, seen)
+    return Batch(jnp.where(valid[..., None], features, 0), valid, targets, batch.video, proposals)
 
 
 def clip_segments(found: Segments, start: Array, length: Array, keep_ratio: float, edge_t: float = 0.0) -> Segments:

@@ -152,8 +152,8 @@ def grid_facts(found: Inspection) -> list[tuple[str, str]]:
         ),
         (
             "memory",
-            f"the whole table needs {size(sum(table.values()))} (training {size(table['training'])}, evaluation "
-            f"{size(table['evaluation'])}; {survey.padding:.0%} of it padding)",
+            f"the rows of all videos need {size(sum(table.values()))} (training {size(table['training'])}, evaluation "
+            f"{size(table['evaluation'])})",
         ),
     ]
 

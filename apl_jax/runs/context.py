@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,19 @@ from jax.sharding import Mesh
 from safetensors.numpy import save
 
 from apl_jax.data.annotations import Annotations, VideoRecord
-from apl_jax.data.batching import VideoTable, build_targets, padded_length, whole_table
+from apl_jax.data.batching import VideoTable, build_targets, padded_length
 from apl_jax.data.dataset import Dataset, truth_digest
 from apl_jax.data.files import refusal, write_bytes
 from apl_jax.data.tensors import read_tensors
-from apl_jax.devices import first_rows, place, replicated, shard_batch, to_host
+from apl_jax.devices import place, replicated, to_host
 from apl_jax.feeds.passes import BatchFn, BatchPlan, map_resident, map_streamed
+from apl_jax.feeds.resident import place_rows, stored_videos
 from apl_jax.inference.model import FOLDER, read_parameters, write_parameters
 from apl_jax.learning.icd import ClassMembers, InstanceBank, build_bank, class_members, pool_instances
 from apl_jax.runs.ledger import Ledger
 from apl_jax.settings import RuntimeSettings
-from apl_jax.structs import Batch, DataFacts, Detections, PyTree, nested
+from apl_jax.stored_videos import StoredVideos
+from apl_jax.structs import Array, DataFacts, Detections, PyTree, nested
 
 PROPOSALS = "proposals.safetensors"
 _GIB = 2**30
@@ -46,8 +48,8 @@ READABLE = (TRAINING, LABELLED, EVALUATION, UNLABELLED_TRUTH, EVALUATION_TRUTH)
 class RunContext:
     """One run's surroundings.
 
-    Tables that fit are split over the devices when first asked for, and stay there; rows of zeros may follow their
-    videos, to let the devices divide them. Otherwise they are ``streamed``.
+    Rows that fit are placed on the devices when first asked for, and stay there: all of them on every device where
+    that fits too, otherwise a part on each. Otherwise they are ``streamed``.
     """
 
     dataset: Dataset
@@ -59,41 +61,63 @@ class RunContext:
     runtime: RuntimeSettings
     batches: BatchPlan  # of passes over whole videos
     device_bytes: int  # memory of all devices
-    pretrains: bool  # whether some stage needs all training videos in one table
+    reads_unlabelled: bool  # whether some stage does
 
     @functools.cached_property
     def streamed(self) -> bool:
         """Whether batches are read while the devices compute (``runtime.feed``)."""
         return streams(self.runtime, self._feature_bytes, self.device_bytes)
 
+    @property
+    def copies(self) -> bool:
+        """Whether every device holds all rows."""
+        return holds_copies(self.runtime, self._feature_bytes, self.device_bytes, self.mesh.size)
+
     def describe_feed(self) -> str:
         """Where features are during the run and why, in words."""
         need, granted = self._feature_bytes / _GIB, self.runtime.device_share * self.device_bytes / _GIB
-        why = "as runtime.feed asks"
+        why = "as runtime.feed asks, "
         if self.runtime.feed == "auto":
-            why = f"they would take {need:.2f} GiB, runtime.device_share grants {granted:.2f} GiB"
-        place = "memory" if self.dataset.held else "their files, which is slower: they do not fit in memory"
-        return f"streamed from {place} ({why})" if self.streamed else f"all features on the devices ({why})"
+            why = f"runtime.device_share grants {granted:.2f} GiB, "
+        why += f"they take {need:.2f} GiB"
+        if self.streamed:
+            place = "memory" if self.dataset.held else "their files, which is slower: they do not fit in memory"
+            return f"streamed from {place} ({why})"
+        split = "on the devices" if self.mesh.size == 1 else "on every device" if self.copies else "over the devices"
+        return f"all features {split} ({why})"
 
     @functools.cached_property
-    def labelled(self) -> Batch:
+    def labelled(self) -> StoredVideos:
         """All labelled videos with their annotations, on the devices."""
-        return self._place(self.dataset.labelled)
+        return stored_videos(self.dataset.labelled, self._labelled_rows, 0, self.mesh)
 
     @functools.cached_property
-    def unlabelled(self) -> Batch:
+    def unlabelled(self) -> StoredVideos:
         """All unlabelled videos, without targets, on the devices."""
-        return self._place(self.dataset.unlabelled)
+        first = int(self.dataset.labelled.lengths.sum())
+        return stored_videos(self.dataset.unlabelled, self._training_rows, first, self.mesh)
 
     @functools.cached_property
-    def evaluation(self) -> Batch:
+    def evaluation(self) -> StoredVideos:
         """The videos that are predicted and scored, on the devices."""
-        return self._place(self.dataset.evaluation)
+        table = self.dataset.evaluation
+        return stored_videos(table, place_rows(table, self.mesh, self.copies), 0, self.mesh)
 
     @functools.cached_property
-    def training(self) -> Batch:
+    def training(self) -> StoredVideos:
         """What pre-training sees, on the devices."""
-        return self._place(self.dataset.all_training)
+        return stored_videos(self.dataset.all_training, self._training_rows, 0, self.mesh)
+
+    @functools.cached_property
+    def _training_rows(self) -> Array:
+        """Those of the labelled videos, then those of the unlabelled ones."""
+        return place_rows(self.dataset.all_training, self.mesh, self.copies)
+
+    @functools.cached_property
+    def _labelled_rows(self) -> Array:
+        if self.reads_unlabelled:
+            return self._training_rows
+        return place_rows(self.dataset.labelled, self.mesh, self.copies)
 
     @functools.cached_property
     def bank(self) -> InstanceBank:
@@ -113,15 +137,14 @@ class RunContext:
         return self.dataset.all_training if videos == "training" else getattr(self.dataset, videos)
 
     def map_videos(self, videos: str, function: BatchFn, params: PyTree, proposals: Detections | None = None) -> PyTree:
-        """``function(params, videos)`` of all V videos of a table, some at a time: ``[V, ...]``, on the devices, or as
-        numpy where data is streamed. ``proposals [V, K]`` (numpy) become those of the videos."""
+        """``function(params, videos)`` of all V videos of a table, some at a time, as numpy: ``[V, ...]``.
+        ``proposals [V, K]`` (numpy) become those of the videos."""
         table = self.table(videos)
         if self.streamed:
             table = dataclasses.replace(table, proposals=proposals)
             return map_streamed(function, params, table, self.batches, self.mesh)
-        batch = with_proposals(getattr(self, videos), proposals, self.mesh)
-        found = map_resident(function, params, batch, self.batches.batch, self.mesh)
-        return jax.jit(lambda t: first_rows(t, len(table.ids)))(found)
+        stored = with_proposals(getattr(self, videos), proposals, self.mesh)
+        return map_resident(function, params, stored, table.lengths, self.batches, self.mesh)
 
     def map_few(self, table: VideoTable, function: BatchFn, params: PyTree) -> PyTree:
         """As :meth:`map_videos`, of the videos of a small table, as numpy; all padded to one length, so that one
@@ -141,23 +164,14 @@ class RunContext:
         """The part that a stage sees."""
         return StageInputs(self, frozenset(reads))
 
-    def _place(self, table: VideoTable) -> Batch:
-        return shard_batch(whole_table(table), self.mesh)
-
     @property
     def _feature_bytes(self) -> int:
-        """Memory that features take where all are on the devices: the padded tables that the run's stages put there,
-        a copy of the largest for a pass over it, and what the host holds where it is the device too."""
+        """Memory that features take where all are on the devices once: the rows, and what the host holds where it is
+        the device too."""
         dataset = self.dataset
-        tables = [dataset.labelled, dataset.unlabelled, dataset.evaluation]
-        tables += [dataset.all_training] if self.pretrains else []
+        tables = [dataset.all_training if self.reads_unlabelled else dataset.labelled, dataset.evaluation]
         shared = dataset.held_bytes if self.mesh.devices.flat[0].platform == "cpu" else 0
-        return resident_bytes([table.padded_bytes for table in tables]) + shared
-
-
-def resident_bytes(tables: Sequence[int]) -> int:
-    """Memory of padded tables of so many bytes each, and of a copy of the largest for a pass over it."""
-    return sum(tables) + max(tables)
+        return sum(table.row_bytes for table in tables) + shared
 
 
 def streams(runtime: RuntimeSettings, feature_bytes: int, device_bytes: int) -> bool:
@@ -165,6 +179,11 @@ def streams(runtime: RuntimeSettings, feature_bytes: int, device_bytes: int) -> 
     if runtime.feed != "auto":
         return runtime.feed == "stream"
     return feature_bytes > runtime.device_share * device_bytes
+
+
+def holds_copies(runtime: RuntimeSettings, feature_bytes: int, device_bytes: int, devices: int) -> bool:
+    """Whether every device holds all features: where they fit so, for then steps send none of them."""
+    return devices * feature_bytes <= runtime.device_share * device_bytes
 
 
 def write_proposals(folder: Path, videos: str, found: Detections) -> None:
@@ -183,9 +202,11 @@ def read_proposals(folder: Path) -> dict[str, Detections]:
         raise refusal(f"{path}", "other tensors", "the proposals of every table", remedy) from None
 
 
-def with_proposals(batch: Batch, proposals: Detections | None, mesh: Mesh) -> Batch:
+def with_proposals(videos: StoredVideos, proposals: Detections | None, mesh: Mesh) -> StoredVideos:
     """A table on the devices with proposals ``[V, K]`` (numpy) beside its features."""
-    return batch if proposals is None else dataclasses.replace(batch, proposals=shard_batch(proposals, mesh))
+    if proposals is None:
+        return videos
+    return dataclasses.replace(videos, proposals=place(proposals, replicated(mesh)))
 
 
 _NEEDED = {
@@ -239,14 +260,14 @@ class StageInputs:
         self._require(*_NEEDED[videos])
         return dataclasses.replace(self._context.table(videos), proposals=self._proposals.get(videos))
 
-    def resident(self, videos: str) -> Batch:
+    def resident(self, videos: str) -> StoredVideos:
         """The same, on the devices."""
         self._require(*_NEEDED[videos])
         return with_proposals(getattr(self._context, videos), self._proposals.get(videos), self.mesh)
 
-    def pseudo_labelled(self, table: VideoTable, max_instances: int) -> Batch:
+    def pseudo_labelled(self, table: VideoTable, max_instances: int) -> StoredVideos:
         """The unlabelled videos on the devices, with the annotations that they have in ``table``."""
-        targets = shard_batch(build_targets(table.records, table.grids, max_instances), self.mesh)
+        targets = place(build_targets(table.records, table.grids, max_instances), replicated(self.mesh))
         return dataclasses.replace(self.resident("unlabelled"), targets=targets)
 
     @property

@@ -155,22 +155,22 @@ def _keep(part: CrossFitPart, inputs: StageInputs, folder: Path, params: PyTree,
 
 def _feed(part: CrossFitPart, inputs: StageInputs, method: Method, folds: np.ndarray) -> Feed:
     """The batches of all networks."""
-    everywhere = lambda tree: place(to_host(tree), replicated(inputs.mesh))
+    whole = replicated(inputs.mesh)
+    everywhere = lambda x: x if getattr(x, "sharding", None) == whole else place(to_host(x), whole)
     seen = folds != np.arange(int(folds.max()) + 1)[:, None]  # [K, V]
     tables: dict[str, FoldTable] = {}
     for role in sorted(method.videos):
         name = {PSEUDO_LABELLED: "unlabelled"}.get(role, role)
-        count = len(inputs.table(name).ids)
-        videos = jax.tree.map(lambda x, n=count: x[:n], inputs.resident(name))
+        videos = inputs.resident(name)
         if role == LABELLED:
             tables[role] = FoldTable(videos, seen, part.stage.labelled_batch)
             continue
-        every = np.ones((len(seen), count), bool)
+        every = np.ones((len(seen), len(inputs.table(name).ids)), bool)
         targets = _pseudo_targets(part, inputs, len(seen)) if role == PSEUDO_LABELLED else None
         tables[role] = FoldTable(videos, every, part.stage.unlabelled_batch, targets)
     bank = inputs.bank if method.constants else None
     feed = fold_feed(tables, _bank_of_fold, bank, seen)
-    return feed._replace(arrays=everywhere(feed.arrays))
+    return feed._replace(arrays=jax.tree.map(everywhere, feed.arrays))
 
 
 def _pseudo_targets(part: CrossFitPart, inputs: StageInputs, count: int) -> PyTree:

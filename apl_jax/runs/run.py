@@ -72,7 +72,7 @@ def open_run(settings: Settings, workdir: Path, shared: Path | None = None) -> R
         runtime=runtime,
         batches=BatchPlan(runtime.prediction_batch, data.max_length_t, data.length_multiple, runtime.read_threads),
         device_bytes=device_bytes(mesh),
-        pretrains=settings.learning.pretrain.steps > 0 and "semi_supervised" in settings.variants,
+        reads_unlabelled="semi_supervised" in settings.variants,
     )
     build_detector(settings.detector, context.facts)  # refuses what cannot be built for these data
     _note_protocol(settings, context)

@@ -179,7 +179,7 @@ def build_feed(part: TrainingPart, inputs: StageInputs, method: Method, key: Arr
         name: inputs.pseudo_labelled(table, most[name] or 1) if name == PSEUDO_LABELLED else inputs.resident(name)
         for name, table in tables.items()
     }
-    return device_feed(placed, {name: len(table.ids) for name, table in tables.items()}, sizes, constants)
+    return device_feed(placed, sizes, constants)
 
 
 def most_instances(table: VideoTable) -> int:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from apl_jax.feeds.resident import Feed, draw_rows, role_key
-from apl_jax.structs import Array, Batch, PyTree, Targets
+from apl_jax.stored_videos import StoredVideos
+from apl_jax.structs import Array, PyTree, Targets
 
 
 class FoldTable(NamedTuple):
     """Recordings of one role as K networks see them."""
 
-    videos: Batch  # [V, ...], on the devices
+    videos: StoredVideos  # [V, ...], on the devices
     seen: np.ndarray  # [K, V] bool, which of them each network draws from
     batch: int  # of recordings that each network draws in a step
     targets: Targets | None = None  # [K, V, N, ...]: each network's own annotations, in place of those of ``videos``
@@ -47,7 +48,7 @@ def fold_feed(
                 videos, size = arrays["videos"][role], tables[role].batch
                 order = draw_rows(role_key(own["key"], i), step, most[role], size)
                 drawn = own["rows"][role][order]
-                found[role] = jax.tree.map(lambda x, rows=drawn: x[rows], videos)
+                found[role] = videos.draw(drawn).whole()
                 if role in own["targets"]:
                     targets = jax.tree.map(lambda x, rows=drawn: x[rows], own["targets"][role])
                     found[role] = dataclasses.replace(found[role], targets=targets)

@@ -13,6 +13,7 @@ from apl_jax.devices import batch_sharding, replicated
 from apl_jax.feeds.resident import Feed
 from apl_jax.learning.method import Objective
 from apl_jax.settings import OptimizerSettings
+from apl_jax.stored_videos import constrained
 from apl_jax.structs import Array, PyTree
 from apl_jax.training.optimizer import update_ema
 from apl_jax.training.state import TrainState
@@ -50,7 +51,7 @@ def build_dispatch(step: Callable, feed: Feed, mesh: Mesh, steps: int) -> Dispat
         def body(state: TrainState, _: None) -> tuple[TrainState, Averages]:
             batches = feed.batches(arrays, order_key, state.step)
             for role, size in feed.batch_sizes.items():
-                batches[role] = jax.lax.with_sharding_constraint(batches[role], batch_sharding(mesh, size))
+                batches[role] = constrained(batches[role], batch_sharding(mesh, size))
             state, metrics = step(state, step_key, batches)
             return state, {name: Average.from_model_output(value) for name, value in metrics.items()}
 

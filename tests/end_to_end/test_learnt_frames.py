@@ -57,7 +57,7 @@ def test_representations_are_of_the_stages(context: RunContext, inputs: StageInp
     stages = {"teacher": "teacher", "student": "self_train_1"}
     found = representations(smoke_settings().detector, inputs, stages, frames)
     assert list(found) == ["input features", "as initialised", "teacher", "student"]
-    inputs = np.asarray(context.unlabelled.features)[frames.videos[frames.row], frames.step]
+    inputs = np.asarray(context.unlabelled.whole().features)[frames.videos[frames.row], frames.step]
     np.testing.assert_array_equal(found["input features"], inputs)
     assert len({x.shape for name, x in found.items() if name != "input features"}) == 1
     assert np.abs(found["teacher"] - found["student"]).max() > 0 and np.isfinite(found["student"]).all()

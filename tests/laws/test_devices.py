@@ -27,12 +27,13 @@ from fixtures import (
     random_bank,
     random_batch,
     rarely,
+    stored,
     tiny_choice,
 )
 from law_batches import tables_of, weights_of
 
 from apl_jax.detectors.ensemble import members_of
-from apl_jax.devices import build_mesh, place, replicated, shard_batch, to_host
+from apl_jax.devices import build_mesh, place, replicated, to_host
 from apl_jax.feeds.resident import device_feed
 from apl_jax.learning.method import INSTANCES
 from apl_jax.registry import DETECTORS
@@ -109,9 +110,9 @@ def train(kind: str, detector: str, devices: int) -> Trained:
     labelled = jax.tree.map(lambda x: x[:VIDEOS], labelled)  # the devices do not divide it
     unlabelled = random_batch([7, 16, 16, 10, 14, 16, 8, 15], STEPS, seed=2, instances=3)
     tables = tables_of(method, labelled, unlabelled)
+    copies = kind == "nontarget"  # of the rows, on every device; of other kinds each device holds a part
     feed = device_feed(
-        {name: shard_batch(table, mesh) for name, table in tables.items()},
-        {name: len(table.video) for name, table in tables.items()},
+        {name: stored(table, mesh, copies) for name, table in tables.items()},
         dict.fromkeys(tables, BATCH),
         place({INSTANCES: random_bank()} if method.constants else {}, replicated(mesh)),
     )

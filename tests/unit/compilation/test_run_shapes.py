@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from fixtures import smoke_settings
 
+from apl_jax.compilation.programs import programs_of, surroundings
 from apl_jax.compilation.shapes import shapes_of
 from apl_jax.data.batching import build_targets
 from apl_jax.data.dataset import open_dataset, open_truth
+from apl_jax.devices import build_mesh
 from apl_jax.runs.settings import read_config
 
 
@@ -39,6 +42,21 @@ def test_without_features_the_width_is_given_or_that_of_synthetic_ones(shared: P
     assert shapes_of(data, 512).labelled.width == 512
     assert (shapes.labelled.videos, shapes.unlabelled.videos, shapes.evaluation.videos) == (20, 180, 212)
     assert len(open_truth(data).classes) == shapes.facts.num_classes == 20
+
+
+def test_the_rows_of_thumos14_on_the_devices(shared: Path) -> None:
+    """4.9 GiB; 33.8 were the tables padded to the longest recording."""
+    settings = read_config("thumos14:apl")
+    data = dataclasses.replace(settings.data, root=str(shared / "data" / "annotations"))
+    mesh, shapes = build_mesh(1), shapes_of(data)
+    around = surroundings(dataclasses.replace(settings, data=data), shapes, mesh, 16 * 2**30)
+    assert not around.streamed
+    rows = 4 * 2048 * (shapes.training.lengths.sum() + shapes.evaluation.lengths.sum())
+    arguments = shapes.training.bytes + shapes.evaluation.bytes
+    assert arguments == rows <= 5.2 * 2**30
+    training = next(p for p in programs_of(around) if p.stages == ("teacher",))
+    large = [x.shape for x in jax.tree.leaves(training.lower().in_avals) if x.size > shapes.labelled.rows * 2048]
+    assert large == [(shapes.training.rows, 2048)]  # once, though two kinds of videos are drawn from it
 
 
 def test_resized_recordings_have_one_length() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import random_bank, random_batch
+from fixtures import random_bank, random_batch, stored
 
 from apl_jax.data.batching import whole_table
 from apl_jax.data.dataset import open_dataset
-from apl_jax.feeds.resident import device_feed, draw_rows
+from apl_jax.devices import build_mesh
+from apl_jax.feeds.resident import device_feed, draw_rows, place_rows, rows_between, stored_videos
 from apl_jax.settings import DataSettings
 
 
@@ -48,7 +51,8 @@ def test_batches_are_rows_of_their_tables() -> None:
         "unlabelled": random_batch([16, 3, 8, 11, 5, 16, 2, 9], 16, seed=2, instances=2),
     }
     bank = random_bank()
-    feed = device_feed(tables, {"labelled": 5, "unlabelled": 8}, {"labelled": 2, "unlabelled": 4}, {"bank": bank})
+    sizes = {"labelled": 2, "unlabelled": 4}
+    feed = device_feed({name: stored(table) for name, table in tables.items()}, sizes, {"bank": bank})
     assert feed.batch_sizes == {"labelled": 2, "unlabelled": 4}
     draw = jax.jit(feed.batches)
     seen = {"labelled": [], "unlabelled": []}
@@ -57,27 +61,50 @@ def test_batches_are_rows_of_their_tables() -> None:
         assert set(batches) == {"labelled", "unlabelled", "bank"}
         assert (batches["bank"].features == bank.features).all()
         for role, table in tables.items():
-            rows = np.asarray(batches[role].video)
+            batch = batches[role].whole()
+            rows = np.asarray(batch.video)
             seen[role].extend(rows.tolist())
-            for whole, drawn in zip(jax.tree.leaves(table), jax.tree.leaves(batches[role]), strict=True):
+            for whole, drawn in zip(jax.tree.leaves(table), jax.tree.leaves(batch), strict=True):
                 np.testing.assert_array_equal(np.asarray(whole)[rows], drawn)
     # Each role has an order of its own, and a table of its own length.
     assert sorted(seen["unlabelled"][:8]) == list(range(8))
     assert len(set(seen["labelled"][:4])) == 4
 
 
-def test_rows_that_fill_a_table_are_never_drawn() -> None:
-    table = random_batch([4] * 8, 4)
-    feed = device_feed({"labelled": table}, {"labelled": 5}, {"labelled": 5}, {})
-    for step in range(3):
-        batches = feed.batches(feed.arrays, jax.random.key(0), jnp.int32(step))
-        assert sorted(batches["labelled"].video.tolist()) == [0, 1, 2, 3, 4]
+def test_any_part_of_the_rows_of_a_table() -> None:
+    """As devices ask for it that hold a part each; videos without any of it are not read."""
+    table = open_dataset(DataSettings()).labelled
+    whole = np.concatenate([table.read(v) for v in range(len(table.ids))])
+    read: list[int] = []
+    watched = dataclasses.replace(table, read=lambda v: (read.append(v), table.read(v))[1])
+    for low, high in ((0, len(whole)), (50, 51), (100, 777), (len(whole) - 3, len(whole) + 5)):
+        found = rows_between(watched, low, high)
+        np.testing.assert_array_equal(found[: len(whole) - low], whole[low:high])
+        assert found.shape == (high - low, table.width) and (found[len(whole) - low :] == 0).all()
+    first = len(table.ids)
+    assert read[first] == 0 and read[-1] == first - 1  # the one row is of the first video, the last three of the last
+    mesh = build_mesh(1)
+    stored_table = stored_videos(table, place_rows(table, mesh, copies=False), 0, mesh)
+    np.testing.assert_array_equal(stored_table.whole().features, table.features)
+    np.testing.assert_array_equal(stored_table.whole().mask, table.mask)
+
+
+def test_tables_on_the_same_rows_are_one_array_of_a_program() -> None:
+    whole = stored(random_batch([4, 3, 2, 4], 4))
+    part = jax.tree.map(lambda x: x[2:], whole.without_rows())
+    tables = {"training": whole, "unlabelled": dataclasses.replace(part, rows=whole.rows)}
+    feed = device_feed(tables, {"training": 4, "unlabelled": 2}, {})
+    assert [rows is whole.rows for rows in feed.arrays["rows"]] == [True]
+    batches = feed.batches(feed.arrays, jax.random.key(0), jnp.int32(0))
+    expected = whole.whole()
+    for batch in (batches[role].whole() for role in tables):
+        np.testing.assert_array_equal(batch.features, expected.features[batch.video])
 
 
 def test_roles_of_equal_size_are_ordered_independently() -> None:
     table = random_batch([4] * 10, 4)
     tables = {"labelled": table, "unlabelled": table}
-    feed = device_feed(tables, dict.fromkeys(tables, 10), dict.fromkeys(tables, 5), {})
+    feed = device_feed({name: stored(table) for name, table in tables.items()}, dict.fromkeys(tables, 5), {})
     batches = jax.jit(feed.batches)(feed.arrays, jax.random.key(0), jnp.int32(0))
     assert batches["labelled"].video.tolist() != batches["unlabelled"].video.tolist()
 

@@ -12,12 +12,13 @@ import pytest
 from fixtures import random_bank
 from streams import SIZES, TABLES, WIDTH, batches_of, stream, table
 
-from apl_jax.data.batching import whole_table
-from apl_jax.devices import build_mesh, shard_batch
-from apl_jax.feeds.passes import BatchPlan, map_resident, map_streamed
-from apl_jax.feeds.resident import device_feed, draw_all_rows, draw_rows
+from apl_jax.data.batching import VideoTable
+from apl_jax.devices import build_mesh
+from apl_jax.feeds.passes import BatchPlan, common_lengths, map_resident, map_streamed
+from apl_jax.feeds.resident import device_feed, draw_all_rows, draw_rows, place_rows, stored_videos
 from apl_jax.feeds.streamed import window_start
 from apl_jax.interruption import Preempted, stoppable
+from apl_jax.stored_videos import StoredVideos, whole
 from apl_jax.structs import Batch
 
 
@@ -31,11 +32,10 @@ def test_all_rows_at_once_are_those_of_each_step(rows: int, batch: int) -> None:
 def test_stream_and_device_feed_bring_the_same(portion_mib: float) -> None:
     streamed = stream(TABLES, portion_mib=portion_mib)
     assert streamed.most_steps == {1e-6: 1, 2e-3: 1, 1.0: 4}[portion_mib]
-    placed = {name: shard_batch(whole_table(videos), build_mesh()) for name, videos in TABLES.items()}
-    resident = device_feed(
-        placed, {name: len(videos.ids) for name, videos in TABLES.items()}, SIZES, {"instances": random_bank()}
-    )
+    placed = {name: on_devices(videos) for name, videos in TABLES.items()}
+    resident = device_feed(placed, SIZES, {"instances": random_bank()})
     for one, other in zip(batches_of(streamed), batches_of(resident), strict=True):
+        other = {name: whole(batch) if name in SIZES else batch for name, batch in other.items()}
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
@@ -83,13 +83,28 @@ def test_a_streamed_pass_equals_one_on_the_devices(lengths: list[int]) -> None:
 
     shape, mesh = BatchPlan(batch=3, longest_t=16, multiple=4, threads=2), build_mesh()
     streamed = map_streamed(function, jnp.float32(2), videos, shape, mesh)
-    resident = map_resident(function, jnp.float32(2), shard_batch(whole_table(videos), mesh), 3, mesh)
-    for one, other in zip(streamed, resident, strict=True):
-        other = np.asarray(other)[: len(lengths)]
+    resident = map_resident(function, jnp.float32(2), on_devices(videos), videos.lengths, shape, mesh)
+    at_once = function(jnp.float32(2), on_devices(videos).whole())
+    for one, other, expected in zip(streamed, resident, at_once, strict=True):
         if one.ndim == 2:  # a value per step: padded to the longest only
-            np.testing.assert_array_equal(other[:, one.shape[1] :], 0)
-            other = other[:, : one.shape[1]]
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(expected[:, one.shape[1] :], 0)
+            expected = expected[:, : one.shape[1]]
+        np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(one, other)
+
+
+def test_few_lengths_serve_all() -> None:
+    """Shorter programs only where padding to the longest takes more than the rows."""
+    alike = np.array([100, 90, 128, 60])
+    assert common_lengths(alike, 16).tolist() == [128] * 4
+    mixed = np.array([1000] + [100] * 9 + [30] * 2)
+    assert common_lengths(mixed, 16).tolist() == [1008] + [128] * 11
+    assert (common_lengths(np.array([40_000] + [3] * 200), 1)).tolist() == [40_000] + [4] * 200
+
+
+def on_devices(videos: VideoTable) -> StoredVideos:
+    mesh = build_mesh()
+    return stored_videos(videos, place_rows(videos, mesh, copies=True), 0, mesh)
 
 
 def test_a_pass_that_is_asked_to_stop_ends_before_its_next_batch() -> None:
@@ -101,7 +116,13 @@ def test_a_pass_that_is_asked_to_stop_ends_before_its_next_batch() -> None:
         calls.append(batch.features.shape)
         return batch.features.sum(-1)
 
-    shape = BatchPlan(batch=1, longest_t=16, multiple=4, threads=2)
-    with stoppable(grace_s=60), pytest.raises(Preempted, match="a pass over 5 videos: stopped"):
-        map_streamed(function, jnp.float32(2), videos, shape, build_mesh())
-    assert len(calls) == 1
+    shape, mesh = BatchPlan(batch=1, longest_t=16, multiple=4, threads=2), build_mesh()
+    stored = on_devices(videos)
+    for run in (
+        lambda: map_streamed(function, jnp.float32(2), videos, shape, mesh),
+        lambda: map_resident(function, jnp.float32(2), stored, videos.lengths, shape, mesh),
+    ):
+        calls.clear()
+        with stoppable(grace_s=60), pytest.raises(Preempted, match="a pass over 5 videos: stopped"):
+            run()
+        assert len(calls) == 1

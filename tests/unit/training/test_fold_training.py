@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import build_kind, random_bank, random_batch, rarely, tiny_choice
+from fixtures import build_kind, random_bank, random_batch, rarely, stored, tiny_choice
 
 from apl_jax.devices import build_mesh, place, replicated, to_host
 from apl_jax.feeds.resident import device_feed
@@ -46,7 +46,7 @@ def test_each_network_is_that_of_its_recordings_alone(at_once: bool) -> None:
     def constants(bank: PyTree, mask: Array) -> dict[str, PyTree]:
         return {INSTANCES: dataclasses.replace(bank, mask=bank.mask & mask.repeat(2))}
 
-    feed = fold_feed({LABELLED: FoldTable(videos, seen, BATCH)}, constants, bank, seen)
+    feed = fold_feed({LABELLED: FoldTable(stored(videos), seen, BATCH)}, constants, bank, seen)
     feed = feed._replace(arrays=place(to_host(feed.arrays), replicated(mesh)))
     key = jax.random.key(3)
     state = jax.jit(lambda k: initial_states(jnp.stack([k, k]), objective, optimizer, {}))(key)
@@ -59,8 +59,8 @@ def test_each_network_is_that_of_its_recordings_alone(at_once: bool) -> None:
     for k in range(2):
         rows = np.flatnonzero(seen[k])
         own = dataclasses.replace(bank, mask=bank.mask & jnp.asarray(seen[k]).repeat(2))
-        table = {LABELLED: jax.tree.map(lambda x: x[rows], videos)}
-        alone_feed = device_feed(table, {LABELLED: len(rows)}, {LABELLED: BATCH}, {INSTANCES: own})
+        table = {LABELLED: stored(jax.tree.map(lambda x: x[rows], videos))}
+        alone_feed = device_feed(table, {LABELLED: BATCH}, {INSTANCES: own})
         alone = initial_state(key, objective, optimizer)
         for i in range(STEPS):
             batches = alone_feed.batches(alone_feed.arrays, jax.random.fold_in(order_key, k), jnp.int32(i))
