@@ -166,7 +166,8 @@ class OptimizerSettings(Checked):
     warmup_fraction: float = number(0.1, at_least=0, at_most=1)  # of the stage's steps
     final_learning_rate: float = number(1e-8, at_least=0, at_most=10)
     ema_decay: float = number(0.999, at_least=0, below=1)
-    ema_ramp: bool = True  # decay min(ema_decay, (1 + i) / (10 + i)); False = the reference's constant
+    ema_ramp: bool = True  # decay min(ema_decay, (1 + i) / (N + i)); False = the reference's constant
+    ema_ramp_length: float = number(10.0, at_least=1, at_most=1e6)  # N; SSTAP's teacher: 21
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from apl_jax.cli.configuration import declare_configuration, read_settings
-from apl_jax.cli.parser import PROGRAM, Command, Parser, UsageError, count
+from apl_jax.cli.parser import Command, Parser, count
 from apl_jax.compilation import ENVIRONMENT, HOST, KINDS
 from apl_jax.text import say
 
@@ -19,7 +19,8 @@ def _declare(parser: Parser) -> None:
     parser.flag("batch_per_device", "N", words, count, shown="the configuration's batches, over all devices")
     words = "channels of a feature row, where there are no features yet"
     parser.flag("feature_width", "N", words, count, shown="that of the features, else data.synthetic.width")
-    parser.flag("only", "KIND", f"{', '.join(KINDS)}, several with commas between them", default="", shown="all")
+    words = f"{', '.join(KINDS)}, or stages such as teacher, with commas between them"
+    parser.flag("only", "WHAT", words, default="", shown="all")
 
 
 def _carry_out(arguments: Namespace) -> int:
@@ -34,8 +35,6 @@ def _carry_out(arguments: Namespace) -> int:
     if arguments.precision:
         settings = override(settings, {"detector.dtype": arguments.precision})
     chosen = tuple(filter(None, arguments.only.split(","))) or KINDS
-    if unknown := [kind for kind in chosen if kind not in KINDS]:
-        raise UsageError(f"{PROGRAM} compile: found --only={unknown[0]}, expected some of {', '.join(KINDS)}")
     found = rehearse(settings, arguments.topology, arguments.batch_per_device, arguments.feature_width, chosen, say)
     say("\n".join(["", found.table(), "", *found.notes()]))
     return 0 if found.fits else 1

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from apl_jax.compilation import EVALUATION, HOST, LABELLING, TRAINING
+from apl_jax.compilation import EVALUATION, HOST, KINDS, LABELLING, TRAINING
 from apl_jax.compilation.chips import SOURCE, Chip, chip_of
 from apl_jax.compilation.estimates import Estimate, estimate, weak_scaling
 from apl_jax.compilation.programs import Program, programs_of, surroundings
@@ -107,12 +107,13 @@ class Rehearsal:
 
 
 def rehearse(
-    settings: Settings, topology: str, batch_per_device: int | None, width: int | None, kinds: Collection[str],
+    settings: Settings, topology: str, batch_per_device: int | None, width: int | None, only: Collection[str],
     tell: Callable[[str], Any],
 ) -> Rehearsal:  # fmt: skip
-    """Compiles the programs of the given ``kinds``; ``tell`` is told what is compiled, since it takes minutes.
+    """Compiles the programs of some kinds and stages, ``only``; ``tell`` is told what is compiled, for it takes minutes.
 
-    Raises :class:`~apl_jax.data.files.DataError` for an unknown topology, and where libtpu is missing.
+    Raises :class:`~apl_jax.data.files.DataError` for an unknown topology, where libtpu is missing, and for a name in
+    ``only`` that is neither a kind nor a stage of the run.
     """
     mesh, memory, chip = _devices(topology)
     if batch_per_device:
@@ -120,8 +121,12 @@ def rehearse(
     shapes = shapes_of(settings.data, width)
     around = surroundings(settings, shapes, mesh, memory * mesh.size)
     found = []
-    for program in programs_of(around):
-        if program.kind not in kinds:
+    programs = programs_of(around)
+    known = {*KINDS, *(name for program in programs for name in program.stages)}
+    if unknown := [name for name in only if name not in known]:
+        raise refusal("`--only`", repr(unknown[0]), f"some of {', '.join(sorted(known))}", TRAINING)
+    for program in programs:
+        if not {program.kind, *program.stages} & set(only):
             continue
         tell(f"compiling {', '.join(program.stages)} ...")
         started = time.perf_counter()

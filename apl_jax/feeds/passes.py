@@ -19,7 +19,7 @@ from apl_jax.stored_videos import StoredVideos, constrained
 from apl_jax.structs import Array, Batch, PyTree, Targets
 
 BatchFn = Callable[[PyTree, Batch], PyTree]  # (params, videos [B]) -> results [B, ...]; traceable
-_MOST_PADDED = 2.0  # times the rows
+_MOST_PADDED = 2.0  # rows that a pass computes, at most so many times those that are there
 
 
 class BatchPlan(NamedTuple):
@@ -88,12 +88,12 @@ def common_lengths(lengths: np.ndarray, multiple: int) -> np.ndarray:
     keep the padding at no more than the rows. Every further length is another program to compile."""
     wanted = np.array([bucket_length(length, multiple, max(lengths)) for length in lengths.tolist()])
     chosen, others = [wanted.max()], set(wanted.tolist()) - {wanted.max()}
-    to = lambda some: np.array(sorted(some))[np.searchsorted(sorted(some), wanted)]
-    while others and to(chosen).sum() > _MOST_PADDED * lengths.sum():
-        best = min(others, key=lambda length: to([*chosen, length]).sum())
+    padded = lambda some: np.sort(some)[np.searchsorted(np.sort(some), wanted)]
+    while others and padded(chosen).sum() > _MOST_PADDED * lengths.sum():
+        best = min(others, key=lambda length: padded([*chosen, length]).sum())
         chosen.append(best)
         others.discard(best)
-    return to(chosen)
+    return padded(chosen)
 
 
 class Chunk(NamedTuple):

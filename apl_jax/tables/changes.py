@@ -86,6 +86,11 @@ def instead(method: str) -> Change:
     return change
 
 
+def mean_teacher(method: str) -> Change:
+    """The same, whose teacher is averaged by SSTAP's own rule (spec 4.1; 4.2 recommends it for SSP too)."""
+    return lambda settings: {**instead(method)(settings), "learning.self_train.optimizer.ema_ramp_length": 21}
+
+
 def automatic(settings: Settings) -> Changes:
     """What to do is decided by evidence of the labelled recordings."""
     del settings

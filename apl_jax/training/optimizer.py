@@ -95,8 +95,9 @@ def build_optimizer(
 
 
 def update_ema(ema_params: PyTree, params: PyTree, step: Array, settings: OptimizerSettings) -> PyTree:
-    """EMA of the parameters; the ramp min(decay, (1 + i) / (10 + i)) forgets the initialisation (spec 1.8)."""
+    """EMA of the parameters after step i; the ramp min(decay, (1 + i) / (N + i)) forgets the initialisation (spec 1.8,
+    N = 10; SSTAP's teacher, spec 4.1: 1 - 1 / ((i + 1) / 20 + 1), which is the same with N = 21)."""
     decay = jnp.float32(settings.ema_decay)
     if settings.ema_ramp:
-        decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+        decay = jnp.minimum(decay, (1.0 + step) / (settings.ema_ramp_length + step))
     return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema_params, params)

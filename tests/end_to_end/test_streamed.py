@@ -29,9 +29,9 @@ def test_a_streamed_run_ends_as_one_on_the_devices(small_run: Path, tmp_path: Pa
 
 def test_auto_asks_how_much_memory_there_is(tmp_path: Path) -> None:
     roomy = open_run(smoke_settings(), tmp_path)
-    assert not roomy.streamed and "all features on the devices (they would take" in roomy.describe_feed()
+    assert not roomy.streamed and "all features on the devices (runtime.device_share grants" in roomy.describe_feed()
     narrow = open_run(smoke_settings(**{"runtime.device_share": 1e-6, "runtime.host_share": 1e-6}), tmp_path)
     assert narrow.streamed and not narrow.dataset.held
     assert "streamed from their files, which is slower" in narrow.describe_feed()
     held = open_run(smoke_settings(**{"runtime.feed": "stream"}), tmp_path)
-    assert held.streamed and "streamed from memory (as runtime.feed asks)" in held.describe_feed()
+    assert held.streamed and "streamed from memory (as runtime.feed asks, they take" in held.describe_feed()

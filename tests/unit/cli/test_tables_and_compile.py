@@ -34,7 +34,6 @@ def test_impossible_seeds(text: str) -> None:
     [
         (["tables", "apl:2"], "--workdir"),
         (["tables", "apl:9", "--workdir=w"], "there are apl:1, apl:2"),
-        (["compile", "--config=spsw:smoke", "--only=training,nothing"], "--only=nothing"),
     ],
 )
 def test_misused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,5 +44,7 @@ def test_misused(arguments: list[str], words: str, capsys: pytest.CaptureFixture
 def test_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["tables", "apl:s7", f"--workdir={tmp_path}"]) == 1
     assert "about epic" in capsys.readouterr().err
+    assert main(["compile", "--config=spsw:smoke", "--only=training,nothing"]) == 1
+    assert "--only`" in (said := capsys.readouterr().err) and "'nothing'" in said and "teacher" in said
     assert main(["compile", "--config=spsw:smoke", "--topology=v9:2x2"]) == 1
     assert "--topology" in (said := capsys.readouterr().err) and "v5e" in said

@@ -121,10 +121,14 @@ def test_gradients_of_the_discriminator_do_not_clip_the_detector() -> None:
 
 
 def test_average() -> None:
-    """A ramp of min(.999, (1 + i) / (10 + i)), or the reference's constant."""
+    """A ramp of min(.999, (1 + i) / (10 + i)), SSTAP's, or the reference's constant."""
     old, new = {"a": jnp.zeros(2)}, {"a": jnp.ones(2)}
     for step, decay in ((0, 0.1), (8, 0.5), (90, 0.91), (10**5, 0.999)):
         found = update_ema(old, new, jnp.int32(step), OptimizerSettings())
         np.testing.assert_allclose(found["a"], 1 - decay, atol=1e-6)
+    sstap = dataclasses.replace(OptimizerSettings(), ema_ramp_length=21)
+    for done, decay in ((1, 0.0476), (20, 0.5), (100, 0.8333), (1000, 0.9804), (19_980, 0.999)):  # spec 4.1
+        found = update_ema(old, new, jnp.int32(done - 1), sstap)
+        np.testing.assert_allclose(found["a"], 1 - decay, atol=5e-5)
     constant = dataclasses.replace(OptimizerSettings(), ema_ramp=False)
     np.testing.assert_allclose(update_ema(old, new, jnp.int32(0), constant)["a"], 0.001, atol=1e-6)
