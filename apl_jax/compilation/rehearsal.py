@@ -110,7 +110,7 @@ def rehearse(
     settings: Settings, topology: str, batch_per_device: int | None, width: int | None, only: Collection[str],
     tell: Callable[[str], Any],
 ) -> Rehearsal:  # fmt: skip
-    """Compiles the programs of some kinds and stages, ``only``; ``tell`` is told what is compiled, for it takes minutes.
+    """Compiles the programs of some kinds or stages, ``only``; ``tell`` is told what is compiled: it takes minutes.
 
     Raises :class:`~apl_jax.data.files.DataError` for an unknown topology, where libtpu is missing, and for a name in
     ``only`` that is neither a kind nor a stage of the run.

@@ -2,8 +2,8 @@
 
 SSTAP (Wang et al., CVPR 2021) and SSP (Ji et al., ICCV 2019) were written for proposal networks. Here they are terms
 that know a detector only by its ``compare``, ``flip`` and ``sharpen``, so that they work with any; on other detectors
-than BMN that is our reading. The teacher is the average that every stage keeps (``optimizer.ema_decay``); SSTAP's own rule
-is ``optimizer.ema_ramp_length=21``.
+than BMN that is our reading. The teacher is the average that every stage keeps (``optimizer.ema_decay``); SSTAP's own
+rule for it is ``optimizer.ema_ramp_length=21``.
 """
 
 from __future__ import annotations
