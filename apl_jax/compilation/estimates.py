@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apl_jax.compilation.chips import Chip
+from apl_jax.compilation.traffic import memory_traffic
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _CALL = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
@@ -35,6 +36,7 @@ class Estimate:
     code: int  # bytes
     flops: float
     traffic: float  # bytes that operations read and write; what stays on the chip between them is in it
+    memory_traffic: int  # bytes of these that pass the chip's memory (traffic.py)
     collectives: tuple[Collective, ...]
 
     @property
@@ -44,7 +46,7 @@ class Estimate:
 
     def seconds(self, chip: Chip) -> float:
         """The longer of arithmetic and memory traffic, each at its published peak, and communication after it."""
-        return max(self.flops / chip.flops, self.traffic / chip.bandwidth) + self.communication_s(chip)
+        return max(self.flops / chip.flops, self.memory_traffic / chip.bandwidth) + self.communication_s(chip)
 
     def communication_s(self, chip: Chip) -> float:
         """Of a ring: twice the bytes of an all-reduce pass every device, those of other kinds once."""
@@ -53,7 +55,7 @@ class Estimate:
 
 def estimate(compiled: Any) -> Estimate:
     """Reads a ``jax.stages.Compiled``."""
-    memory, cost = compiled.memory_analysis(), counted_cost(compiled)
+    memory, cost, hlo = compiled.memory_analysis(), counted_cost(compiled), compiled.as_text()
     return Estimate(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -61,7 +63,8 @@ def estimate(compiled: Any) -> Estimate:
         code=memory.generated_code_size_in_bytes,
         flops=float(cost.get("flops", 0.0)),
         traffic=float(cost.get("bytes accessed", 0.0)),
-        collectives=collectives_of(compiled.as_text()),
+        memory_traffic=memory_traffic(hlo),
+        collectives=collectives_of(hlo),
     )
 
 

@@ -26,10 +26,11 @@ _GIB = 2**30
 _SCALES = (8, 16, 32, 64, 128, 256)  # devices that weak scaling is told for
 _ABOUT_LOOPS = (
     "GFLOP, traffic and what goes between devices are of one turn of a program's loop, as the compiler counts them: "
-    "one training step, or one batch of a pass. Part of the traffic stays on the chip."
+    "one training step, or one batch of a pass. What operations hand to each other on the chip is in the traffic; what "
+    "passes the memory of the chip was counted from the text of the program."
 )
 _ABOUT_BOUND = (
-    "'At least' is of one turn too: the longer of arithmetic and traffic at the published peaks of {chip} "
+    "'At least' is of one turn too: the longer of arithmetic and memory traffic at the published peaks of {chip} "
     f"({SOURCE}), and communication after it. It was computed and not measured."
 )
 
@@ -68,13 +69,14 @@ class Rehearsal:
     def table(self) -> str:
         """A row for each program; all numbers are of one device."""
         head = ["program", "arguments, GiB", "temporary, GiB", "peak, GiB", "code, MB", "GFLOP", "traffic, GB"]
-        head += ["lowering, s", "compiling, s"] + (["at least, ms"] if self.chip else [])
+        head += ["of memory, GB", "lowering, s", "compiling, s"] + (["at least, ms"] if self.chip else [])
         rows = [head]
         for c in self.compiled:
             e = c.estimate
             numbers = [e.arguments / _GIB, e.temporaries / _GIB, e.peak / _GIB]
             row = [c.name, *(f"{x:.3f}" for x in numbers), f"{e.code / 1e6:.1f}", f"{e.flops / 1e9:.1f}"]
-            row += [f"{e.traffic / 1e9:.2f}", f"{c.lowering_s:.1f}", f"{c.compiling_s:.1f}"]
+            row += [f"{e.traffic / 1e9:.2f}", f"{e.memory_traffic / 1e9:.2f}"]
+            row += [f"{c.lowering_s:.1f}", f"{c.compiling_s:.1f}"]
             rows.append(row + ([f"{1e3 * e.seconds(self.chip):.2f}"] if self.chip else []))
         return aligned(rows)
 

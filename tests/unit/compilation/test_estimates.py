@@ -54,9 +54,10 @@ def test_of_a_loop_one_turn_is_counted() -> None:
 def test_bound_is_the_slower_of_arithmetic_and_memory_and_then_communication() -> None:
     chip = CHIPS["v5e"]
     none = {"arguments": 0, "outputs": 0, "temporaries": 0, "code": 0}
-    busy = Estimate(**none, flops=197e12, traffic=819e6, collectives=())
+    busy = Estimate(**none, flops=197e12, traffic=5e15, memory_traffic=819_000_000, collectives=())
     assert busy.seconds(chip) == pytest.approx(1)
-    waiting = Estimate(**none, flops=197e9, traffic=819e9, collectives=(Collective("all-reduce", "f32", 1, int(1e9)),))
+    summed = (Collective("all-reduce", "f32", 1, int(1e9)),)
+    waiting = Estimate(**none, flops=197e9, traffic=5e15, memory_traffic=int(819e9), collectives=summed)
     assert waiting.seconds(chip) == pytest.approx(1 + 2 * 1e9 / 200e9)
 
 

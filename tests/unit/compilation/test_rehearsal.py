@@ -126,3 +126,36 @@ def test_a_chip_is_one_device() -> None:
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", _CHIPS], env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[8, 8, 8, 8]", done.stderr
+
+
+_TRAFFIC = """
+import json
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from apl_jax.compilation.rehearsal import _devices
+from apl_jax.compilation.traffic import memory_traffic
+everywhere = NamedSharding(_devices("v5e:2x4")[0], PartitionSpec())
+shape = lambda *sizes, dtype: jax.ShapeDtypeStruct(sizes, dtype, sharding=everywhere)
+large, half = shape(8192, 8192, dtype=jnp.float32), shape(8192, 8192, dtype=jnp.bfloat16)
+programs = {
+    "elementwise": (lambda x: jnp.tanh(x) * 2 + 1, large),
+    "product": (lambda a, b: a @ b, half, half),
+    "gather": (lambda x, i: x[i] * 2, large, shape(64, dtype=jnp.int32)),
+}
+count = lambda f, *shapes: memory_traffic(jax.jit(f).lower(*shapes).compile().as_text())
+print(json.dumps({name: count(*program) for name, program in programs.items()}))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'apl_jax[tpu]'")
+def test_memory_traffic_of_what_is_known() -> None:
+    """Arrays larger than the chip's own memory are read and written once; of a table the rows that are taken."""
+    from apl_jax.compilation import ENVIRONMENT
+
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", _TRAFFIC], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, side = json.loads(done.stdout.splitlines()[-1]), 8192
+    assert found["elementwise"] == 2 * 4 * side**2 and found["product"] == 3 * 2 * side**2
+    assert found["gather"] == pytest.approx(2 * 4 * 64 * side, rel=0.01)
