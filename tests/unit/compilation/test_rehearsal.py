@@ -123,7 +123,7 @@ def test_a_chip_is_one_device() -> None:
     """Also where it has two cores: what is published is of chips."""
     from apl_jax.compilation import ENVIRONMENT
 
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, **ENVIRONMENT, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", _CHIPS], env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[8, 8, 8, 8]", done.stderr
 
@@ -153,7 +153,7 @@ def test_memory_traffic_of_what_is_known() -> None:
     """Arrays larger than the chip's own memory are read and written once; of a table the rows that are taken."""
     from apl_jax.compilation import ENVIRONMENT
 
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, **ENVIRONMENT, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", _TRAFFIC], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found, side = json.loads(done.stdout.splitlines()[-1]), 8192
