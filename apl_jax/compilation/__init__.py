@@ -9,8 +9,8 @@ Nothing is imported here: the command line names these constants in its help.
 
 HOST = "host"  # the topology of this machine's own devices
 TRAINING, LABELLING, EVALUATION = KINDS = ("training", "labelling", "evaluation")  # of programs
-# libtpu asks the machine what it is; here it is told, and kept from logging that. It lets one process use TPUs, and here
-# none does. Before jax is imported.
+# libtpu asks the machine what it is; here it is told, and kept from logging that. It would admit one process at a time;
+# here several may load it, for none uses a TPU. All this before jax is imported.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jax.errors import JaxRuntimeError
+
 from apl_jax.compilation.chips import Chip
 from apl_jax.compilation.traffic import memory_traffic
+from apl_jax.data.files import refusal
 
+_REMEDY = "the libtpu that this jax asks for: pip install 'jax[tpu]'"
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _CALL = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
 _ARRAY = re.compile(r"\b(?P<dtype>[a-z]+[0-9]+(?:e[0-9]m[0-9][a-z]*)?|pred)\[(?P<shape>[0-9,]*)\]")
@@ -54,8 +58,16 @@ class Estimate:
 
 
 def estimate(compiled: Any) -> Estimate:
-    """Reads a ``jax.stages.Compiled``."""
-    memory, cost, hlo = compiled.memory_analysis(), counted_cost(compiled), compiled.as_text()
+    """Reads a ``jax.stages.Compiled``.
+
+    Raises :class:`~apl_jax.data.files.DataError` for a program that a newer compiler made than this jaxlib can read.
+    """
+    memory, cost = compiled.memory_analysis(), counted_cost(compiled)
+    try:
+        hlo = compiled.as_text()
+    except JaxRuntimeError as error:
+        found = f"a text that this jaxlib cannot read ({str(error).splitlines()[0]})"
+        raise refusal("the compiled program", found, "compiler and jaxlib of one time", _REMEDY) from None
     return Estimate(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,

@@ -41,6 +41,18 @@ def test_memory_and_arithmetic_of_a_product() -> None:
     assert found.peak >= found.arguments + found.outputs and found.collectives == ()
 
 
+def test_a_program_of_a_newer_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As jaxlib 0.10.2 does not read what libtpu 0.0.52 makes for a v5p."""
+    compiled = jax.jit(lambda a: a + 1).lower(jnp.zeros(3)).compile()
+
+    def unreadable(_: object) -> str:
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nmore")
+
+    monkeypatch.setattr(type(compiled), "as_text", unreadable)
+    with pytest.raises(DataError, match=r"cannot read \(INTERNAL: RET_CHECK failure\).*jax\[tpu\]"):
+        estimate(compiled)
+
+
 def test_of_a_loop_one_turn_is_counted() -> None:
     """What the words of the table rest on."""
 
