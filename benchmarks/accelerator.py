@@ -131,9 +131,6 @@ def main() -> None:
         options.out.write_text(text + "\n", "utf-8")
 
 
-# Products, the yardstick
-
-
 def matmul_rate(side: int, dtype: str) -> float:
     """Floating-point operations per second of square products, chained in one program; the best of some rounds."""
     one = jnp.full((side, side), 1 / side, dtype)
@@ -287,9 +284,6 @@ def labelling_row(dtype: str, size: Size, mesh: Mesh) -> Row:
     return Row("labelling pass, with NMS and ICD", dtype, seconds, note, compiling=f"{max(first - seconds, 0):.0f} s")
 
 
-# Kernels
-
-
 def kmeans_row(size: Size) -> Row:
     """16 recordings, 64 frames of each, 2 clusters, 10 iterations."""
     points = jax.random.normal(jax.random.key(0), (16, 64, size.width))
@@ -311,9 +305,6 @@ def suppression_row() -> Row:
     )  # fmt: skip
     run = jax.jit(jax.vmap(one))
     return Row("soft-NMS", "float32", min(times(lambda: run(segments, scores, labels))), "16 x 2,000 candidates to 200")
-
-
-# The page
 
 
 def page(rows: list[Row], left_out: list[str], small: bool) -> str:

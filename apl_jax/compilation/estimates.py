@@ -10,14 +10,12 @@ from typing import Any
 from jax.errors import JaxRuntimeError
 
 from apl_jax.compilation.chips import Chip
-from apl_jax.compilation.traffic import memory_traffic
+from apl_jax.compilation.traffic import ARRAY, array_bytes, memory_traffic
 from apl_jax.data.files import refusal
 
 _REMEDY = "the libtpu that this jax asks for: pip install 'jax[tpu]'"
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _CALL = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
-_ARRAY = re.compile(r"\b(?P<dtype>[a-z]+[0-9]+(?:e[0-9]m[0-9][a-z]*)?|pred)\[(?P<shape>[0-9,]*)\]")
-_BITS = re.compile(r"[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -96,25 +94,16 @@ def collectives_of(hlo: str) -> tuple[Collective, ...]:
         call = _CALL.search(line)
         if call is None:
             continue
-        arrays = list(_ARRAY.finditer(call["type"]))
+        arrays = ARRAY.findall(call["type"])
         if call["start"] and len(arrays) > 1:  # its type holds what goes in beside what comes out
             arrays = arrays[len(arrays) // 2 :]
         seen = set()
-        for array in arrays:
-            size = _bytes(array["dtype"], array["shape"])
-            entry = found.setdefault((call["kind"], array["dtype"]), [0, 0])
-            entry[0] += array["dtype"] not in seen
-            entry[1] += size
-            seen.add(array["dtype"])
+        for dtype, sizes, _ in arrays:
+            entry = found.setdefault((call["kind"], dtype), [0, 0])
+            entry[0] += dtype not in seen
+            entry[1] += array_bytes(dtype, sizes)
+            seen.add(dtype)
     return tuple(Collective(kind, dtype, *numbers) for (kind, dtype), numbers in sorted(found.items()))
-
-
-def _bytes(dtype: str, shape: str) -> int:
-    count = 1
-    for size in filter(None, shape.split(",")):
-        count *= int(size)
-    bits = _BITS.search(dtype)
-    return count * max(int(bits[0]) // 8, 1) if bits else count
 
 
 def weak_scaling(of_one: float, gradient_bytes: int, chip: Chip, devices: int) -> float:

@@ -21,10 +21,10 @@ from apl_jax.compilation.shapes import RunShapes, TableShape
 from apl_jax.declarations import SettingsError
 from apl_jax.detectors import build_detector
 from apl_jax.detectors.ensemble import members_of
-from apl_jax.devices import DATA_AXIS, batch_sharding, filled, replicated
+from apl_jax.devices import DATA_AXIS, batch_sharding, replicated
 from apl_jax.evaluation.detections import predict_batch
 from apl_jax.feeds.passes import BatchFn, BatchPlan, plan_chunks, stored_program
-from apl_jax.feeds.resident import Feed, device_feed
+from apl_jax.feeds.resident import Feed, device_feed, rows_layout
 from apl_jax.feeds.streamed import portion_batches, portion_steps, spread
 from apl_jax.learning.icd import ClassMembers, build_bank, pool_instances
 from apl_jax.learning.method import DETECTOR, INSTANCES, LABELLED, PSEUDO_LABELLED, build_objective
@@ -238,10 +238,8 @@ def batch_shape(
 
 def _rows(around: Surroundings, count: int) -> Any:
     """The rows of a table on the devices."""
-    mesh, copies = around.mesh, around.copies
-    shape = count if copies else filled(count, mesh), around.shapes.facts.feature_width
-    spec = PartitionSpec() if copies else PartitionSpec(DATA_AXIS)
-    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+    shape, sharding = rows_layout(count, around.shapes.facts.feature_width, around.mesh, around.copies)
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
 
 def _stored(around: Surroundings, table: TableShape, rows: Any, most: int) -> StoredVideos:

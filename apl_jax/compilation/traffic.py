@@ -1,8 +1,9 @@
 """What a program moves between the memory of a chip and the chip, from its text in HLO.
 
 The compiler's own count of bytes ("bytes accessed") holds what operations hand to each other on the chip. On a TPU the
-text says which arrays lie there: those in memory space 1, ``S(1)`` in their layout. Here only the others count. What is
-read by ``gather`` or a slice counts as much as is taken, in a fusion too. Where the text knows no memory spaces (CPUs,
+text says which arrays lie there: those in a memory space, ``S(1)`` in their layout. Here only the others count. What is
+read by ``gather`` or a slice counts as much as is taken, in a fusion too; what a fusion changes in place counts whole.
+Where the text knows no memory spaces (CPUs,
 GPUs), everything counts that is not inside a fusion.
 """
 
@@ -14,14 +15,13 @@ from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.*?) ([\w\-]+)\((.*?)\)(?:, |$)")
-_ARRAY = re.compile(r"\b([a-z]+[0-9]+(?:e[0-9]m[0-9][a-z]*)?|pred)\[([0-9,]*)\](\{[^}]*\})?")
+ARRAY = re.compile(r"\b([a-z]+[0-9]+(?:e[0-9]m[0-9][a-z]*)?|pred)\[([0-9,]*)\](\{[^}]*\})?")  # type, sizes, layout
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply|true_computation|false_computation)=(%[\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _BITS = re.compile(r"[0-9]+")
-_ON_CHIP = "S(1)"
+_ELSEWHERE = "S("  # in the layout of an array that lies on the chip, or with the host
 _FREE = {
-    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "iota", "after-all", "copy-done", "slice-done",
-    "async-done", "all-reduce-done", "all-gather-done", "collective-permute-done", "partition-id", "replica-id",
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "iota", "after-all", "partition-id", "replica-id",
 }  # fmt: skip
 _TAKES = {"gather", "dynamic-slice", "slice"}  # reads of its first operand what it gives
 _CONTROL = {"while", "call", "conditional"}
@@ -89,17 +89,19 @@ def _of_instruction(
 ) -> int:
     """Bytes of one instruction of ``body``; ``total`` counts a computation that it calls."""
     kind, names = instruction.kind, called(instruction)
-    if kind in _FREE:
+    if kind in _FREE or kind.endswith(("-done", "-update")):  # what goes on meanwhile counts where it starts
         return 0
     if kind == "conditional":
         return max(map(total, names), default=0)
     if kind in _CONTROL:
         return sum(map(total, names))
     operands = [body[name].shape if name in body else "" for name in instruction.operands]
-    if kind in ("copy-start", "slice-start"):  # both sides stand in the type: of a slice the source is whole
-        arrays = [array for array in _ARRAY.findall(instruction.shape)][:2]
-        least = min((_size(*array[:2]) for array in arrays), default=0)
-        return sum(least for array in arrays if _ON_CHIP not in array[2])
+    if kind == "slice-start":  # both sides stand in the type, the source whole
+        arrays = ARRAY.findall(instruction.shape)[:2]
+        least = min((array_bytes(*array[:2]) for array in arrays), default=0)
+        return sum(least for array in arrays if _ELSEWHERE not in array[2])
+    if kind.endswith("-start"):
+        return memory_bytes(instruction.shape)
     given = memory_bytes(instruction.shape)
     if kind in _TAKES:
         return given + (_bytes_if_in_memory(operands[0], _all_bytes(instruction.shape)) if operands else 0)
@@ -133,18 +135,19 @@ def _users(inside: Mapping[str, Instruction], name: str) -> Iterator[tuple[Instr
 
 def memory_bytes(shape: str) -> int:
     """Bytes of the arrays of a type that lie in the chip's memory, not on the chip."""
-    return sum(_size(dtype, sizes) for dtype, sizes, layout in _ARRAY.findall(shape) if _ON_CHIP not in layout)
+    return sum(array_bytes(dtype, sizes) for dtype, sizes, layout in ARRAY.findall(shape) if _ELSEWHERE not in layout)
 
 
 def _all_bytes(shape: str) -> int:
-    return sum(_size(dtype, sizes) for dtype, sizes, _ in _ARRAY.findall(shape))
+    return sum(array_bytes(dtype, sizes) for dtype, sizes, _ in ARRAY.findall(shape))
 
 
 def _bytes_if_in_memory(shape: str, size: int) -> int:
     return size if memory_bytes(shape) else 0
 
 
-def _size(dtype: str, sizes: str) -> int:
+def array_bytes(dtype: str, sizes: str) -> int:
+    """Bytes of an array of a type and sizes such as "f32", "64,8"."""
     count = 1
     for size in filter(None, sizes.split(",")):
         count *= int(size)

@@ -57,14 +57,17 @@ def rows_between(table: VideoTable, low: int, high: int) -> np.ndarray:
     return rows
 
 
-def place_rows(table: VideoTable, mesh: Mesh, copies: bool) -> Array:
-    """The rows of all videos of a table, in its order, ``[R, D]``: whole on every device, or a part on each.
+def rows_layout(count: int, width: int, mesh: Mesh, copies: bool) -> tuple[tuple[int, int], NamedSharding]:
+    """Shape and placement of so many rows: whole on every device, or a part on each. Rows of zeros follow where the
+    devices do not divide their number, and where there are none."""
+    count = max(count, 1)
+    spec = PartitionSpec() if copies else PartitionSpec(DATA_AXIS)
+    return (count if copies else filled(count, mesh), width), NamedSharding(mesh, spec)
 
-    Rows of zeros follow them where the devices do not divide their number, and where there are none.
-    """
-    count = max(int(table.lengths.sum()), 1)
-    shape = count if copies else filled(count, mesh), table.width
-    sharding = NamedSharding(mesh, PartitionSpec() if copies else PartitionSpec(DATA_AXIS))
+
+def place_rows(table: VideoTable, mesh: Mesh, copies: bool) -> Array:
+    """The rows of all videos of a table, in its order, ``[R, D]``, laid out as :func:`rows_layout` says."""
+    shape, sharding = rows_layout(int(table.lengths.sum()), table.width, mesh, copies)
     part = lambda index: rows_between(table, *index[0].indices(shape[0])[:2])
     return jax.make_array_from_callback(shape, sharding, part)
 
